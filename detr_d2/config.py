@@ -1,0 +1,54 @@
+"""Every config key that DETR adds to Detectron2's."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_detr_config(cfg: CN) -> None:
+    """Add DETR's keys, with the defaults of the paper (arXiv 2005.12872), to ``cfg`` in place."""
+    detr = cfg.MODEL.DETR = CN()
+
+    # Foreground classes only; the no-object class is added by the model.
+    detr.NUM_CLASSES = 80
+    # A box model that is loaded last and kept fixed while a mask head is trained over it.
+    detr.FROZEN_WEIGHTS = ""
+
+    # Weights of the losses. The box losses are L1 and 1 - GIoU of the matched pairs.
+    detr.CLASS_WEIGHT = 1.0
+    detr.L1_WEIGHT = 5.0
+    detr.GIOU_WEIGHT = 2.0
+    # Weight of the no-object class in the cross entropy.
+    detr.NO_OBJECT_WEIGHT = 0.1
+    # Losses after every decoder layer instead of the last only.
+    detr.DEEP_SUPERVISION = True
+
+    # A name in DETR_MATCHER_REGISTRY, and the weights of its cost. None: as the loss of the same name.
+    detr.MATCHER = "HungarianMatcher"
+    detr.COST_CLASS = None
+    detr.COST_L1 = None
+    detr.COST_GIOU = None
+
+    # A name in DETR_TRANSFORMER_REGISTRY.
+    detr.TRANSFORMER = "DetrTransformer"
+    detr.NHEADS = 8
+    detr.DROPOUT = 0.1
+    detr.DIM_FEEDFORWARD = 2048
+    detr.ENC_LAYERS = 6
+    detr.DEC_LAYERS = 6
+    # Layer norm before attention and feed-forward instead of after.
+    detr.PRE_NORM = False
+    detr.HIDDEN_DIM = 256
+    # The largest number of objects that the model can find in an image.
+    detr.NUM_OBJECT_QUERIES = 100
+    # "sine" or "learned".
+    detr.POSITION_EMBEDDING = "sine"
+    # False: padded batches behave as in the original code. True is reserved for results that do not
+    # depend on what an image is batched with.
+    detr.BATCH_INVARIANT = False
+
+    # "ADAMW" or "SGD".
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the backbone relative to SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+
+    # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
+    cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
