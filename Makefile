@@ -1,0 +1,33 @@
+# `make PYTHON=python3.12 ...` chooses the interpreter, `make test ARGS="-k matcher -x"` passes arguments to pytest.
+PYTHON ?= python3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help env env-compiled test test-compiled lint format clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+env:  ## Make .venv, or find it ready
+	@$(PYTHON) tools/setup_env.py newest
+
+env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's compiled ops), or find it ready
+	@$(PYTHON) tools/setup_env.py compiled
+
+test: env  ## Run the tests in .venv
+	.venv/bin/python -m pytest $(ARGS)
+
+test-compiled: env-compiled  ## Run the tests in .venv-compiled
+	.venv-compiled/bin/python -m pytest $(ARGS)
+
+lint: env  ## Check style and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: env  ## Mend what ruff can mend, and format
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:  ## Remove both environments, builds and caches
+	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Detectron2 is a prerequisite that pip cannot install by itself: say how, where it is missing."""
+
+import importlib.util
+import shlex
+import sys
+import sysconfig
+
+_NEEDS = (
+    "fvcore",
+    "iopath",
+    "omegaconf<2.4",
+    "hydra-core",
+    "matplotlib",
+    "opencv-python-headless",
+    "pycocotools",
+    "termcolor",
+    "yacs",
+    "tabulate",
+    "cloudpickle",
+    "tqdm",
+    "tensorboard",
+    "black",
+    "packaging",
+    "setuptools<81",
+)
+
+
+def check_detectron2() -> None:
+    """Raise ImportError, with the commands that help, unless Detectron2 can be imported.
+
+    Looks for the packages without importing them.
+    """
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(_missing_detectron2(), name="detectron2")
+    if importlib.util.find_spec("pkg_resources") is None:
+        raise ImportError(
+            "Detectron2 imports pkg_resources, which setuptools 81 and later no longer has. Install an earlier "
+            f"one:\n  {_pip('setuptools<81')}",
+            name="pkg_resources",
+        )
+
+
+def _missing_detectron2() -> str:
+    source = "git+https://github.com/facebookresearch/detectron2.git"
+    site_packages = sysconfig.get_path("purelib")
+    wheel = ("--no-deps", "--only-binary=:all:", "--python-version", "3.10", "--target", site_packages)
+    return (
+        "detr_d2 needs Detectron2, which is not installed for this Python. Install torch and torchvision if they "
+        "are missing, then\n"
+        f"  {_pip('setuptools<81', 'wheel')}\n"
+        f"  {_pip('--no-build-isolation', source)}\n"
+        "Where that repository cannot be reached, the package registry has the same sources; their compiled ops "
+        "(rotated boxes, deformable convolution) then work with Python 3.10 and torch 2.3.1 only:\n"
+        f"  {_pip(*_NEEDS)}\n"
+        f"  {_pip(*wheel, 'sal-detectron2==0.7.2')}"
+    )
+
+
+def _pip(*arguments: str) -> str:
+    return shlex.join([sys.executable, "-m", "pip", "install", *arguments])

@@ -1,0 +1,39 @@
+"""Package metadata. Detectron2, and with it torch, is a prerequisite that is never installed from here."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read(name: str) -> str:
+    path = ROOT / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def version() -> str:
+    """The package's version, read without importing it: the import needs Detectron2."""
+    return re.search(r'^__version__ = "(.+)"$', read("detr_d2/__init__.py"), re.MULTILINE).group(1)
+
+
+setup(
+    name="detr_d2",
+    version=version(),
+    description="DETR for Detectron2: meta-architecture, dataset mapper, configs and checkpoint converter",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # Anything that depends on torch stays out, so that the torch Detectron2 was built with is never replaced.
+    install_requires=["numpy", "scipy>=1.7"],
+    packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
+    package_dir={"detr_d2.configs": "configs"},
+    package_data={"detr_d2.configs": ["*.yaml", "**/*.yaml"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)

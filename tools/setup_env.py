@@ -1,0 +1,207 @@
+"""Make a virtual environment that holds all that the tests need, or find that it is ready.
+
+    python3 tools/setup_env.py newest      .venv: current torch, Detectron2's sources
+    python3 tools/setup_env.py compiled    .venv-compiled: Python 3.10, torch 2.3.1, Detectron2's compiled ops
+
+The environment gets the interpreter that runs this script; "compiled" looks for a Python 3.10 if that is
+another one. A stamp in the folder, written last, tells a complete environment from an interrupted or outdated
+one, which is made anew. Standard library only, in syntax that old Pythons parse as well: they shall be able
+to say which version is needed.
+"""
+
+import argparse
+import glob
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STAMP = "detr_d2-environment"
+INCOMPLETE = "incomplete\n"
+# They would send packages, or imports, elsewhere than into the environment.
+FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
+CHECK = "import torchvision.ops, detectron2.engine, detectron2.utils.visualizer, detr, scipy, pytest"
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the message says why and what to do."""
+
+
+class Kind(NamedTuple):
+    """One environment: its requirements file, its folder, its Python versions, what must work at the end."""
+
+    name: str
+    folder: str
+    pythons: tuple
+    check: str
+
+
+NEWEST = Kind("newest", ".venv", ("3.10", "3.11", "3.12"), CHECK)
+COMPILED = Kind("compiled", ".venv-compiled", ("3.10",), CHECK + "; from detectron2 import _C")
+KINDS = {kind.name: kind for kind in (NEWEST, COMPILED)}
+VERSION = "{}.{}".format(*sys.version_info)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("--venv", help="folder of the environment (default: see above, in the repository)")
+    options = parser.parse_args(arguments)
+    kind = KINDS[options.kind]
+    folder = os.path.abspath(options.venv or os.path.join(ROOT, kind.folder))
+    try:
+        if VERSION not in kind.pythons:
+            continue_with(suitable_python(kind))
+        if not is_ready(kind, folder):
+            build(kind, folder)
+    except SetupError as error:
+        sys.exit(f"setup_env: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nsetup_env: interrupted; the next run starts anew")
+
+
+def suitable_python(kind):
+    """Path of another interpreter for the environment, where there is one version only to look for."""
+    if len(kind.pythons) > 1:
+        raise SetupError(
+            f"this is Python {VERSION}, and the environment is known to work with {', '.join(kind.pythons)} "
+            "only: choose one of them, e.g. make test PYTHON=python3.11"
+        )
+    version = kind.pythons[0]
+    name = "python" + version
+    pyenv = os.path.join(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions")
+    candidates = [shutil.which(name), *sorted(glob.glob(os.path.join(pyenv, version + ".*", "bin", name)))]
+    for candidate in filter(None, candidates):
+        # A command of that name may be a pyenv shim whose version is not switched on.
+        if reported_version(candidate) == version:
+            return candidate
+    raise SetupError(
+        f"the environment '{kind.name}' needs Python {version}, but there is no working {name} on PATH and "
+        f"none in {pyenv}: install it, or name it, e.g. make test-compiled PYTHON=/path/to/{name}"
+    )
+
+
+def reported_version(python):
+    """The version of an interpreter as in "3.10", or None if it does not run."""
+    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL).decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def continue_with(python):
+    """Replace this process by the same script under another interpreter."""
+    sys.stdout.flush()
+    os.execv(python, [python, os.path.abspath(__file__), *sys.argv[1:]])
+
+
+def is_ready(kind, folder):
+    try:
+        with open(os.path.join(folder, STAMP)) as file:
+            stamp = file.read()
+    except OSError:
+        return False
+    # The interpreter inside is a link, which may lead nowhere by now.
+    return stamp == fingerprint(kind) and os.path.exists(environment_python(folder))
+
+
+def fingerprint(kind):
+    """Digest of everything that a finished environment depends on."""
+    digest = hashlib.sha256()
+    # Moving the repository breaks the scripts inside; another interpreter breaks the compiled packages.
+    for text in (kind.name, ROOT, sys.version, sys.base_prefix):
+        digest.update(text.encode() + b"\0")
+    names = [os.path.abspath(__file__), os.path.join(ROOT, "setup.py")]
+    for name in names + sorted(glob.glob(os.path.join(ROOT, "requirements", "*.txt"))):
+        with open(name, "rb") as file:
+            digest.update(file.read() + b"\0")
+    return digest.hexdigest() + "\n"
+
+
+def environment_python(folder):
+    return os.path.join(folder, "bin", "python")
+
+
+def build(kind, folder):
+    for module in ("venv", "ensurepip"):
+        if importlib.util.find_spec(module) is None:
+            raise SetupError(
+                f"{sys.executable} has no module {module}: install it (Debian, Ubuntu: apt-get install "
+                f"python{VERSION}-venv), or choose another interpreter with PYTHON=..."
+            )
+    empty(folder)
+    todo = steps(kind, folder)
+    for number, (what, command) in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {what}", flush=True)
+        run(what, command)
+    write_stamp(folder, fingerprint(kind))
+    print(f"environment ready: {folder}", flush=True)
+
+
+def empty(folder):
+    """Remove an earlier environment, leaving a folder that the next run knows to be unfinished."""
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    if entries and STAMP not in entries and "pyvenv.cfg" not in entries:
+        raise SetupError(f"{folder} holds something else than a virtual environment: move it away first")
+    os.makedirs(folder, exist_ok=True)
+    write_stamp(folder, INCOMPLETE)
+    for entry in set(entries) - {STAMP}:
+        path = os.path.join(folder, entry)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
+
+
+def write_stamp(folder, text):
+    partial = os.path.join(folder, STAMP + ".partial")
+    with open(partial, "w") as file:
+        file.write(text)
+    os.replace(partial, os.path.join(folder, STAMP))
+
+
+def steps(kind, folder):
+    """The commands that make the environment, each with a word about what it does."""
+    python = environment_python(folder)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-input"]
+    detectron2 = [*pip, "--no-deps", "--only-binary=:all:", "-r", requirements("detectron2")]
+    if kind is NEWEST:
+        # The wheel is tagged for Python 3.10. Its sources work elsewhere too, without its compiled ops.
+        site_packages = os.path.join(folder, "lib", "python" + VERSION, "site-packages")
+        detectron2 += ["--python-version", "3.10", "--target", site_packages]
+    return [
+        # Not sys.executable: that may be the interpreter of the environment that was just removed.
+        (f"new environment with Python {VERSION}", [base_python(), "-m", "venv", folder]),
+        ("torch and all else but the following (a minute or more)", [*pip, "-r", requirements(kind.name)]),
+        ("Detectron2", detectron2),
+        ("the original DETR, to compare with", [*pip, "--no-deps", "-r", requirements("oracle")]),
+        ("this package", [*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT]),
+        ("check that everything imports", [python, "-W", "ignore", "-c", kind.check]),
+    ]
+
+
+def base_python():
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+def requirements(name):
+    return os.path.join(ROOT, "requirements", name + ".txt")
+
+
+def run(what, command):
+    environment = {key: value for key, value in os.environ.items() if key not in FOREIGN_VARIABLES}
+    try:
+        subprocess.run(command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shown = " ".join(map(shlex.quote, command))
+        raise SetupError(f"step '{what}' failed: {error.__class__.__name__}. It ran\n  {shown}") from None
+
+
+if __name__ == "__main__":
+    main()
