@@ -1,6 +1,12 @@
 """Every config key that DETR adds to Detectron2's."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode as CN
+from detectron2.utils.registry import Registry
+
+from detr_d2.errors import UserError
 
 
 def add_detr_config(cfg: CN) -> None:
@@ -52,3 +58,47 @@ def add_detr_config(cfg: CN) -> None:
 
     # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
+
+
+def choice(table: Mapping[str, Any] | Registry, key: str, name: str) -> Any:
+    """The entry of ``table`` that the config key ``key`` names.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
+    if name not in table:
+        raise UserError(f"{key} is {name!r}: choose one of {', '.join(sorted(dict(table)))}.")
+    return table.get(name)
+
+
+def check_detr_config(cfg: CN) -> None:
+    """Refuse a config that no DETR can be built from.
+
+    Raises:
+        UserError: names the key and what it may be.
+    """
+    if "DETR" not in cfg.MODEL:
+        raise UserError("The config has no MODEL.DETR: call detr_d2.add_detr_config(cfg) before merging a YAML file.")
+    detr = cfg.MODEL.DETR
+    for key in ("NUM_CLASSES", "NHEADS", "DEC_LAYERS", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "DIM_FEEDFORWARD"):
+        if detr[key] < 1:
+            raise UserError(f"MODEL.DETR.{key} is {detr[key]}: set 1 or more.")
+    if detr.HIDDEN_DIM % detr.NHEADS:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} is not a multiple of MODEL.DETR.NHEADS {detr.NHEADS}: "
+            "every head takes an equal share of the channels."
+        )
+    if detr.HIDDEN_DIM % 4:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}: set a multiple of 4, "
+            "for the sines and cosines of two axes in the position embedding."
+        )
+    if detr.BATCH_INVARIANT:
+        raise UserError("MODEL.DETR.BATCH_INVARIANT True is not available yet: set False.")
+    if cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.MASK_ON True: this version of detr_d2 finds boxes, not masks. Set MODEL.MASK_ON False.")
+    if detr.FROZEN_WEIGHTS:
+        raise UserError(
+            "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model, which this version "
+            "does not have: set MODEL.WEIGHTS to start from a checkpoint."
+        )

@@ -1,0 +1,91 @@
+"""AdamW with a learning rate of its own for the backbone, and clipping over the full model."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from tabulate import tabulate
+from torch import nn
+
+from detr_d2.config import choice
+
+logger = logging.getLogger(__name__)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build ``SOLVER.OPTIMIZER`` with two parameter groups, ``backbone`` and ``transformer and heads``.
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the norm of all gradients together, right before each
+    step; the other types are Detectron2's. Works with any Detectron2 trainer that has ``build_optimizer``.
+    """
+    groups = parameter_groups(cfg, model)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    optimizer = choice(_OPTIMIZERS, "SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER)(cfg, groups)
+    if clip.ENABLED:
+        add_clipping = choice(_CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE)
+        optimizer = add_clipping(cfg, optimizer)
+    logger.info("Parameter groups:\n%s", group_table(optimizer))
+    return optimizer
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """The trainable parameters, those below a module called ``backbone`` apart."""
+    solver = cfg.SOLVER
+    rates = {"backbone": solver.BASE_LR * solver.BACKBONE_MULTIPLIER, "transformer and heads": solver.BASE_LR}
+    groups = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups["backbone" if "backbone" in name.split(".") else "transformer and heads"].append(parameter)
+    return [
+        {"params": params, "lr": rates[name], "weight_decay": solver.WEIGHT_DECAY, "name": name}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def group_table(optimizer: torch.optim.Optimizer) -> str:
+    """Tensors, parameters, learning rate and weight decay of each group, as text."""
+    rows = [
+        (
+            group.get("name", i),
+            len(group["params"]),
+            sum(p.numel() for p in group["params"]),
+            group["lr"],
+            group["weight_decay"],
+        )
+        for i, group in enumerate(optimizer.param_groups)
+    ]
+    headers = ("group", "tensors", "parameters", "learning rate", "weight decay")
+    return tabulate(rows, headers, tablefmt="simple", intfmt=",", floatfmt="g")
+
+
+def _adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    on_gpu = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    # Under a gradient scaler the fused step divides by the scale itself, after the clipping has read the gradients.
+    fused = {"fused": True} if on_gpu and not cfg.SOLVER.AMP.ENABLED else {}
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, **fused)
+
+
+def _sgd(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    solver = cfg.SOLVER
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+def _clip_full_model(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+
+    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+_OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}
+_CLIP_TYPES = {
+    "full_model": _clip_full_model,
+    "norm": maybe_add_gradient_clipping,
+    "value": maybe_add_gradient_clipping,
+}

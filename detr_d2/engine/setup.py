@@ -1,0 +1,87 @@
+"""From command-line arguments to a checked config."""
+
+import argparse
+import difflib
+import re
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from detr_d2.config import add_detr_config, check_detr_config
+from detr_d2.errors import UserError
+
+
+def load_config(config_file: str, options: list[str]) -> CfgNode:
+    """Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
+
+    Raises:
+        UserError: names the file or option, the key, and the key that was probably meant.
+    """
+    cfg = get_cfg()
+    add_detr_config(cfg)
+    if config_file:
+        if not PathManager.isfile(config_file):
+            raise UserError(f"The config file {config_file} does not exist: give the path of a YAML file.")
+        _merge(cfg, cfg.merge_from_file, config_file, source=f"config file {config_file}")
+    if len(options) % 2:
+        raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        _merge(cfg, cfg.merge_from_list, [key, value], source=f"option {key} {value}")
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load the config of ``args`` (as Detectron2's argument parser makes them), check it, set up the logger."""
+    cfg = load_config(args.config_file, args.opts)
+    check_detr_config(cfg)
+    _check_device(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    return cfg
+
+
+def _check_device(cfg: CfgNode) -> None:
+    device = cfg.MODEL.DEVICE
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
+    if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda"):
+        raise UserError(f"SOLVER.AMP.ENABLED True needs a CUDA GPU, and MODEL.DEVICE is {device}: set it False.")
+
+
+def _merge(cfg: CfgNode, merge, values, source: str) -> None:
+    try:
+        merge(values)
+    except KeyError as e:
+        raise UserError(f"In {source}: {_explain_key(cfg, str(e.args[0]))}") from e
+    except (AssertionError, ValueError, TypeError) as e:
+        raise UserError(f"In {source}: {e}") from e
+    except Exception as e:
+        if type(e).__module__.startswith("yaml"):
+            raise UserError(f"In {source}: not valid YAML: {e}") from e
+        raise
+
+
+def _explain_key(cfg: CfgNode, message: str) -> str:
+    match = re.search(r"key: ([\w.]+)", message)
+    if not match:
+        return message
+    key = match[1]
+    similar = difflib.get_close_matches(key, _all_keys(cfg), n=1)
+    hint = f" Did you mean {similar[0]}?" if similar else " See docs of the keys in detr_d2/config.py."
+    return f"there is no config key {key}.{hint}"
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys.extend(_all_keys(value, f"{prefix}{name}."))
+    return keys

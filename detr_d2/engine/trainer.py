@@ -1,0 +1,87 @@
+"""Detectron2's default trainer with DETR's data, optimizer and checkpoints."""
+
+import logging
+import os
+import weakref
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from detr_d2.checkpoint import DetrCheckpointer
+from detr_d2.data import DetrDatasetMapper, check_datasets
+from detr_d2.engine.optimizer import build_optimizer
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a config describes.
+
+    Refuses, before the model is built, datasets that do not go with the config.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own constructor wraps models for GPUs only, and reads checkpoints without care.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detr_d2").isEnabledFor(logging.INFO):
+            setup_logger(name="detr_d2")
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_datasets(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = distribute(model)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetrCheckpointer(
+            model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TRAIN), trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as e:
+            rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+            raise FloatingPointError(f"In iteration {self.iter}, at learning rates {rates}: {e}") from e
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Average the gradients of ``model`` over the processes, if there are several; on GPUs or CPUs."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    devices = [comm.get_local_rank()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def class_names(datasets: tuple[str, ...]) -> list[str] | None:
+    """The names of the classes of the first dataset, in the order of the class head's rows."""
+    return MetadataCatalog.get(datasets[0]).get("thing_classes") if datasets else None

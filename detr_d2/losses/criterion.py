@@ -1,0 +1,115 @@
+"""The set criterion (arXiv 2005.12872, section 3.1): match, then compare the matched pairs."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from detr_d2.losses import metrics, terms
+from detr_d2.matching import Matcher, MatchingCost, build_matcher
+from detr_d2.precision import without_autocast
+from detr_d2.structures import Predictions, Targets
+
+
+class SetCriterion(nn.Module):
+    """Losses of a set of predictions against a set of objects, for all decoder layers in one pass."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        cost: MatchingCost,
+        matcher: Matcher,
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        no_object_weight: float = 0.1,
+    ):
+        """
+        Args:
+            num_classes: foreground classes.
+            class_weight, l1_weight, giou_weight: weights of the terms of the loss.
+            no_object_weight: weight of the no-object class within the cross entropy; the others have 1.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.cost = cost
+        self.matcher = matcher
+        self.weights = {"loss_ce": class_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
+        self.no_object_weight = no_object_weight
+        class_weights = torch.ones(num_classes + 1)
+        class_weights[-1] = no_object_weight
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        detr = cfg.MODEL.DETR
+        return {
+            "num_classes": detr.NUM_CLASSES,
+            "cost": MatchingCost(cfg),
+            "matcher": build_matcher(cfg),
+            "class_weight": detr.CLASS_WEIGHT,
+            "l1_weight": detr.L1_WEIGHT,
+            "giou_weight": detr.GIOU_WEIGHT,
+            "no_object_weight": detr.NO_OBJECT_WEIGHT,
+        }
+
+    def forward(self, predictions: Predictions, targets: Targets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Computes in float32 under any autocast.
+
+        Returns:
+            The weighted losses to sum: ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer,
+            and with the suffix ``_0``, ``_1``, … of the layers before it. And what to watch: ``class_error``,
+            ``cardinality_error`` and the losses without their weights, ``unweighted/ce`` and so on.
+        """
+        with without_autocast(predictions.logits.device):
+            predictions = Predictions(predictions.logits.float(), predictions.boxes.float())
+            matches = self.matcher(self.cost(predictions, targets), targets.counts)
+            values = self._losses(predictions, targets, matches)
+            watched = self._metrics(predictions, targets, matches, values)
+        losses = {name: self.weights[name] * value for name, value in values.items()}
+        return _by_layer(losses), watched
+
+    def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor) -> dict[str, Tensor]:
+        logits, boxes = predictions
+        num_queries = logits.shape[2]
+        num_boxes, class_total = self._normalizers(targets, num_queries, logits.device)
+        classes = terms.target_classes(targets.labels, matches, num_queries, self.num_classes)
+        l1, giou = terms.box_losses(boxes, targets.boxes, matches)
+        return {
+            "loss_ce": terms.cross_entropy(logits, classes, self.class_weights) / class_total,
+            "loss_bbox": l1 / num_boxes,
+            "loss_giou": giou / num_boxes,
+        }
+
+    def _normalizers(self, targets: Targets, num_queries: int, device: torch.device) -> Tensor:
+        """The number of objects (at least 1) and the sum of the classes' weights, averaged over the processes.
+
+        Both are known on the host. The average makes the gradients those of one process with the joint batch.
+        """
+        matched = sum(min(count, num_queries) for count in targets.counts)
+        class_total = matched + self.no_object_weight * (len(targets) * num_queries - matched)
+        totals = torch.tensor([float(sum(targets.counts)), class_total]).to(device, non_blocking=True)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(totals)
+            totals = totals / comm.get_world_size()
+        return torch.stack((totals[0].clamp(min=1), totals[1]))
+
+    @staticmethod
+    @torch.no_grad()
+    def _metrics(
+        predictions: Predictions, targets: Targets, matches: Tensor, values: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        watched = {name.replace("loss_", "unweighted/"): value.detach() for name, value in values.items()}
+        watched["cardinality_error"] = metrics.cardinality_error(predictions.logits, targets)
+        watched = _by_layer(watched)
+        error = metrics.class_error(predictions.logits[-1], targets, matches[-1])
+        return watched if error is None else {"class_error": error, **watched}
+
+
+def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(L,) values -> scalars, the last layer's under the plain name, the others' with their index."""
+    last = {name: value[-1] for name, value in values.items()}
+    others = {f"{name}_{i}": x for name, value in values.items() for i, x in enumerate(value[:-1])}
+    return {**last, **others}

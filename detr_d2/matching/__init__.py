@@ -1,0 +1,7 @@
+"""Which query answers for which object."""
+
+from detr_d2.matching.build import DETR_MATCHER_REGISTRY, Matcher, build_matcher
+from detr_d2.matching.cost import MatchingCost
+from detr_d2.matching.hungarian import HungarianMatcher
+
+__all__ = ["DETR_MATCHER_REGISTRY", "HungarianMatcher", "Matcher", "MatchingCost", "build_matcher"]

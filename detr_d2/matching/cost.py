@@ -1,0 +1,39 @@
+"""What it costs to give a query to an object."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from detr_d2.box_ops import cxcywh_to_xyxy, generalized_iou
+from detr_d2.precision import without_autocast
+from detr_d2.structures import Predictions, Targets
+
+
+class MatchingCost:
+    """Weighted sum of - class probability, L1 distance of the boxes and - GIoU (arXiv 2005.12872, section 3.1)."""
+
+    @configurable
+    def __init__(self, *, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0):
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        detr = cfg.MODEL.DETR
+        costs = {"class": detr.COST_CLASS, "l1": detr.COST_L1, "giou": detr.COST_GIOU}
+        losses = {"class": detr.CLASS_WEIGHT, "l1": detr.L1_WEIGHT, "giou": detr.GIOU_WEIGHT}
+        return {f"{k}_weight": losses[k] if cost is None else cost for k, cost in costs.items()}
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """All layers and images at once -> (L, B, Q, T) float32, under any autocast."""
+        with without_autocast(predictions.logits.device):
+            probabilities = predictions.logits.float().softmax(-1)
+            boxes = predictions.boxes.float()
+            layers, _, queries, _ = boxes.shape
+            index = targets.labels[None, :, None].expand(layers, -1, queries, -1)
+            cost = probabilities.gather(-1, index).mul_(-self.class_weight)
+            cost += self.l1_weight * torch.cdist(boxes, targets.boxes[None].expand(layers, -1, -1, -1), p=1)
+            predicted, wanted = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes)
+            return cost - self.giou_weight * generalized_iou(predicted[..., None, :], wanted[None, :, None])

@@ -1,0 +1,62 @@
+"""The cheapest one-to-one matching."""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr_d2.matching.build import DETR_MATCHER_REGISTRY
+
+
+@DETR_MATCHER_REGISTRY.register()
+class HungarianMatcher:
+    """Optimal assignment on the host, by SciPy's modified Jonker-Volgenant algorithm."""
+
+    @configurable
+    def __init__(self):
+        pass
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {}
+
+    @torch.no_grad()
+    def __call__(self, cost: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """See :data:`detr_d2.matching.build.Matcher`. Copies the cost to the host once.
+
+        Raises:
+            FloatingPointError: an object can only be matched at a cost that is not finite.
+        """
+        layers, batch, _, width = cost.shape
+        matches = np.full((layers, batch, width), -1, dtype=np.int64)
+        host = cost.float().cpu().numpy()
+        avoidable = host if np.isfinite(host).all() else _with_prohibitive_cost(host)
+        for image, count in enumerate(counts):
+            for layer in range(layers):
+                queries, objects = linear_sum_assignment(avoidable[layer, image, :, :count])
+                matches[layer, image, objects] = queries
+        if avoidable is not host:
+            _check_matched_finite(host, matches)
+        return torch.from_numpy(matches).to(cost.device, non_blocking=True)
+
+
+def _with_prohibitive_cost(cost: np.ndarray) -> np.ndarray:
+    """Make what is not finite dearer than any matching of finite entries."""
+    finite = np.isfinite(cost)
+    span = np.ptp(cost[finite].astype(np.float64)) if finite.any() else 0.0
+    largest = cost[finite].max() if finite.any() else 0.0
+    return np.where(finite, cost.astype(np.float64), largest + (span + 1.0) * (cost.shape[-1] + 1))
+
+
+def _check_matched_finite(cost: np.ndarray, matches: np.ndarray) -> None:
+    layer, image, obj = np.nonzero(matches >= 0)
+    matched = cost[layer, image, matches[layer, image, obj], obj]
+    bad = np.flatnonzero(~np.isfinite(matched))
+    if len(bad):
+        first = bad[0]
+        raise FloatingPointError(
+            f"The matching cost is {matched[first]} for object {obj[first]} of image {image[first]} of the batch "
+            f"after decoder layer {layer[first]} ({len(bad)} of {len(matched)} matched pairs are not finite): "
+            "the model's predictions contain NaN or infinity."
+        )

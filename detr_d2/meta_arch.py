@@ -1,0 +1,173 @@
+"""DETR as a Detectron2 meta-architecture."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.logger import log_first_n
+from torch import Tensor, nn
+
+from detr_d2.checkpoint import native_state_dict
+from detr_d2.config import check_detr_config
+from detr_d2.errors import UserError
+from detr_d2.losses import SetCriterion
+from detr_d2.modeling import (
+    BackboneWithPosition,
+    DetrNetwork,
+    build_masked_backbone,
+    build_position_embedding,
+    build_transformer,
+)
+from detr_d2.postprocess import box_instances
+from detr_d2.structures import Predictions, Targets
+
+# Metrics leave the device this seldom: as often as Detectron2 writes a line.
+_METRICS_PERIOD = 20
+
+
+@META_ARCH_REGISTRY.register()
+class Detr(nn.Module):
+    """End-to-end object detection with transformers (arXiv 2005.12872)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: DetrNetwork,
+        criterion: SetCriterion,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        deep_supervision: bool = True,
+    ):
+        """
+        Args:
+            network: images to predictions.
+            criterion: predictions and targets to losses.
+            pixel_mean, pixel_std: a value a channel, in the order of the images' channels, on a scale of 255.
+            deep_supervision: losses after every decoder layer, not the last alone.
+        """
+        super().__init__()
+        self.detr = network
+        self.criterion = criterion
+        self.deep_supervision = deep_supervision
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        check_detr_config(cfg)
+        detr = cfg.MODEL.DETR
+        network = DetrNetwork(
+            backbone=BackboneWithPosition(build_masked_backbone(cfg), build_position_embedding(cfg)),
+            transformer=build_transformer(cfg),
+            num_classes=detr.NUM_CLASSES,
+            num_queries=detr.NUM_OBJECT_QUERIES,
+        )
+        return {
+            "network": network,
+            "criterion": SetCriterion(cfg),
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "deep_supervision": detr.DEEP_SUPERVISION,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: a dict an image, as Detectron2's mappers make them: ``image``, (C, H, W); in training
+                ``instances`` with ``gt_boxes`` and ``gt_classes``; in inference ``height`` and ``width`` of the
+                wanted result in pixels, by default those of ``image``.
+
+        Returns:
+            In training the weighted losses by name; their sum is the loss. In inference a dict an image whose
+            ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query.
+        """
+        images = self.preprocess_image(batched_inputs)
+        if self.training:
+            targets = self._targets(batched_inputs)
+            predictions = self.detr(images, all_layers=self.deep_supervision)
+            return self._losses(predictions, targets, batched_inputs)
+        predictions = self.detr(images, all_layers=False)
+        sizes = [
+            (int(x.get("height", size[0])), int(x.get("width", size[1])))
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        return [{"instances": instances} for instances in box_instances(predictions, sizes)]
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the images and pad them with zeros, right and below, to the largest of the batch."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        backbone = self.detr.backbone[0].backbone
+        return ImageList.from_tensors(
+            images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+        )
+
+    def _targets(self, batched_inputs: list[dict]) -> Targets:
+        for i, x in enumerate(batched_inputs):
+            if "instances" not in x:
+                raise UserError(
+                    f"Training needs 'instances' in every input; {_name(x, i)} has none. Use DetrDatasetMapper "
+                    "with is_train=True, or call model.eval() to predict."
+                )
+            self._check_instances(x["instances"], _name(x, i))
+        return Targets.from_instances([x["instances"] for x in batched_inputs], self.device)
+
+    def _check_instances(self, instances: Instances, name: str) -> None:
+        """What the mapper should have refused. Skipped on a device, where looking would stop it."""
+        boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
+        num_queries = self.detr.query_embed.num_embeddings
+        if len(classes) > num_queries:
+            log_first_n(
+                logging.WARNING,
+                f"{name} has {len(classes)} objects, more than MODEL.DETR.NUM_OBJECT_QUERIES {num_queries}: as many "
+                "as there are queries are learned.",
+                key="caller",
+            )
+        if not len(classes) or boxes.device.type != "cpu" or classes.device.type != "cpu":
+            return
+        if classes.min() < 0 or classes.max() >= self.criterion.num_classes:
+            raise UserError(
+                f"{name} has an object of class {classes.max() if classes.min() >= 0 else classes.min()}, but "
+                f"MODEL.DETR.NUM_CLASSES {self.criterion.num_classes} allows 0 to {self.criterion.num_classes - 1}."
+            )
+        if not (torch.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
+            raise UserError(f"{name} has a ground-truth box that is not finite or ends before it starts: {boxes}")
+
+    def _losses(self, predictions: Predictions, targets: Targets, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        try:
+            losses, metrics = self.criterion(predictions, targets)
+        except FloatingPointError as e:
+            names = ", ".join(_name(x, i) for i, x in enumerate(batched_inputs))
+            raise FloatingPointError(f"{e} Images of the batch: {names}.") from e
+        _write_metrics(metrics)
+        return losses
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Whoever loads this model, Detectron2's DefaultPredictor included, may hold a foreign checkpoint.
+        if not prefix:
+            native = native_state_dict(state_dict, self.criterion.num_classes)
+            if native is not state_dict:
+                state_dict.clear()
+                state_dict.update(native)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _name(dataset_dict: dict, index: int) -> str:
+    return str(dataset_dict.get("file_name") or f"input {index} of the batch")
+
+
+def _write_metrics(metrics: dict[str, Tensor]) -> None:
+    if not has_event_storage():
+        return
+    storage = get_event_storage()
+    if (storage.iter + 1) % _METRICS_PERIOD == 0:
+        values = torch.stack([x.float() for x in metrics.values()]).tolist()
+        storage.put_scalars(**dict(zip(metrics, values, strict=True)))

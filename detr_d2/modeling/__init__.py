@@ -1,0 +1,18 @@
+"""The network and its parts."""
+
+from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, build_masked_backbone
+from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
+from detr_d2.modeling.detr import DetrNetwork
+from detr_d2.modeling.position_encoding import build_position_embedding
+from detr_d2.modeling.transformer import DetrTransformer
+
+__all__ = [
+    "DETR_TRANSFORMER_REGISTRY",
+    "BackboneWithPosition",
+    "DetrNetwork",
+    "DetrTransformer",
+    "MaskedBackbone",
+    "build_masked_backbone",
+    "build_position_embedding",
+    "build_transformer",
+]

@@ -1,0 +1,48 @@
+"""Multi-head attention through the fused kernel."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiheadAttention(nn.Module):
+    """Scaled dot-product attention with several heads (arXiv 1706.03762, section 3.2).
+
+    The parameters have the names and shapes of :class:`torch.nn.MultiheadAttention`; the first
+    dimension of every input is the batch.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0):
+        """
+        Args:
+            hidden_dim: size of queries, keys and values; a multiple of ``num_heads``.
+            dropout: probability with which an attention weight is dropped in training.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            query: (B, N, C). key, value: (B, S, C).
+            padding_mask: (B, S) bool, True where a key is padding. None when nothing is padded.
+
+        Returns:
+            (B, N, C)
+        """
+        inputs = (query, key, value)
+        projections = zip(inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        q, k, v = (self._split_heads(F.linear(x, weight, bias)) for x, weight, bias in projections)
+        visible = None if padding_mask is None else ~padding_mask[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,87 @@
+"""Detectron2's backbones, with the padding mask and the position embedding that DETR needs."""
+
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Features(NamedTuple):
+    """One level of image features."""
+
+    tensor: Tensor
+    """(B, C, H, W)"""
+    padding_mask: Tensor | None
+    """(B, H, W) bool, True where padded; None when the images of the batch are of one size."""
+
+
+class MaskedBackbone(nn.Module):
+    """The coarsest level of a Detectron2 backbone, with its padding mask."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+        shapes = backbone.output_shape()
+        self.level = max(shapes, key=lambda name: shapes[name].stride)
+        self.num_channels = shapes[self.level].channels
+
+    def forward(self, images: ImageList) -> Features:
+        features = self.backbone(images.tensor)[self.level]
+        return Features(features, padding_mask(images, features.shape[-2:]))
+
+
+class BackboneWithPosition(nn.Sequential):
+    """A masked backbone ("0") and a position embedding ("1"): the names in every published checkpoint."""
+
+    def __init__(self, backbone: MaskedBackbone, position_embedding: nn.Module):
+        super().__init__(backbone, position_embedding)
+
+    @property
+    def num_channels(self) -> int:
+        return self[0].num_channels
+
+    def forward(self, images: ImageList) -> tuple[Features, Tensor]:
+        """Images -> their features and the (B or 1, hidden_dim, H, W) position embedding."""
+        features = self[0](images)
+        return features, self[1](features.tensor, features.padding_mask)
+
+
+def padding_mask(images: ImageList, size: torch.Size) -> Tensor | None:
+    """The pixels' padding mask, sampled with ``nearest`` at (H, W) ``size`` as the original does.
+
+    Returns:
+        (B, H, W) bool, True where padded; None when nothing is, so that nobody computes with it.
+    """
+    padded_size = tuple(images.tensor.shape[-2:])
+    if all(tuple(image_size) == padded_size for image_size in images.image_sizes):
+        return None
+    # An image is a rectangle: each axis is sampled alone, and nothing waits for the device.
+    inside = []
+    for axis in (0, 1):
+        extents = torch.tensor([image_size[axis] for image_size in images.image_sizes])
+        pixels = torch.arange(padded_size[axis]) < extents[:, None]
+        inside.append(F.interpolate(pixels[:, None].float(), size=size[axis])[:, 0] > 0)
+    rows, columns = (x.to(images.device, non_blocking=True) for x in inside)
+    return ~(rows[:, :, None] & columns[:, None, :])
+
+
+def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
+    """Build the backbone that ``MODEL.BACKBONE.NAME`` names."""
+    backbone = build_backbone(cfg)
+    if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2:
+        _undilate_first_block(backbone.res5)
+    return MaskedBackbone(backbone)
+
+
+def _undilate_first_block(stage: nn.Sequential) -> None:
+    # torchvision, and so every published DC5 model, dilates a stage from its second block on;
+    # Detectron2 dilates all of it. The weights' shapes are the same, the results are not.
+    first = stage[0]
+    if isinstance(first, BottleneckBlock):
+        first.conv2.dilation = (1, 1)
+        first.conv2.padding = (1, 1)

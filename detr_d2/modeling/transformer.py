@@ -1,0 +1,186 @@
+"""DETR's transformer (arXiv 2005.12872, section A.3): position embeddings enter at every attention."""
+
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_d2.modeling.attention import MultiheadAttention
+from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: residual branches with dropout, and the feed-forward network."""
+
+    def __init__(self, hidden_dim: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def residual(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add ``branch`` to ``x``, with the layer norm before the branch or after the sum."""
+        if self.pre_norm:
+            return x + self.dropout(branch(norm(x)))
+        return norm(x + self.dropout(branch(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(TransformerLayer):
+    def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__(hidden_dim, dim_feedforward, dropout, pre_norm)
+        self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+
+    def forward(self, src: Tensor, pos: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, S, C) -> (B, S, C); ``pos`` is (B or 1, S, C), ``padding_mask`` (B, S) or None."""
+
+        def attend(x: Tensor) -> Tensor:
+            located = x + pos
+            return self.self_attn(located, located, x, padding_mask)
+
+        src = self.residual(src, self.norm1, attend)
+        return self.residual(src, self.norm2, self.feed_forward)
+
+
+class DecoderLayer(TransformerLayer):
+    def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__(hidden_dim, dim_feedforward, dropout, pre_norm)
+        self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
+        self.multihead_attn = MultiheadAttention(hidden_dim, nheads, dropout)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        located_memory: Tensor,
+        query_pos: Tensor,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        """
+        Args:
+            tgt: (B, Q, C) what the queries hold so far.
+            memory, located_memory: (B, S, C) the encoder's output, without and with position embedding.
+            query_pos: (Q, C) the object queries.
+            padding_mask: (B, S) bool, True where padded, or None.
+
+        Returns:
+            (B, Q, C)
+        """
+
+        def attend_to_queries(x: Tensor) -> Tensor:
+            located = x + query_pos
+            return self.self_attn(located, located, x)
+
+        def attend_to_memory(x: Tensor) -> Tensor:
+            return self.multihead_attn(x + query_pos, located_memory, memory, padding_mask)
+
+        tgt = self.residual(tgt, self.norm1, attend_to_queries)
+        tgt = self.residual(tgt, self.norm2, attend_to_memory)
+        return self.residual(tgt, self.norm3, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, src: Tensor, pos: Tensor, padding_mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            src = layer(src, pos, padding_mask)
+        return src if self.norm is None else self.norm(src)
+
+
+class Decoder(nn.Module):
+    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(
+        self, memory: Tensor, pos: Tensor, query_pos: Tensor, padding_mask: Tensor | None, all_layers: bool
+    ) -> Tensor:
+        """(B, S, C) memory -> (L, B, Q, C): every layer's output, or the last one's alone (L = 1)."""
+        located_memory = memory + pos
+        tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
+        outputs = []
+        for layer in self.layers:
+            tgt = layer(tgt, memory, located_memory, query_pos, padding_mask)
+            outputs.append(tgt)
+        return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
+
+
+@DETR_TRANSFORMER_REGISTRY.register()
+class DetrTransformer(nn.Module):
+    """The encoder-decoder of DETR."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        hidden_dim: int = 256,
+        nheads: int = 8,
+        enc_layers: int = 6,
+        dec_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+    ):
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        sizes = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
+        encoder_norm = nn.LayerNorm(hidden_dim) if pre_norm else None
+        self.encoder = Encoder([EncoderLayer(*sizes) for _ in range(enc_layers)], encoder_norm)
+        self.decoder = Decoder([DecoderLayer(*sizes) for _ in range(dec_layers)], nn.LayerNorm(hidden_dim))
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        detr = cfg.MODEL.DETR
+        return {
+            "hidden_dim": detr.HIDDEN_DIM,
+            "nheads": detr.NHEADS,
+            "enc_layers": detr.ENC_LAYERS,
+            "dec_layers": detr.DEC_LAYERS,
+            "dim_feedforward": detr.DIM_FEEDFORWARD,
+            "dropout": detr.DROPOUT,
+            "pre_norm": detr.PRE_NORM,
+        }
+
+    def forward(
+        self,
+        features: Tensor,
+        padding_mask: Tensor | None,
+        pos: Tensor,
+        query_pos: Tensor,
+        *,
+        all_layers: bool,
+    ) -> Tensor:
+        """
+        Args:
+            features: (B, C, H, W) projected image features.
+            padding_mask: (B, H, W) bool, True where padded; None when nothing is.
+            pos: (B or 1, C, H, W) position embedding.
+            query_pos: (Q, C) object queries.
+            all_layers: give the output of every decoder layer, not of the last alone.
+
+        Returns:
+            (L, B, Q, C) decoder output, the last layer last.
+        """
+        src = features.flatten(2).transpose(1, 2)
+        pos = pos.flatten(2).transpose(1, 2)
+        mask = None if padding_mask is None else padding_mask.flatten(1)
+        memory = self.encoder(src, pos, mask)
+        return self.decoder(memory, pos, query_pos, mask, all_layers)

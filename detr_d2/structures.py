@@ -1,0 +1,51 @@
+"""What the rooms hand to each other."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detr_d2.box_ops import xyxy_to_cxcywh
+
+# A padding box must have an area: overlaps with it are computed, then dropped, and must stay finite.
+_PADDING_BOX = (0.5, 0.5, 1.0, 1.0)
+
+
+class Predictions(NamedTuple):
+    """What the model says after L decoder layers (the last one last) of B images with Q queries each."""
+
+    logits: Tensor
+    """(L, B, Q, classes + 1); the last class is no-object."""
+    boxes: Tensor
+    """(L, B, Q, 4) centre x, centre y, width, height in [0, 1], relative to the unpadded image."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The objects of B images, padded to T, the largest number in any of them."""
+
+    labels: Tensor
+    """(B, T) int64 classes; 0 where padded."""
+    boxes: Tensor
+    """(B, T, 4) float32 centre x, centre y, width, height relative to the image; the whole image where padded."""
+    counts: tuple[int, ...]
+    """How many objects each image has. On the host, so that nobody has to ask the device."""
+
+    @classmethod
+    def from_instances(cls, instances: list[Instances], device: torch.device | str) -> "Targets":
+        """Pad and normalise what the mapper made: ``gt_classes`` and ``gt_boxes`` (absolute, XYXY)."""
+        counts = tuple(len(x) for x in instances)
+        sizes = torch.tensor([[w, h, w, h] for h, w in (x.image_size for x in instances)], dtype=torch.float32)
+        labels = pad_sequence([x.gt_classes for x in instances], batch_first=True)
+        boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
+        boxes = xyxy_to_cxcywh(boxes / sizes.to(boxes.device)[:, None])
+        positions = torch.arange(labels.shape[1], device=boxes.device)
+        padded = positions >= torch.tensor(counts, device=boxes.device)[:, None]
+        boxes = torch.where(padded[..., None], boxes.new_tensor(_PADDING_BOX), boxes)
+        return cls(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)

@@ -1,0 +1,158 @@
+"""What the tests of several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
+from detr.models.detr import DETR, SetCriterion
+from detr.models.matcher import HungarianMatcher
+from detr.models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
+from detr.models.transformer import Transformer
+
+from detr_d2 import add_detr_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images and annotations."""
+    folder = Path(os.environ.get("DETR_D2_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "coco" / "annotations").is_dir():
+        reason = f"no real data in {folder}: set DETR_D2_TEST_DATA"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def make_cfg():
+    """A function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``."""
+
+    def make(*options) -> CfgNode:
+        cfg = get_cfg()
+        add_detr_config(cfg)
+        cfg.merge_from_file(str(REPOSITORY / "configs" / "Base-DETR.yaml"))
+        small = {
+            "MODEL.WEIGHTS": "",
+            "MODEL.DEVICE": "cpu",
+            "MODEL.RESNETS.DEPTH": 18,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+            "MODEL.DETR.NUM_CLASSES": 5,
+            "MODEL.DETR.NUM_OBJECT_QUERIES": 7,
+            "MODEL.DETR.HIDDEN_DIM": 32,
+            "MODEL.DETR.NHEADS": 4,
+            "MODEL.DETR.DIM_FEEDFORWARD": 48,
+            "MODEL.DETR.ENC_LAYERS": 2,
+            "MODEL.DETR.DEC_LAYERS": 3,
+        }
+        cfg.merge_from_list([x for pair in small.items() for x in pair])
+        cfg.merge_from_list(list(options))
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_cfg):
+    """A function that builds a small DETR with moderate random weights, in evaluation mode."""
+
+    def make(*options, seed: int = 0) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        model = build_model(make_cfg(*options))
+        randomize(model)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_original():
+    """A function that builds the original network for a config, with random weights, in evaluation mode."""
+
+    def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETR:
+        torch.manual_seed(seed)
+        detr = cfg.MODEL.DETR
+        dilation = {} if cfg.MODEL.RESNETS.RES5_DILATION == 1 else {"replace_stride_with_dilation": [0, 0, 1]}
+        resnet = getattr(torchvision.models, f"resnet{cfg.MODEL.RESNETS.DEPTH}")
+        body = resnet(weights=None, norm_layer=FrozenBatchNorm2d, **dilation)
+        backbone = BackboneBase(body, True, body.fc.in_features, return_interm_layers=False)
+        half = detr.HIDDEN_DIM // 2
+        positions = {"sine": lambda: PositionEmbeddingSine(half, normalize=True), "learned": lambda: PositionEmbeddingLearned(half)}
+        joiner = Joiner(backbone, positions[detr.POSITION_EMBEDDING]())
+        joiner.num_channels = backbone.num_channels
+        transformer = Transformer(
+            d_model=detr.HIDDEN_DIM,
+            nhead=detr.NHEADS,
+            num_encoder_layers=detr.ENC_LAYERS,
+            num_decoder_layers=detr.DEC_LAYERS,
+            dim_feedforward=detr.DIM_FEEDFORWARD,
+            dropout=detr.DROPOUT,
+            normalize_before=detr.PRE_NORM,
+            return_intermediate_dec=True,
+        )
+        classes = detr.NUM_CLASSES if num_classes is None else num_classes
+        model = DETR(joiner, transformer, classes, detr.NUM_OBJECT_QUERIES, aux_loss=detr.DEEP_SUPERVISION)
+        randomize(model)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_original_criterion():
+    """A function that builds the original criterion for a config; its ``weight_dict`` holds the weights."""
+
+    def make(cfg: CfgNode) -> SetCriterion:
+        detr = cfg.MODEL.DETR
+        matcher = HungarianMatcher(cost_class=1, cost_bbox=detr.L1_WEIGHT, cost_giou=detr.GIOU_WEIGHT)
+        weights = {"loss_ce": 1, "loss_bbox": detr.L1_WEIGHT, "loss_giou": detr.GIOU_WEIGHT}
+        suffixes = ["", *(f"_{i}" for i in range(detr.DEC_LAYERS - 1))] if detr.DEEP_SUPERVISION else [""]
+        weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}
+        losses = ["labels", "boxes", "cardinality"]
+        return SetCriterion(detr.NUM_CLASSES, matcher, weight_dict, detr.NO_OBJECT_WEIGHT, losses)
+
+    return make
+
+
+@pytest.fixture
+def make_inputs():
+    """A function that makes a batch as the mapper does: an image and ``count`` objects for each size."""
+
+    def make(sizes: list[tuple[int, int]], counts: list[int], num_classes: int = 5, seed: int = 0) -> list[dict]:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = []
+        for i, ((height, width), count) in enumerate(zip(sizes, counts, strict=True)):
+            corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
+            boxes = corners * torch.tensor([width, height, width, height])
+            instances = Instances((height, width), gt_boxes=Boxes(boxes))
+            instances.gt_classes = torch.randint(num_classes, (count,), generator=generator)
+            image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+            inputs.append({"image": image, "instances": instances, "file_name": f"image_{i}.jpg"})
+        return inputs
+
+    return make
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module) -> None:
+    """Draw every tensor at random, so that no two are alike and the features stay moderate in size."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0)
+        elif tensor.dim() == 1 and "class_weights" not in name:
+            # Scales and biases: of norms around one, of layers around zero.
+            is_scale = "norm" in name and name.endswith("weight")
+            tensor.normal_(0.7 if is_scale else 0.0, 0.1)

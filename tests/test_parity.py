@@ -1,0 +1,113 @@
+"""The whole model against the original code (python-detr), on weights carried over by our conversion."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detr.models.detr import PostProcess
+from detr.util.box_ops import box_xyxy_to_cxcywh
+from detr.util.misc import nested_tensor_from_tensor_list
+from torch.testing import assert_close
+
+SMALL_R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
+VARIANTS = {
+    "r18": (),
+    "r50": SMALL_R50,
+    "dc5": (*SMALL_R50, "MODEL.RESNETS.RES5_DILATION", 2),
+    "pre-norm": ("MODEL.DETR.PRE_NORM", True),
+    "learned positions": ("MODEL.DETR.POSITION_EMBEDDING", "learned"),
+    "one decoder layer": ("MODEL.DETR.DEC_LAYERS", 1),
+    "no auxiliary losses": ("MODEL.DETR.DEEP_SUPERVISION", False),
+}
+SIZES = {
+    "one": [(96, 128)],
+    "alike": [(128, 160), (128, 160)],
+    "padded": [(160, 97), (75, 200), (33, 64)],
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def pair(request, make_cfg, make_original):
+    """Ours and the original with the same weights, without dropout."""
+    cfg = make_cfg("MODEL.DETR.DROPOUT", 0.0, *request.param)
+    original = make_original(cfg)
+    model = build_model(cfg)
+    model.load_state_dict(original.state_dict())
+    return cfg, model.eval(), original
+
+
+def normalized(inputs, cfg):
+    mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1) / 255
+    std = torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1) / 255
+    return nested_tensor_from_tensor_list([(x["image"].float() / 255 - mean) / std for x in inputs])
+
+
+def original_targets(inputs):
+    targets = []
+    for x in inputs:
+        height, width = x["instances"].image_size
+        boxes = x["instances"].gt_boxes.tensor / torch.tensor([width, height, width, height])
+        targets.append({"labels": x["instances"].gt_classes, "boxes": box_xyxy_to_cxcywh(boxes)})
+    return targets
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_logits_and_boxes_of_every_layer(pair, make_inputs, sizes):
+    cfg, model, original = pair
+    inputs = make_inputs(sizes, [0] * len(sizes))
+    with torch.no_grad():
+        logits, boxes = model.detr(model.preprocess_image(inputs), all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)
+        expected = original(normalized(inputs, cfg))
+    layers = [*expected.get("aux_outputs", []), expected]
+    assert len(logits) == len(layers)
+    for i, layer in enumerate(layers):
+        assert_close(logits[i], layer["pred_logits"], atol=1e-5, rtol=0)
+        assert_close(boxes[i], layer["pred_boxes"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_losses_and_gradients(pair, make_inputs, make_original_criterion, sizes):
+    cfg, model, original = pair
+    inputs = make_inputs(sizes, [4, 2, 0][-len(sizes) :] if len(sizes) > 1 else [3])
+    model.train()
+    losses = model(inputs)
+
+    criterion = make_original_criterion(cfg)
+    expected = criterion(original(normalized(inputs, cfg)), original_targets(inputs))
+    weighted = {name: expected[name] * weight for name, weight in criterion.weight_dict.items()}
+    assert losses.keys() == weighted.keys()
+    for name, value in weighted.items():
+        assert_close(losses[name], value, rtol=1e-5, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+    sum(losses.values()).backward()
+    sum(weighted.values()).backward()
+    theirs = model_gradients(build_model(cfg), original)
+    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in ours.items():
+        scale = theirs[name].abs().max().clamp(min=1e-3)
+        assert_close(gradient / scale, theirs[name] / scale, atol=1e-3, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def model_gradients(fresh, original):
+    """The original's gradients under our names: gradients take the road of the weights."""
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()
+    }
+    fresh.load_state_dict({**original.state_dict(), **gradients})
+    return dict(fresh.named_parameters())
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_detections(pair, make_inputs, sizes):
+    cfg, model, original = pair
+    inputs = make_inputs(sizes, [0] * len(sizes))
+    wanted = [(480, 640), (300, 100), (7, 1000)][: len(sizes)]
+    for x, (height, width) in zip(inputs, wanted, strict=True):
+        x["height"], x["width"] = height, width
+    with torch.no_grad():
+        results = model(inputs)
+        expected = PostProcess()(original(normalized(inputs, cfg)), torch.tensor(wanted))
+    for result, theirs in zip(results, expected, strict=True):
+        instances = result["instances"]
+        assert_close(instances.scores, theirs["scores"], atol=1e-5, rtol=0)
+        assert_close(instances.pred_boxes.tensor, theirs["boxes"], atol=1e-2, rtol=1e-5)
+        assert instances.pred_classes.tolist() == theirs["labels"].tolist()
