@@ -1,0 +1,149 @@
+"""From the annotation dicts of one image to the boxes and classes that a model learns from."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from detr_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Targets(NamedTuple):
+    """The usable annotations of one image, in its own coordinates."""
+
+    # (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
+    boxes: np.ndarray
+    # (N,) int64.
+    classes: np.ndarray
+    # The N annotation dicts these came from, unchanged; what else they hold (masks) is read from here.
+    annotations: list[dict]
+
+
+class DroppedBoxes:
+    """Counts boxes without area inside their image, and logs the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, names: Sequence[str]) -> None:
+        if names and self.count == 0:
+            logger.warning("Dropped a box without area inside its image: %s. Others are dropped too.", names[0])
+        self.count += len(names)
+
+
+def is_crowd(annotation: dict) -> bool:
+    """Whether an annotation outlines a group instead of an object. A missing "iscrowd" means no."""
+    return bool(annotation.get("iscrowd", 0))
+
+
+def name_annotation(annotation: dict, index: int, file_name: str) -> str:
+    """What to call an annotation in a message: by its id, or by its place if ids were not loaded."""
+    if "id" in annotation:
+        return f"annotation id {annotation['id']} of image {file_name}"
+    return f"annotation number {index} (counted from 0) of image {file_name}"
+
+
+def read_targets(
+    annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: DroppedBoxes
+) -> Targets:
+    """Read the annotations of one image, none of which is changed.
+
+    Crowds are left out. Boxes are clipped to the image, and left out and counted if nothing remains.
+
+    Args:
+        annotations: dicts with "bbox", "bbox_mode" and "category_id".
+        file_name: the image, for messages.
+        image_size: height and width in pixels.
+        dropped: counts what is left out for want of area.
+
+    Raises:
+        UserError: a box or a category that is missing, malformed or not finite.
+    """
+    items = [item for item in annotations if not is_crowd(item)]
+    names = [name_annotation(item, i, file_name) for i, item in enumerate(annotations) if not is_crowd(item)]
+    boxes = [read_box(item, name) for item, name in zip(items, names, strict=True)]
+    classes = [read_category(item, name) for item, name in zip(items, names, strict=True)]
+    boxes = clip_boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4), image_size)
+    classes = np.array(classes, dtype=np.int64)
+    keep = has_area(boxes)
+    dropped.add([names[index] for index in np.flatnonzero(~keep)])
+    return Targets(boxes[keep], classes[keep], [items[index] for index in np.flatnonzero(keep)])
+
+
+def read_box(annotation: dict, name: str) -> np.ndarray:
+    """The box of an annotation.
+
+    Returns:
+        (4,) float32, absolute XYXY.
+
+    Raises:
+        UserError: see ``read_targets``.
+    """
+    try:
+        box = np.array(annotation["bbox"], dtype=np.float32)[None]
+        xyxy = BoxMode.convert(box, BoxMode(annotation["bbox_mode"]), BoxMode.XYXY_ABS)[0]
+        if xyxy.shape != (4,):
+            raise ValueError(f"it holds {xyxy.size} numbers")
+    except KeyError as error:
+        raise UserError(f"No {error} in {name}: add it.") from error
+    except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
+        raise UserError(
+            f"bbox {annotation['bbox']} with bbox_mode {annotation['bbox_mode']} of {name} can't be read "
+            f"({error}): it takes four numbers in a BoxMode that converts to XYXY_ABS."
+        ) from error
+    if not np.isfinite(xyxy).all():
+        raise UserError(f"bbox {annotation['bbox']} of {name} is not finite: correct or remove it.")
+    return xyxy
+
+
+def read_category(annotation: dict, name: str) -> int:
+    """The category of an annotation, a whole number from 0. ``"3"`` and ``3.0`` count as 3.
+
+    Raises:
+        UserError: see ``read_targets``.
+    """
+    value = annotation.get("category_id")
+    try:
+        category = int(value)
+        if category < 0 or category != float(value):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"category_id {value!r} of {name} is not a whole number from 0: correct it.") from error
+    return category
+
+
+def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Clip (N, 4) XYXY boxes to an image of the given height and width."""
+    height, width = image_size
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether (N, 4) XYXY boxes have a width and a height over 0."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+
+def build_instances(boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]) -> Instances:
+    """What the model receives for one augmented image.
+
+    Boxes are clipped to the image; what a crop left nothing of is removed.
+
+    Args:
+        boxes: (N, 4) absolute XYXY in the augmented image.
+        classes: (N,) int.
+        image_size: height and width of the augmented image.
+
+    Returns:
+        ``gt_boxes``: (M, 4) float32 ``Boxes``; ``gt_classes``: (M,) int64.
+    """
+    boxes = clip_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), image_size)
+    keep = has_area(boxes)
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes[keep]))
+    instances.gt_classes = torch.from_numpy(classes[keep].astype(np.int64))
+    return instances

@@ -1,0 +1,119 @@
+"""DETR's augmentation (arXiv 2005.12872, appendix A.4), as Detectron2 augmentations."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform, Transform
+
+from detr_d2.errors import UserError
+
+CROP_PROBABILITY = 0.5
+# DETR's own first; the others as in Detectron2.
+CROP_TYPES = ("absolute_range", "absolute", "relative_range", "relative")
+
+
+class DetrResizeShortestEdge(T.ResizeShortestEdge):
+    """Resize as DETR does, so that the shortest edge gets one of the given lengths.
+
+    Takes the arguments of Detectron2's class and differs in the size that results. There the longer
+    edge is rounded; here it is truncated, and where it would exceed ``max_size`` the length of the
+    shortest edge is reduced first, rounded, and may leave the longer edge a little over ``max_size``.
+    """
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        if self.is_range:
+            size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            size = np.random.choice(self.short_edge_length)
+        if size == 0:
+            return NoOpTransform()
+        new_height, new_width = self.get_output_shape(height, width, int(size), self.max_size)
+        if (new_height, new_width) == (height, width):
+            return NoOpTransform()
+        return T.ResizeTransform(height, width, new_height, new_width, self.interp)
+
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Height and width, in pixels, of an ``oldh`` x ``oldw`` image after resizing."""
+        size, shortest, longest = short_edge_length, min(oldh, oldw), max(oldh, oldw)
+        if longest / shortest * size > max_size:
+            size = round(max_size * shortest / longest)
+        if size == 0:
+            # The original fails here: the shortest edge of a very long image would vanish.
+            return (1, max_size) if oldh < oldw else (max_size, 1)
+        if size == shortest:
+            return oldh, oldw
+        if oldw < oldh:
+            return int(size * oldh / oldw), size
+        return size, int(size * oldw / oldh)
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Read DETR's augmentation from the keys under ``INPUT``.
+
+    In training: a flip, then with probability 0.5 (``CROP.ENABLED``) a resize to one of
+    ``CROP.RESIZE_SIZES`` and a random crop, then a resize to one of ``MIN_SIZE_TRAIN``. In
+    inference: a resize to ``MIN_SIZE_TEST``; 0 leaves the image as it is.
+
+    Raises:
+        UserError: a key holds a value that can't work.
+    """
+    if not is_train:
+        return [DetrResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentations = _build_flip(cfg)
+    if cfg.INPUT.CROP.ENABLED:
+        crop = T.AugmentationList([*_build_resize_before_crop(cfg), _build_crop(cfg)])
+        augmentations.append(T.RandomApply(crop, prob=CROP_PROBABILITY))
+    augmentations.append(_build_multi_scale_resize(cfg))
+    return augmentations
+
+
+def _build_flip(cfg: CfgNode) -> list[T.Augmentation]:
+    direction = cfg.INPUT.RANDOM_FLIP
+    if direction not in ("horizontal", "vertical", "none"):
+        raise UserError(f"INPUT.RANDOM_FLIP is {direction!r}: set it to horizontal, vertical or none.")
+    if direction == "none":
+        return []
+    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
+
+
+def _build_resize_before_crop(cfg: CfgNode) -> list[T.Augmentation]:
+    sizes = _lengths("INPUT.CROP.RESIZE_SIZES", cfg.INPUT.CROP.RESIZE_SIZES)
+    return [DetrResizeShortestEdge(sizes, sys.maxsize, "choice")] if sizes else []
+
+
+def _build_crop(cfg: CfgNode) -> T.RandomCrop:
+    kind, size = cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)
+    if kind not in CROP_TYPES:
+        raise UserError(f"INPUT.CROP.TYPE is {kind!r}: set it to one of {', '.join(CROP_TYPES)}.")
+    if len(size) != 2:
+        raise UserError(f"INPUT.CROP.SIZE is {size}: it takes two numbers, e.g. (384, 600).")
+    if kind.startswith("absolute"):
+        size = _lengths("INPUT.CROP.SIZE", size, hint=f" (INPUT.CROP.TYPE is {kind})")
+    elif not all(0 < part <= 1 for part in size):
+        raise UserError(f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} both lie in (0, 1].")
+    if kind == "absolute_range" and size[0] > size[1]:
+        raise UserError(f"INPUT.CROP.SIZE is {size}: set the smallest side first, then the largest.")
+    return T.RandomCrop(kind, size)
+
+
+def _build_multi_scale_resize(cfg: CfgNode) -> DetrResizeShortestEdge:
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    sizes = _lengths("INPUT.MIN_SIZE_TRAIN", (sizes,) if isinstance(sizes, int) else sizes, smallest=0)
+    style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if style not in ("choice", "range"):
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {style!r}: set it to choice or range.")
+    if not sizes or (style == "range" and len(sizes) != 2):
+        wanted = "two lengths, the ends of the range" if style == "range" else "one length or more"
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}: with sampling {style!r} it takes {wanted}.")
+    return DetrResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style)
+
+
+def _lengths(key: str, values: Sequence[float], smallest: int = 1, hint: str = "") -> tuple[int, ...]:
+    if any(value != int(value) or value < smallest for value in values):
+        raise UserError(f"{key} is {tuple(values)}: it takes whole numbers of pixels from {smallest}{hint}.")
+    return tuple(int(value) for value in values)

@@ -1,0 +1,93 @@
+"""Reading image files into arrays of a defined format."""
+
+import struct
+import zlib
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from detr_d2.errors import UserError
+
+IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
+
+# What Pillow's decoders raise, depending on the format, for a damaged file.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(file_name: str, image_format: str) -> np.ndarray:
+    """Read an image file, upright.
+
+    The orientation in its EXIF data is applied. Grayscale is repeated over the channels, a palette is
+    looked up, alpha is dropped, and 16 bits are scaled to 8.
+
+    Args:
+        file_name: a path, or an address that Detectron2's ``PathManager`` knows.
+        image_format: one of ``IMAGE_FORMATS``.
+
+    Returns:
+        (H, W, C) array; uint8 in [0, 255], or float for "YUV-BT.601".
+
+    Raises:
+        UserError: the file is missing, damaged or of a kind that can't be read.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            image = Image.open(file)
+            image.load()
+        # Pillow's public exif_transpose fails on damaged EXIF data, for which Detectron2 has a way round.
+        image = detection_utils._apply_exif_orientation(image)
+    except FileNotFoundError as error:
+        raise UserError(f"Image {file_name} does not exist: check the dataset's image folder.") from error
+    except _DECODING_ERRORS as error:
+        raise UserError(
+            f"Image {file_name} can't be read ({error}): replace the file or remove it from the dataset."
+        ) from error
+    return detection_utils.convert_PIL_to_numpy(_to_8_bits(image, file_name), image_format)
+
+
+def _to_8_bits(image: Image.Image, file_name: str) -> Image.Image:
+    """Scale 16-bit gray values to 8 bits, where Pillow's own conversion would clip them at 255."""
+    if image.mode == "F":
+        raise UserError(f"Image {file_name} holds floating point values: save it with 8 or 16 bits.")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"Image {file_name} holds values outside 0-65535: save it with 8 or 16 bits.")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def check_image_size(record: dict, image: np.ndarray) -> None:
+    """Compare an image with the "height" and "width" of its dataset record, and set those if missing.
+
+    Args:
+        record: dataset record with "file_name"; changed in place.
+        image: (H, W, C), as ``read_image`` returns it.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    height, width = image.shape[:2]
+    expected_height, expected_width = record.setdefault("height", height), record.setdefault("width", width)
+    if (expected_height, expected_width) == (height, width):
+        return
+    hint = ""
+    if (expected_height, expected_width) == (width, height):
+        hint = " The sides are swapped: perhaps the boxes were drawn without the file's EXIF rotation."
+    raise UserError(
+        f"Image {record['file_name']} is {width} x {height} pixels (EXIF rotation applied) but its dataset "
+        f"says {expected_width} x {expected_height}: correct width and height, or replace the file.{hint}"
+    )
