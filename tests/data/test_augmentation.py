@@ -1,0 +1,264 @@
+"""The augmentation against the original's ``detr.datasets.transforms``."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import transforms as T
+from detr.datasets import transforms as original
+from detr.datasets.coco import make_coco_transforms
+from PIL import Image
+from scipy.stats import ks_2samp
+
+from detr_d2.data.annotations import build_instances
+from detr_d2.data.augmentation import DetrResizeShortestEdge, build_augmentation
+from detr_d2.errors import UserError
+
+DRAWS = 5000
+
+
+class SizeOnlyInput:
+    """Stands for an image of which only the size matters; keeps what was applied, each with the size before."""
+
+    def __init__(self, height, width):
+        self.steps = []
+        self._set_size(height, width)
+
+    def _set_size(self, height, width):
+        self.image = np.broadcast_to(np.uint8(0), (height, width, 3))
+
+    def transform(self, tfm):
+        self.steps.append((tfm, self.image.shape[:2]))
+        if isinstance(tfm, T.ResizeTransform):
+            self._set_size(tfm.new_h, tfm.new_w)
+        elif isinstance(tfm, T.CropTransform):
+            self._set_size(tfm.h, tfm.w)
+
+    def of_type(self, kind):
+        return [step for step in self.steps if isinstance(step[0], kind)]
+
+
+@pytest.fixture
+def original_sizes(monkeypatch):
+    """Lets the original compute sizes without touching pixels; returns the list of its crops."""
+    crops = []
+
+    def crop(image, target, region):
+        crops.append((image.size, region))
+        return Image.new("1", (region[3], region[2])), target
+
+    def resize(image, size):
+        return Image.new("1", (size[1], size[0]))
+
+    monkeypatch.setattr(original, "F", SimpleNamespace(resize=resize))
+    monkeypatch.setattr(original, "crop", crop)
+    monkeypatch.setattr(original, "hflip", lambda image, target: (image, {**target, "flipped": True}))
+    return crops
+
+
+def draw_ours(augmentation, height, width):
+    """Columns: flipped; crop's height, width, place down and across in [0, 1]; final height, width."""
+    rows = []
+    for _ in range(DRAWS):
+        item = SizeOnlyInput(height, width)
+        augmentation(item)
+        crops = [((w, h), (tfm.y0, tfm.x0, tfm.h, tfm.w)) for tfm, (h, w) in item.of_type(T.CropTransform)]
+        flipped = bool(item.of_type(T.HFlipTransform))
+        rows.append((flipped, *describe_crop(crops), *item.image.shape[:2]))
+    return np.array(rows, dtype=float)
+
+
+def draw_original(crops, height, width):
+    augmentation = make_coco_transforms("train").transforms[:-1]
+    rows = []
+    for _ in range(DRAWS):
+        crops.clear()
+        image, target = Image.new("1", (width, height)), {}
+        for step in augmentation:
+            image, target = step(image, target)
+        rows.append(("flipped" in target, *describe_crop(crops), image.height, image.width))
+    return np.array(rows, dtype=float)
+
+
+def describe_crop(crops):
+    if not crops:
+        return (np.nan,) * 4
+    [((width, height), (top, left, h, w))] = crops
+    # A crop over the full side has no room to move.
+    return h, w, top / (height - h) if height > h else np.nan, left / (width - w) if width > w else np.nan
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 427)])
+def test_draws_follow_the_original(make_cfg, original_sizes, height, width):
+    """Edge case C22: 5,000 samples have the original's distribution."""
+    np.random.seed(1)
+    random.seed(2)
+    torch.manual_seed(3)
+    ours = draw_ours(T.AugmentationList(build_augmentation(make_cfg(), is_train=True)), height, width)
+    theirs = draw_original(original_sizes, height, width)
+
+    for rows in (ours, theirs):
+        cropped = ~np.isnan(rows[:, 1])
+        assert rows[:, 0].mean() == pytest.approx(0.5, abs=0.02), "flips"
+        assert cropped.mean() == pytest.approx(0.5, abs=0.02), "crops"
+        sides = rows[cropped, 1:3]
+        assert sides.min() == 384
+        assert sides.max() == 600
+        assert np.nanmin(rows[:, 3:5]) == 0
+        assert np.nanmax(rows[:, 3:5]) == 1
+        # Flips and crops are drawn independently: a quarter of the images has both.
+        assert (cropped & (rows[:, 0] == 1)).mean() == pytest.approx(0.25, abs=0.02)
+    for column in range(1, 7):
+        a, b = (rows[~np.isnan(rows[:, column]), column] for rows in (ours, theirs))
+        assert ks_2samp(a, b).pvalue > 0.01, f"column {column}"
+    # What the two sides have to do with each other: the same sizes are reached without a crop.
+    uncropped = [{tuple(row[5:]) for row in rows if np.isnan(row[1])} for rows in (ours, theirs)]
+    assert uncropped[0] == uncropped[1]
+    assert len(uncropped[0]) == 11
+
+
+@pytest.mark.parametrize("max_size", [None, 1333])
+def test_resized_size_is_the_originals(original_sizes, max_size):
+    """Truncated, not rounded; and reduced by the original's rule where the longest edge is too long."""
+    rng = np.random.default_rng(0)
+    sizes = [*rng.integers(20, 1500, (2000, 2)), (480, 640), (640, 480), (500, 500), (30, 3000), (3000, 30)]
+    differs_from_detectron2 = 0
+    for height, width in np.array(sizes).tolist():
+        for size in (400, 480, 800):
+            expected, _ = original.resize(Image.new("1", (width, height)), None, size, max_size)
+            item = SizeOnlyInput(height, width)
+            DetrResizeShortestEdge([size], max_size or 10**9, "choice")(item)
+            assert item.image.shape[:2] == (expected.height, expected.width), (height, width, size)
+            rounded = T.ResizeShortestEdge.get_output_shape(height, width, size, max_size or 10**9)
+            differs_from_detectron2 += rounded != item.image.shape[:2]
+    assert differs_from_detectron2 > 1000
+
+
+def test_inference_size_is_the_originals(make_cfg, original_sizes):
+    resize = make_coco_transforms("val").transforms[0]
+    (ours,) = build_augmentation(make_cfg(), is_train=False)
+    for height, width in [(427, 640), (640, 427), (300, 1200), (800, 1333), (50, 51)]:
+        expected, _ = resize(Image.new("1", (width, height)), None)
+        item = SizeOnlyInput(height, width)
+        ours(item)
+        assert item.image.shape[:2] == (expected.height, expected.width)
+
+
+def test_no_resize_in_inference(make_cfg):
+    """MIN_SIZE_TEST 0 leaves images alone, as in Detectron2."""
+    item = SizeOnlyInput(123, 456)
+    T.AugmentationList(build_augmentation(make_cfg("INPUT.MIN_SIZE_TEST", 0), is_train=False))(item)
+    assert item.image.shape[:2] == (123, 456)
+
+
+def replay(transforms, image, boxes):
+    """Apply Detectron2 transforms with the original's functions."""
+    count = len(boxes)
+    target = {"boxes": torch.from_numpy(boxes), "labels": torch.arange(count)}
+    target |= {"area": torch.zeros(count), "iscrowd": torch.zeros(count)}
+    for tfm in transforms:
+        if isinstance(tfm, T.HFlipTransform):
+            image, target = original.hflip(image, target)
+        elif isinstance(tfm, T.ResizeTransform):
+            image, target = original.resize(image, target, (tfm.new_w, tfm.new_h))
+        elif isinstance(tfm, T.CropTransform):
+            image, target = original.crop(image, target, (tfm.y0, tfm.x0, tfm.h, tfm.w))
+        else:
+            assert isinstance(tfm, T.NoOpTransform)
+    return np.asarray(image), target
+
+
+def flatten(tfm):
+    return [step for part in tfm.transforms for step in flatten(part)] if isinstance(tfm, T.TransformList) else [tfm]
+
+
+def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records):
+    """The same draws, carried out by the original on real images (edge case C23 for boxes, C7)."""
+    records = [record for record in coco_records[0] if len(record["annotations"]) > 3]
+    augmentation = T.AugmentationList(build_augmentation(make_cfg(), is_train=True))
+    np.random.seed(0)
+    seen, lost = set(), 0
+    for record in records[:24]:
+        image = Image.open(record["file_name"]).convert("RGB")
+        boxes = np.array([item["bbox"] for item in record["annotations"]], dtype=np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        item = T.AugInput(np.asarray(image), boxes=boxes)
+        steps = flatten(augmentation(item))
+        pixels, target = replay(steps, image, boxes)
+        instances = build_instances(item.boxes, np.arange(len(boxes)), item.image.shape[:2])
+
+        np.testing.assert_array_equal(item.image, pixels)
+        np.testing.assert_array_equal(instances.gt_classes, target["labels"])
+        np.testing.assert_allclose(instances.gt_boxes.tensor, target["boxes"], atol=1e-3, rtol=0)
+        seen |= {type(step) for step in steps}
+        lost += len(boxes) - len(instances)
+    assert seen >= {T.HFlipTransform, T.ResizeTransform, T.CropTransform}
+    assert lost > 0, "no crop removed a box: the test sees less than it should"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 3000), (3000, 30), (7, 500), (399, 1200)])
+@pytest.mark.parametrize("resize_sizes", [(400, 500, 600), ()])
+def test_small_and_long_images_pass(make_cfg, height, width, resize_sizes):
+    """Edge case C21: also where a side is shorter than the smallest crop."""
+    cfg = make_cfg("INPUT.CROP.RESIZE_SIZES", resize_sizes, "INPUT.MAX_SIZE_TRAIN", 1333)
+    augmentation = T.AugmentationList(build_augmentation(cfg, is_train=True))
+    np.random.seed(0)
+    cropped = 0
+    for _ in range(40):
+        item = SizeOnlyInput(height, width)
+        augmentation(item)
+        cropped += len(item.of_type(T.CropTransform))
+        assert min(item.image.shape[:2]) >= 1
+        # The original's own rounding can overshoot by half a pixel of the shortest side, scaled up.
+        assert max(item.image.shape[:2]) <= 1333 * 1.05
+    assert cropped > 5
+
+
+def test_image_too_long_for_the_largest_side():
+    """Where the original computes a side of 0 pixels and fails, one pixel is left."""
+    assert DetrResizeShortestEdge.get_output_shape(1, 10000, 800, 1333) == (1, 1333)
+    assert DetrResizeShortestEdge.get_output_shape(10000, 1, 800, 1333) == (1333, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("INPUT.CROP.TYPE", "square"), "INPUT.CROP.TYPE is 'square'"),
+        (("INPUT.CROP.SIZE", (384, 600, 2)), "INPUT.CROP.SIZE is .* two numbers"),
+        (("INPUT.CROP.SIZE", (0.9, 0.9)), "INPUT.CROP.SIZE is .* whole numbers"),
+        (("INPUT.CROP.SIZE", (600, 384)), "smallest side first"),
+        (("INPUT.CROP.TYPE", "relative_range"), r"lie in \(0, 1\]"),
+        (("INPUT.CROP.RESIZE_SIZES", (0, 400)), "INPUT.CROP.RESIZE_SIZES is"),
+        (("INPUT.RANDOM_FLIP", "both"), "INPUT.RANDOM_FLIP is 'both'"),
+        (("INPUT.MIN_SIZE_TRAIN", ()), "INPUT.MIN_SIZE_TRAIN is"),
+        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"), "INPUT.MIN_SIZE_TRAIN is .* two lengths"),
+        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all"), "INPUT.MIN_SIZE_TRAIN_SAMPLING is 'all'"),
+    ],
+)
+def test_wrong_keys_are_named(make_cfg, options, message):
+    with pytest.raises(UserError, match=message):
+        build_augmentation(make_cfg(*options), is_train=True)
+
+
+def test_keys_are_honoured(make_cfg):
+    def kinds(*options):
+        augmentation = T.AugmentationList(build_augmentation(make_cfg(*options), is_train=True))
+        sizes = set()
+        for _ in range(60):
+            item = SizeOnlyInput(100, 200)
+            augmentation(item)
+            sizes |= {type(tfm).__name__ for tfm, _ in item.steps} | {min(item.image.shape[:2])}
+        return sizes - {"NoOpTransform", "ResizeTransform"}
+
+    plain = ("INPUT.CROP.ENABLED", False, "INPUT.MIN_SIZE_TRAIN", (50, 60))
+    assert kinds(*plain) == {"HFlipTransform", 50, 60}
+    assert kinds(*plain, "INPUT.RANDOM_FLIP", "vertical") == {"VFlipTransform", 50, 60}
+    assert kinds(*plain, "INPUT.RANDOM_FLIP", "none") == {50, 60}
+    in_range = kinds(*plain, "INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    assert min(in_range) >= 50
+    assert max(in_range) <= 60
+    assert len(in_range) > 5
+    relative = ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", (0.5, 0.5), "INPUT.MIN_SIZE_TRAIN", (50,))
+    assert kinds(*relative) == {"HFlipTransform", "CropTransform", 50}
