@@ -14,6 +14,8 @@ from detr.models.detr import DETR, SetCriterion
 from detr.models.matcher import HungarianMatcher
 from detr.models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
 from detr.models.transformer import Transformer
+from detr.util.box_ops import box_xyxy_to_cxcywh
+from detr.util.misc import NestedTensor, nested_tensor_from_tensor_list
 
 from detr_d2 import add_detr_config
 
@@ -90,7 +92,10 @@ def make_original():
         body = resnet(weights=None, norm_layer=FrozenBatchNorm2d, **dilation)
         backbone = BackboneBase(body, True, body.fc.in_features, return_interm_layers=False)
         half = detr.HIDDEN_DIM // 2
-        positions = {"sine": lambda: PositionEmbeddingSine(half, normalize=True), "learned": lambda: PositionEmbeddingLearned(half)}
+        positions = {
+            "sine": lambda: PositionEmbeddingSine(half, normalize=True),
+            "learned": lambda: PositionEmbeddingLearned(half),
+        }
         joiner = Joiner(backbone, positions[detr.POSITION_EMBEDDING]())
         joiner.num_channels = backbone.num_channels
         transformer = Transformer(
@@ -142,6 +147,24 @@ def make_inputs():
             image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
             inputs.append({"image": image, "instances": instances, "file_name": f"image_{i}.jpg"})
         return inputs
+
+    return make
+
+
+@pytest.fixture
+def original_batch():
+    """A function that makes of our inputs what the original takes: normalised samples, and targets."""
+
+    def make(inputs: list[dict], cfg: CfgNode) -> tuple[NestedTensor, list[dict]]:
+        mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1) / 255
+        std = torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1) / 255
+        samples = nested_tensor_from_tensor_list([(x["image"].float() / 255 - mean) / std for x in inputs])
+        targets = []
+        for x in inputs:
+            height, width = x["instances"].image_size
+            boxes = x["instances"].gt_boxes.tensor / torch.tensor([width, height, width, height])
+            targets.append({"labels": x["instances"].gt_classes, "boxes": box_xyxy_to_cxcywh(boxes)})
+        return samples, targets
 
     return make
 

@@ -4,8 +4,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detr.models.detr import PostProcess
-from detr.util.box_ops import box_xyxy_to_cxcywh
-from detr.util.misc import nested_tensor_from_tensor_list
 from torch.testing import assert_close
 
 SMALL_R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
@@ -35,28 +33,13 @@ def pair(request, make_cfg, make_original):
     return cfg, model.eval(), original
 
 
-def normalized(inputs, cfg):
-    mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1) / 255
-    std = torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1) / 255
-    return nested_tensor_from_tensor_list([(x["image"].float() / 255 - mean) / std for x in inputs])
-
-
-def original_targets(inputs):
-    targets = []
-    for x in inputs:
-        height, width = x["instances"].image_size
-        boxes = x["instances"].gt_boxes.tensor / torch.tensor([width, height, width, height])
-        targets.append({"labels": x["instances"].gt_classes, "boxes": box_xyxy_to_cxcywh(boxes)})
-    return targets
-
-
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_logits_and_boxes_of_every_layer(pair, make_inputs, sizes):
+def test_logits_and_boxes_of_every_layer(pair, make_inputs, original_batch, sizes):
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
     with torch.no_grad():
         logits, boxes = model.detr(model.preprocess_image(inputs), all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)
-        expected = original(normalized(inputs, cfg))
+        expected = original(original_batch(inputs, cfg)[0])
     layers = [*expected.get("aux_outputs", []), expected]
     assert len(logits) == len(layers)
     for i, layer in enumerate(layers):
@@ -65,14 +48,15 @@ def test_logits_and_boxes_of_every_layer(pair, make_inputs, sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_losses_and_gradients(pair, make_inputs, make_original_criterion, sizes):
+def test_losses_and_gradients(pair, make_inputs, original_batch, make_original_criterion, sizes):
     cfg, model, original = pair
     inputs = make_inputs(sizes, [4, 2, 0][-len(sizes) :] if len(sizes) > 1 else [3])
     model.train()
     losses = model(inputs)
 
     criterion = make_original_criterion(cfg)
-    expected = criterion(original(normalized(inputs, cfg)), original_targets(inputs))
+    samples, targets = original_batch(inputs, cfg)
+    expected = criterion(original(samples), targets)
     weighted = {name: expected[name] * weight for name, weight in criterion.weight_dict.items()}
     assert losses.keys() == weighted.keys()
     for name, value in weighted.items():
@@ -89,15 +73,13 @@ def test_losses_and_gradients(pair, make_inputs, make_original_criterion, sizes)
 
 def model_gradients(fresh, original):
     """The original's gradients under our names: gradients take the road of the weights."""
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()
-    }
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
     fresh.load_state_dict({**original.state_dict(), **gradients})
     return dict(fresh.named_parameters())
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_detections(pair, make_inputs, sizes):
+def test_detections(pair, make_inputs, original_batch, sizes):
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
     wanted = [(480, 640), (300, 100), (7, 1000)][: len(sizes)]
@@ -105,7 +87,7 @@ def test_detections(pair, make_inputs, sizes):
         x["height"], x["width"] = height, width
     with torch.no_grad():
         results = model(inputs)
-        expected = PostProcess()(original(normalized(inputs, cfg)), torch.tensor(wanted))
+        expected = PostProcess()(original(original_batch(inputs, cfg)[0]), torch.tensor(wanted))
     for result, theirs in zip(results, expected, strict=True):
         instances = result["instances"]
         assert_close(instances.scores, theirs["scores"], atol=1e-5, rtol=0)

@@ -58,18 +58,16 @@ def _check_device(cfg: CfgNode) -> None:
 def _merge(cfg: CfgNode, merge, values, source: str) -> None:
     try:
         merge(values)
-    except KeyError as e:
-        raise UserError(f"In {source}: {_explain_key(cfg, str(e.args[0]))}") from e
-    except (AssertionError, ValueError, TypeError) as e:
-        raise UserError(f"In {source}: {e}") from e
+    except (KeyError, AssertionError, ValueError, TypeError) as e:
+        raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
     except Exception as e:
         if type(e).__module__.startswith("yaml"):
             raise UserError(f"In {source}: not valid YAML: {e}") from e
         raise
 
 
-def _explain_key(cfg: CfgNode, message: str) -> str:
-    match = re.search(r"key: ([\w.]+)", message)
+def _explain(cfg: CfgNode, message: str) -> str:
+    match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not match:
         return message
     key = match[1]

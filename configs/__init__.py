@@ -1,0 +1,1 @@
+"""The YAML files, installed as ``detr_d2.configs``."""

@@ -1,0 +1,44 @@
+"""Two processes on the CPU against one with the joint batch."""
+
+import pytest
+import torch
+from detectron2.engine import launch
+from torch.testing import assert_close
+
+from detr_d2.engine.trainer import distribute
+from detr_d2.meta_arch import Detr
+
+
+def train_one_batch(cfg, state, shares, folder):
+    """In each process: the gradients and the losses of its share of the batch."""
+    torch.set_num_threads(1)
+    model = Detr(cfg)
+    model.load_state_dict(state)
+    model = distribute(model.train())
+    rank = torch.distributed.get_rank()
+    losses = model(shares[rank])
+    sum(losses.values()).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [3, 0], [0, 0]], ids=str)
+def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path, counts):
+    """Edge case C30: also when one rank has no object; no hang, and every gradient is there."""
+    options = ("MODEL.DETR.DROPOUT", 0.0)
+    model = make_model(*options).train()
+    inputs = make_inputs([(64, 64), (64, 64)], counts)
+    joint = model(inputs)
+    sum(joint.values()).backward()
+
+    shares = [[x] for x in inputs]
+    arguments = (make_cfg(*options), model.state_dict(), shares, tmp_path)
+    launch(train_one_batch, 2, dist_url="auto", args=arguments)
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            for rank in ranks:
+                scale = p.grad.abs().max().clamp(min=1e-3)
+                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
+    for name, loss in joint.items():
+        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)

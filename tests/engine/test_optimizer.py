@@ -1,0 +1,79 @@
+import pytest
+import torch
+from detectron2.engine import DefaultTrainer
+from torch import nn
+from torch.testing import assert_close
+
+from detr_d2.engine.optimizer import build_optimizer, group_table
+from detr_d2.errors import UserError
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(3, 3)
+        self.backbone_like = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_two_groups(make_cfg):
+    """Few groups; 'backbone' is a module's name, not a part of one."""
+    model = Toy()
+    optimizer = build_optimizer(make_cfg("SOLVER.BASE_LR", 1e-4), model)
+    assert type(optimizer) is torch.optim.AdamW
+    backbone, rest = optimizer.param_groups
+    assert [id(p) for p in backbone["params"]] == [id(p) for p in model.backbone.parameters()]
+    assert [id(p) for p in rest["params"]] == [id(p) for p in model.backbone_like.parameters()]
+    assert backbone["lr"] == pytest.approx(1e-5)
+    assert rest["lr"] == pytest.approx(1e-4)
+    assert backbone["weight_decay"] == rest["weight_decay"] == 1e-4
+
+
+def test_table_names_the_groups(make_cfg):
+    optimizer = build_optimizer(make_cfg(), Toy())
+    table = group_table(optimizer)
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["backbone", "transformer"]
+    assert "1e-05" in table
+
+
+def test_full_model_clipping(make_cfg):
+    """The norm of all gradients together is clipped, right before the step."""
+    model = Toy()
+    optimizer = build_optimizer(make_cfg("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1), model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    before = torch.cat([p.grad.flatten() for p in parameters])
+    optimizer.step()
+    after = torch.cat([p.grad.flatten() for p in parameters])
+    assert_close(after, before * 0.1 / before.norm(), rtol=1e-4, atol=1e-7)
+
+
+def test_clipping_can_be_off_or_detectron2s(make_cfg):
+    for clip_type, expected in (("value", 0.1), ("off", 5.0)):
+        on = clip_type != "off"
+        options = ("SOLVER.CLIP_GRADIENTS.ENABLED", on) + (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type) if on else ())
+        model = Toy()
+        optimizer = build_optimizer(make_cfg("SOLVER.OPTIMIZER", "SGD", *options), model)
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 5.0)
+        optimizer.step()
+        assert model.backbone.weight.grad.max() == pytest.approx(expected)
+
+
+def test_works_in_detectron2s_trainer(make_cfg):
+    """Defect A9: 'full_model' is not a valid GradientClipType."""
+
+    class Trainer(DefaultTrainer):
+        build_optimizer = staticmethod(build_optimizer)
+
+    cfg = make_cfg()
+    assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
+    optimizer = Trainer.build_optimizer(cfg, Toy())
+    Trainer.build_lr_scheduler(cfg, optimizer)
+
+
+@pytest.mark.parametrize("key", ["SOLVER.OPTIMIZER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"])
+def test_unknown_names(make_cfg, key):
+    with pytest.raises(UserError, match=f"{key} is 'nonsense': choose one of"):
+        build_optimizer(make_cfg(key, "nonsense"), Toy())

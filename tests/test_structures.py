@@ -1,0 +1,34 @@
+import torch
+from detectron2.structures import Boxes, Instances
+from torch.testing import assert_close
+
+from detr_d2.structures import Targets
+
+
+def instances(size, boxes, classes):
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Instances(size, gt_boxes=Boxes(tensor), gt_classes=torch.tensor(classes, dtype=torch.int64))
+
+
+def test_padded_and_normalised():
+    targets = Targets.from_instances(
+        [
+            instances((100, 200), [[20, 10, 60, 50]], [3]),
+            instances((50, 50), [], []),
+            instances((10, 10), [[0, 0, 10, 10], [5, 5, 10, 10]], [1, 2]),
+        ],
+        "cpu",
+    )
+    assert targets.counts == (1, 0, 2)
+    assert targets.labels.tolist() == [[3, 0], [0, 0], [1, 2]]
+    whole = [0.5, 0.5, 1.0, 1.0]
+    expected = [[[0.2, 0.3, 0.2, 0.4], whole], [whole, whole], [whole, [0.75, 0.75, 0.5, 0.5]]]
+    assert_close(targets.boxes, torch.tensor(expected))
+
+
+def test_no_objects_at_all():
+    """Edge case C3."""
+    targets = Targets.from_instances([instances((100, 200), [], [])] * 2, "cpu")
+    assert targets.labels.shape == (2, 0)
+    assert targets.labels.dtype == torch.int64
+    assert targets.boxes.shape == (2, 0, 4)
