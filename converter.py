@@ -1,0 +1,73 @@
+"""Convert a checkpoint of the original DETR to one for detr_d2. See --help."""
+
+import argparse
+import sys
+
+import detr_d2  # noqa: F401  (registers the model that the result is checked against)
+from detr_d2.checkpoint.conversion import convert_checkpoint
+from detr_d2.errors import UserError
+
+DESCRIPTION = """\
+Convert a checkpoint of the original DETR (R18 to R152, box models; of segmentation and panoptic models the box part)
+to the tensor names of detr_d2. The result is checked, name by name and shape by shape, against the model that it is
+for before anything is written. MODEL.WEIGHTS also takes the original file directly; converting it once saves nothing
+but lets other tools read it.
+"""
+EXAMPLES = """\
+examples:
+  python converter.py --source_model https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth \\
+      --output_model weights/detr-r50.pth
+  python converter.py --source_model detr-r101-2c7b67e5.pth --output_model detr-r101.pth --force
+  python converter.py --source_model detr-r50-e632da11.pth --output_model start.pth --num-classes 3
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="converter.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source_model", "--source-model", required=True, help="file or URL to convert")
+    parser.add_argument("--output_model", "--output-model", required=True, help="file to write")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="foreground classes of the model to load. Without it the head is kept, except that COCO's 92 rows "
+        "(category ids) become 81 (80 contiguous classes, no-object). 91 keeps the 92 rows. A head that does not fit "
+        "N is left out, and starts anew when the file is loaded for training",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the output file")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read a source that holds more than weights and plain values; this runs code that the file holds, so "
+        "only use it for files whose origin you know",
+    )
+    args = parser.parse_args(argv)
+    if args.num_classes is not None and args.num_classes < 1:
+        parser.error("--num-classes counts the foreground classes, without no-object: give 1 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        summary = convert_checkpoint(
+            args.source_model,
+            args.output_model,
+            num_classes=args.num_classes,
+            force=args.force,
+            trust=args.trust,
+        )
+    except UserError as e:
+        print(f"converter.py: {e}", file=sys.stderr)
+        return 1
+    print(summary)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Checkpoints: read safely, brought to our names, loaded strictly, written whole."""
+
+from detr_d2.checkpoint.checkpointer import DetrCheckpointer
+from detr_d2.checkpoint.formats import native_state_dict
+from detr_d2.checkpoint.reading import allow_original_checkpoints, read_checkpoint
+
+__all__ = ["DetrCheckpointer", "allow_original_checkpoints", "native_state_dict", "read_checkpoint"]

@@ -1,0 +1,1 @@
+"""How the tensors of other projects' checkpoints are named: a file a project."""

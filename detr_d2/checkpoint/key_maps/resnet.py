@@ -1,0 +1,45 @@
+"""ResNets: torchvision's names and Detectron2's, which are ours."""
+
+from detr_d2.checkpoint.key_maps.base import CheckpointFormat, Rules
+
+BACKBONE = "detr.backbone.0.backbone."
+"""Where the backbone is in a state dict of our model."""
+
+_NORM = r"(weight|bias|running_mean|running_var)"
+
+
+def torchvision_rules(prefix: str = "") -> Rules:
+    """Rules for a torchvision ResNet whose names start with the pattern ``prefix``."""
+    stages = [
+        rule
+        for stage in (1, 2, 3, 4)
+        for rule in (
+            (rf"layer{stage}\.(\d+)\.conv([123])\.weight", rf"res{stage + 1}.\1.conv\2.weight"),
+            (rf"layer{stage}\.(\d+)\.bn([123])\.{_NORM}", rf"res{stage + 1}.\1.conv\2.norm.\3"),
+            (rf"layer{stage}\.(\d+)\.downsample\.0\.weight", rf"res{stage + 1}.\1.shortcut.weight"),
+            (rf"layer{stage}\.(\d+)\.downsample\.1\.{_NORM}", rf"res{stage + 1}.\1.shortcut.norm.\2"),
+        )
+    ]
+    stem = [(r"conv1\.weight", "stem.conv1.weight"), (rf"bn1\.{_NORM}", r"stem.conv1.norm.\1")]
+    left_out = [(rf"{prefix}{name}", None) for name in (r".*\.num_batches_tracked", r"fc\.(weight|bias)")]
+    return (*((prefix + pattern, BACKBONE + name) for pattern, name in stem + stages), *left_out)
+
+
+TORCHVISION = CheckpointFormat(
+    name="torchvision ResNet",
+    signature=(r"conv1\.weight", r"bn1\.running_var", r"layer1\.0\.conv1\.weight"),
+    rules=torchvision_rules(),
+    backbone_only=True,
+)
+
+DETECTRON2 = CheckpointFormat(
+    name="Detectron2 ResNet",
+    signature=(r"stem\.conv1\.weight", r"res2\.0\.conv1\.weight"),
+    rules=(
+        (r".*\.num_batches_tracked", None),
+        # The classifier of ImageNet.
+        (r"(stem\.fc|fc|linear)\.(weight|bias)", None),
+        (r"((stem|res[2-5])\..+)", BACKBONE + r"\1"),
+    ),
+    backbone_only=True,
+)

@@ -1,0 +1,103 @@
+"""Checkpoint files, read without running anything that they hold."""
+
+import argparse
+import os
+import pickle
+import tarfile
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+
+from detr_d2.checkpoint import safe_pickle
+from detr_d2.errors import UserError
+
+_ZIP_START = b"PK\x03\x04"
+# The first object of a file that torch before 1.6 wrote; what comes before it in the stream of a plain pickle is
+# the whole content.
+_LEGACY_TORCH_START = 0x1950A86A20F9469CFC6C
+
+
+def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint: a torch file of any version, or a pickle as in Detectron2's model zoo.
+
+    Args:
+        path: a file, or a URL that Detectron2's PathManager knows; downloads are cached, with a progress bar.
+        trust: unpickle whatever the file holds. This can run any code: only for files of known origin.
+
+    Returns:
+        What the file holds, tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, no checkpoint, or needs ``trust``.
+    """
+    local = local_path(path)
+    name = path if local == path else f"{path} (downloaded to {local})"
+    try:
+        checkpoint = _load(local, pickle if trust else safe_pickle)
+    except safe_pickle.ForbiddenGlobal as e:
+        raise UserError(
+            f"{name} holds more than weights and plain values: reading it needs {e.name}, which may run any code. "
+            "If you know where the file comes from, convert it once with `python converter.py --source_model "
+            f"{path} --output_model FILE --trust` (from Python: read_checkpoint(path, trust=True))."
+        ) from e
+    # A damaged pickle or archive can raise anything at all.
+    except Exception as e:
+        raise UserError(
+            f"{name} can't be read as a checkpoint: it is truncated, damaged or of another kind. Copy or download it "
+            f"again, after deleting this one. ({type(e).__name__}: {str(e)[:200]})"
+        ) from e
+    if not isinstance(checkpoint, dict):
+        raise UserError(
+            f"{name} holds a {type(checkpoint).__name__}, not a dict: save a state dict, as "
+            "torch.save({'model': model.state_dict()}, path) does."
+        )
+    return checkpoint
+
+
+def local_path(path: str) -> str:
+    """The local copy of a file or URL, downloaded if need be.
+
+    Raises:
+        UserError: there is no such file, or it can't be downloaded.
+    """
+    try:
+        local = PathManager.get_local_path(path)
+    except Exception as e:  # every handler of PathManager has errors of its own
+        raise UserError(f"{path} can't be downloaded ({type(e).__name__}: {e}): check the address.") from e
+    if not os.path.exists(local):
+        raise UserError(f"{path} does not exist: check the path (MODEL.WEIGHTS, or converter.py's --source_model).")
+    if os.path.isdir(local):
+        raise UserError(f"{path} is a folder: name the checkpoint file in it.")
+    if os.path.getsize(local) == 0:
+        raise UserError(f"{path} is empty: copy or download it again.")
+    return local
+
+
+def allow_original_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read the original's files, for those who use it: DefaultPredictor does.
+
+    Such a file holds the ``argparse.Namespace`` of its training run. Before torch 2.5 there is no list to add to.
+    """
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def _load(path: str, pickle_module: ModuleType) -> Any:
+    with open(path, "rb") as file:
+        if file.read(len(_ZIP_START)) == _ZIP_START:
+            return _load_torch(path, pickle_module)
+        file.seek(0)
+        first = pickle_module.load(file, encoding="latin1")
+    if isinstance(first, int) and first == _LEGACY_TORCH_START and not tarfile.is_tarfile(path):
+        return _load_torch(path, pickle_module)
+    return first
+
+
+def _load_torch(path: str, pickle_module: ModuleType) -> Any:
+    with warnings.catch_warnings():
+        # After this warning torch.load hands the file to torch.jit.load, which obeys no pickle module.
+        warnings.filterwarnings("error", message=".*TorchScript archive")
+        return torch.load(path, map_location="cpu", pickle_module=pickle_module, weights_only=False)
