@@ -34,8 +34,8 @@ def check_detectron2() -> None:
         raise ImportError(_missing_detectron2(), name="detectron2")
     if importlib.util.find_spec("pkg_resources") is None:
         raise ImportError(
-            "Detectron2 imports pkg_resources, which setuptools 81 and later no longer has. Install an earlier "
-            f"one:\n  {_pip('setuptools<81')}",
+            "Detectron2 imports pkg_resources, which setuptools has no more since version 81. Install an "
+            f"earlier one:\n  {_pip('setuptools<81')}",
             name="pkg_resources",
         )
 
@@ -45,12 +45,12 @@ def _missing_detectron2() -> str:
     site_packages = sysconfig.get_path("purelib")
     wheel = ("--no-deps", "--only-binary=:all:", "--python-version", "3.10", "--target", site_packages)
     return (
-        "detr_d2 needs Detectron2, which is not installed for this Python. Install torch and torchvision if they "
-        "are missing, then\n"
+        "detr_d2 needs Detectron2, which is not installed for this Python. Install torch and torchvision if "
+        "they are missing, then\n"
         f"  {_pip('setuptools<81', 'wheel')}\n"
         f"  {_pip('--no-build-isolation', source)}\n"
-        "Where that repository cannot be reached, the package registry has the same sources; their compiled ops "
-        "(rotated boxes, deformable convolution) then work with Python 3.10 and torch 2.3.1 only:\n"
+        "Where that repository cannot be reached, the package registry has the same sources; their compiled "
+        "ops (rotated boxes, deformable convolution) then work with Python 3.10 and torch 2.3.1 only:\n"
         f"  {_pip(*_NEEDS)}\n"
         f"  {_pip(*wheel, 'sal-detectron2==0.7.2')}"
     )

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -54,12 +55,14 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     kind = KINDS[options.kind]
     folder = os.path.abspath(options.venv or os.path.join(ROOT, kind.folder))
+    # As Ctrl-C: so that the pip that is running ends too, and does not meddle with the next run.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if VERSION not in kind.pythons:
             continue_with(suitable_python(kind))
         if not is_ready(kind, folder):
             build(kind, folder)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         sys.exit(f"setup_env: {error}")
     except KeyboardInterrupt:
         sys.exit("\nsetup_env: interrupted; the next run starts anew")
