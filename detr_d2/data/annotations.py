@@ -85,7 +85,8 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
         UserError: see ``read_targets``.
     """
     try:
-        box = np.array(annotation["bbox"], dtype=np.float32)[None]
+        with np.errstate(over="ignore"):
+            box = np.array(annotation["bbox"], dtype=np.float32)[None]
         xyxy = BoxMode.convert(box, BoxMode(annotation["bbox_mode"]), BoxMode.XYXY_ABS)[0]
         if xyxy.shape != (4,):
             raise ValueError(f"it holds {xyxy.size} numbers")

@@ -62,8 +62,13 @@ def _check_paths(name: str) -> None:
     metadata = MetadataCatalog.get(name)
     for key in ("json_file", "image_root"):
         path = metadata.get(key)
-        if path and not PathManager.exists(path):
+        if path and _is_missing(path):
             raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {_path_hint(path)}")
+
+
+def _is_missing(path: str) -> bool:
+    # Addresses can't be asked for before they are fetched.
+    return "://" not in path and not PathManager.exists(path)
 
 
 def _path_hint(path: str) -> str:
@@ -135,7 +140,7 @@ def _check_annotations(name: str, records: Sequence[dict], num_classes: int, tra
         logger.warning("Dataset %r is no list of records: its annotations are not checked.", name)
         return
     file_name = records[0].get("file_name")
-    if file_name and not PathManager.exists(file_name):
+    if file_name and _is_missing(file_name):
         raise UserError(f"Dataset {name!r} needs image {file_name}, which does not exist: correct its folder.")
     table = AnnotationTable(records)
     _check_labels(name, table, num_classes)

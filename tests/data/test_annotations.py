@@ -1,0 +1,159 @@
+"""From annotation dicts to boxes and classes."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BoxMode
+
+from detr_d2.data.annotations import DroppedBoxes, build_instances, read_targets
+from detr_d2.errors import UserError
+
+SIZE = (40, 60)
+
+
+def read(*annotations, dropped=None):
+    return read_targets(annotations, "a.jpg", SIZE, dropped or DroppedBoxes())
+
+
+def test_crowds_are_left_out(make_annotation):
+    """Edge cases C4, C6: a missing iscrowd means 0."""
+    targets = read(
+        make_annotation(iscrowd=1, category_id=1),
+        make_annotation(iscrowd=0, category_id=2),
+        make_annotation(iscrowd=..., category_id=3),
+    )
+    assert targets.classes.tolist() == [2, 3]
+    assert [item["category_id"] for item in targets.annotations] == [2, 3]
+    assert len(read(make_annotation(iscrowd=1)).boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("bbox", "mode"),
+    [
+        ([5, 6, 20, 10], BoxMode.XYWH_ABS),
+        ((5, 6, 25, 16), BoxMode.XYXY_ABS),
+        (np.array([5.0, 6, 25, 16]), 0),
+        ([15, 11, 10, 20, 90], BoxMode.XYWHA_ABS),
+    ],
+)
+def test_box_modes(make_annotation, bbox, mode):
+    targets = read(make_annotation(bbox=bbox, bbox_mode=mode))
+    np.testing.assert_allclose(targets.boxes, [[5, 6, 25, 16]], atol=1e-5)
+    assert targets.boxes.dtype == np.float32
+
+
+def test_boxes_are_clipped_and_dropped(make_annotation, caplog):
+    """Edge cases C9, C10: clipped to the image; without area, dropped and counted, the first one named."""
+    boxes = {
+        1: [-5, -5, 20, 20],
+        2: [50, 30, 100, 100],
+        3: [10, 10, 0, 5],
+        4: [10, 10, 5, 0],
+        5: [60, 10, 5, 5],
+        6: [-9, 3, 9, 9],
+        7: [10, 10, -3, 5],
+    }
+    dropped = DroppedBoxes()
+    annotations = [make_annotation(id=number, bbox=box) for number, box in boxes.items()]
+    with caplog.at_level(logging.WARNING):
+        targets = read(*annotations, dropped=dropped)
+        read(*annotations, dropped=dropped)
+    np.testing.assert_array_equal(targets.boxes, [[0, 0, 15, 15], [50, 30, 60, 40]])
+    assert [item["id"] for item in targets.annotations] == [1, 2]
+    assert dropped.count == 10
+    assert len(caplog.records) == 1
+    assert "annotation id 3 of image a.jpg" in caplog.text
+
+
+def test_annotation_without_id_is_named_by_its_place(make_annotation):
+    """Detectron2's COCO reader leaves ids out."""
+    crowd = make_annotation(iscrowd=1)
+    with pytest.raises(UserError, match=r"annotation number 2 \(counted from 0\) of image a\.jpg"):
+        read(crowd, make_annotation(), make_annotation(id=..., category_id=-1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("place", range(4))
+def test_box_that_is_not_finite(make_annotation, value, place):
+    """Edge case C12."""
+    bbox = [5.0, 6.0, 20.0, 10.0]
+    bbox[place] = value
+    with pytest.raises(UserError, match=r"annotation id 7 of image a\.jpg is not finite"):
+        read(make_annotation(bbox=bbox))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bbox": [1, 2, 3]},
+        {"bbox": [1, 2, 3, 4, 5]},
+        {"bbox": []},
+        {"bbox": None},
+        {"bbox": "box"},
+        {"bbox": [[1, 2, 3, 4]]},
+        {"bbox": [1, 2, 3, "x"]},
+        {"bbox": ...},
+        {"bbox_mode": ...},
+        {"bbox_mode": 99},
+        {"bbox_mode": BoxMode.XYXY_REL},
+    ],
+)
+def test_malformed_box_is_named(make_annotation, changes):
+    """Wish B6: a bad target is told by its annotation and image."""
+    with pytest.raises(UserError, match=r"bbox.* annotation id 7 of image a\.jpg"):
+        read(make_annotation(**changes))
+
+
+@pytest.mark.parametrize(("value", "category"), [("3", 3), (3.0, 3), (np.int64(3), 3), (0, 0)])
+def test_category_becomes_a_whole_number(make_annotation, value, category):
+    """Edge cases C13, C15."""
+    classes = read(make_annotation(category_id=value)).classes
+    assert classes.tolist() == [category]
+    assert classes.dtype == np.int64
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, "cat", "2.5", None, ..., float("nan"), float("inf"), [1]])
+def test_wrong_category_is_named(make_annotation, value):
+    """Edge case C13."""
+    with pytest.raises(UserError, match=r"category_id .* of annotation id 7 of image a\.jpg"):
+        read(make_annotation(category_id=value))
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        ...,
+        [],
+        None,
+        [[1, 2, 3, 4, 5, 6]],
+        [[1, 2, 3]],
+        [[]],
+        {"size": [40, 60], "counts": "PPYo0"},
+        {"size": [1, 1], "counts": [0]},
+        "broken",
+        [[float("nan")] * 6],
+    ],
+)
+def test_segmentation_never_stops_boxes(make_annotation, segmentation):
+    """Defect A7, edge cases C18, C19."""
+    assert len(read(make_annotation(segmentation=segmentation)).boxes) == 1
+
+
+def test_instances_are_clipped_and_emptied():
+    """Edge case C7: what a crop left nothing of is removed."""
+    boxes = np.array([[-5, 2, 10, 12], [-8, 2, 0, 12], [50, 30, 70, 50], [60, 0, 90, 9]], dtype=np.float64)
+    instances = build_instances(boxes, np.array([4, 5, 6, 7]), SIZE)
+    assert instances.image_size == SIZE
+    assert instances.gt_boxes.tensor.tolist() == [[0, 2, 10, 12], [50, 30, 60, 40]]
+    assert instances.gt_classes.tolist() == [4, 6]
+
+
+def test_no_instances():
+    """Edge case C1."""
+    instances = build_instances(np.zeros((0, 4)), np.zeros(0), SIZE)
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_boxes.tensor.dtype == torch.float32
+    assert instances.gt_classes.shape == (0,)
+    assert instances.gt_classes.dtype == torch.int64

@@ -1,0 +1,147 @@
+"""Reading images: what each kind of file becomes, and what is said of files that can't be read."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_d2.data.images import check_image_size, read_image
+from detr_d2.errors import UserError
+
+RAMP = np.linspace(0, 255, 12 * 8).reshape(8, 12).astype(np.uint8)
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp"])
+def test_rgb_and_bgr(tmp_path, rgb, extension):
+    path = str(tmp_path / f"image.{extension}")
+    Image.fromarray(rgb).save(path)
+    np.testing.assert_array_equal(read_image(path, "RGB"), rgb)
+    np.testing.assert_array_equal(read_image(path, "BGR"), rgb[:, :, ::-1])
+    assert read_image(path, "L").shape == (8, 12, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    """Edge case C20. The expected array is what the EXIF standard says of each orientation."""
+    stored = np.arange(8 * 12, dtype=np.uint8).reshape(8, 12)
+    image = Image.fromarray(stored)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / "image.png")
+    image.save(path, exif=exif)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: stored[::-1].T,
+        7: stored[::-1, ::-1].T,
+        8: stored[:, ::-1].T,
+    }[orientation]
+    np.testing.assert_array_equal(read_image(path, "L")[:, :, 0], upright)
+
+
+def test_grayscale_is_repeated(tmp_path):
+    """Edge case C20."""
+    path = str(tmp_path / "image.png")
+    Image.fromarray(RAMP).save(path)
+    np.testing.assert_array_equal(read_image(path, "BGR"), np.repeat(RAMP[:, :, None], 3, axis=2))
+
+
+def test_alpha_is_dropped(tmp_path, rgb):
+    """Edge case C20: colours stay what they are, as in the original, however transparent."""
+    path = str(tmp_path / "image.png")
+    Image.fromarray(np.concatenate([rgb, RAMP[:, :, None]], axis=2)).save(path)
+    np.testing.assert_array_equal(read_image(path, "RGB"), rgb)
+
+
+def test_palette_is_looked_up(tmp_path):
+    """Edge case C20."""
+    path = str(tmp_path / "image.png")
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(path)
+    expected = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+    np.testing.assert_array_equal(read_image(path, "RGB"), expected)
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_16_bits_are_scaled(tmp_path, extension):
+    """Edge case C20: scaled to 8 bits, where Pillow's conversion clips everything over 255."""
+    path = str(tmp_path / f"image.{extension}")
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
+    np.testing.assert_array_equal(read_image(path, "RGB"), np.repeat(RAMP[:, :, None], 3, axis=2))
+
+
+def test_32_bits_are_refused(tmp_path):
+    for values in (RAMP.astype(np.float32), RAMP.astype(np.int32) * 100_000):
+        path = str(tmp_path / "image.tif")
+        Image.fromarray(values).save(path)
+        with pytest.raises(UserError, match=r"image\.tif holds .* 8 or 16 bits"):
+            read_image(path, "RGB")
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "gif", "bmp"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
+def test_truncated_file_is_named(tmp_path, extension, share):
+    """Edge case C20."""
+    path = tmp_path / f"image.{extension}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=rf"image\.{extension} can't be read"):
+        read_image(str(path), "RGB")
+
+
+def test_damaged_files_never_end_in_another_error(tmp_path):
+    """Bytes overwritten at random give an image or a UserError."""
+    rng = np.random.default_rng(0)
+    named = []
+    for extension in ("png", "jpg", "tif", "gif", "webp"):
+        path = tmp_path / f"image.{extension}"
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(path)
+        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        for _ in range(40):
+            damaged = content.copy()
+            damaged[rng.integers(0, len(content), 4)] = rng.integers(0, 256, 4)
+            path.write_bytes(damaged.tobytes())
+            try:
+                pixels = read_image(str(path), "RGB")
+            except UserError as error:
+                named.append(str(path) in str(error))
+            else:
+                assert pixels.dtype == np.uint8
+    assert all(named)
+    assert len(named) > 20
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.jpg does not exist"):
+        read_image(str(tmp_path / "nothing.jpg"), "RGB")
+
+
+def test_text_file_is_named(tmp_path):
+    (tmp_path / "image.jpg").write_text("<html>404</html>")
+    with pytest.raises(UserError, match=r"image\.jpg can't be read"):
+        read_image(str(tmp_path / "image.jpg"), "RGB")
+
+
+def test_size_mismatch_names_both_sizes():
+    record = {"file_name": "a.jpg", "height": 40, "width": 50}
+    with pytest.raises(UserError, match=r"a\.jpg is 60 x 40 pixels .* says 50 x 40") as caught:
+        check_image_size(record, np.zeros((40, 60, 3)))
+    assert "swapped" not in str(caught.value)
+    with pytest.raises(UserError, match=r"sides are swapped: .* EXIF"):
+        check_image_size(record, np.zeros((50, 40, 3)))
+
+
+def test_missing_size_is_set():
+    """Edge case C37, for records."""
+    record = {"file_name": "a.jpg"}
+    check_image_size(record, np.zeros((40, 60, 3)))
+    assert (record["height"], record["width"]) == (40, 60)
