@@ -152,6 +152,8 @@ def empty(folder):
     entries = os.listdir(folder) if os.path.isdir(folder) else []
     if entries and STAMP not in entries and "pyvenv.cfg" not in entries:
         raise SetupError(f"{folder} holds something else than a virtual environment: move it away first")
+    if entries:
+        print(f"{folder} is unfinished or out of date: making it anew", flush=True)
     os.makedirs(folder, exist_ok=True)
     write_stamp(folder, INCOMPLETE)
     for entry in set(entries) - {STAMP}:
