@@ -66,6 +66,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         if path:
             self._source = path
             local_path(urlparse(path)._replace(query="").geturl())
+        elif not self.allow_new_head:
+            raise UserError("There are no weights to evaluate: set MODEL.WEIGHTS to a checkpoint.")
         try:
             return super().load(path, checkpointables)
         finally:

@@ -43,11 +43,11 @@ def segmentation_weights(make_cfg, make_original):
         segmentation = pytest.importorskip("detr.models.segmentation")
         box = make_original(make_cfg(), num_classes=num_classes)
         hidden_dim, heads = box.transformer.d_model, box.transformer.nhead
-        # DETRsegm itself builds its head for ResNet-50's channels; the names are the same.
+        # DETRsegm's own head fits ResNet-50 and the full width only; nothing here looks at its shapes.
         whole = nn.Module()
         whole.detr = box
         whole.bbox_attention = segmentation.MHAttentionMap(hidden_dim, hidden_dim, heads)
-        whole.mask_head = segmentation.MaskHeadSmallConv(hidden_dim + 12, [256, 128, 64], hidden_dim)
+        whole.mask_head = segmentation.MaskHeadSmallConv(264, [1024, 512, 256], 256)
         return whole.state_dict()
 
     return make

@@ -38,6 +38,7 @@ class Attack:
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
 
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_a_training_run_saves_comes_back(tmp_path, kind):
     """Edge case C42."""

@@ -1,0 +1,27 @@
+import json
+
+import pytest
+import torch
+
+from detr_d2.checkpoint.class_head import COCO_CLASSES, contiguous_coco_head
+
+
+@pytest.fixture
+def head() -> dict[str, torch.Tensor]:
+    """92 rows, each filled with its index."""
+    rows = torch.arange(92.0)
+    return {"detr.class_embed.weight": rows[:, None].expand(92, 256), "detr.class_embed.bias": rows}
+
+
+def test_rows_are_coco_ids_in_contiguous_order_then_no_object(head, real_data):
+    """Edge case C40. The ids are those of COCO's own annotation file."""
+    categories = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())["categories"]
+    ids = sorted(x["id"] for x in categories)
+    assert len(ids) == 80
+    converted = contiguous_coco_head({**head, "detr.query_embed.weight": torch.zeros(100, 256)})
+    assert converted["detr.class_embed.weight"].shape == (81, 256)
+    assert converted["detr.class_embed.weight"][:, 7].tolist() == [*ids, 91]
+    assert converted["detr.class_embed.bias"].tolist() == [*ids, 91]
+    assert converted["detr.query_embed.weight"].shape == (100, 256)
+    names = {x["id"]: x["name"] for x in categories}
+    assert [x["name"] for x in COCO_CLASSES] == [names[i] for i in ids]
