@@ -9,28 +9,53 @@ import torchvision
 from torch import nn
 
 
-@pytest.fixture
-def save_original(tmp_path, make_cfg, make_original):
-    """A function that saves a small original model as the original's main.py does; returns path and weights."""
+@pytest.fixture(scope="session")
+def _original_files(tmp_path_factory) -> dict[tuple, tuple[Path, dict]]:
+    return {}
 
-    def save(*options, num_classes: int | None = None, name: str = "original.pth") -> tuple[Path, dict]:
-        model = make_original(make_cfg(*options), num_classes=num_classes)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        sum(x.sum() for x in model.parameters()).backward()
-        optimizer.step()
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 200)
-        path = tmp_path / name
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "lr_scheduler": scheduler.state_dict(),
-                "epoch": 7,
-                "args": argparse.Namespace(lr=1e-4, backbone="resnet18", masks=False, frozen_weights=None),
-            },
-            path,
-        )
-        return path, model.state_dict()
+
+@pytest.fixture
+def save_original(_original_files, tmp_path_factory, make_cfg, make_original):
+    """A function that saves a small original model as the original's main.py does; returns path and weights.
+
+    Tests share the files: they must not write to them.
+    """
+
+    def save(*options, num_classes: int | None = None) -> tuple[Path, dict]:
+        if (options, num_classes) not in _original_files:
+            path = tmp_path_factory.mktemp("original") / "original.pth"
+            weights = make_original(make_cfg(*options), num_classes=num_classes).state_dict()
+            torch.save({"model": weights, **_training_state()}, path)
+            _original_files[options, num_classes] = (path, weights)
+        return _original_files[options, num_classes]
+
+    return save
+
+
+def _training_state() -> dict:
+    # Of a small module, because the moments of a whole model only take time to write.
+    module = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    return {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 200).state_dict(),
+        "epoch": 7,
+        "args": argparse.Namespace(lr=1e-4, backbone="resnet18", masks=False, frozen_weights=None),
+    }
+
+
+@pytest.fixture
+def save_original_shapes(tmp_path, make_cfg, make_original):
+    """As ``save_original`` for weights that are only looked at: a file of a few kilobytes."""
+
+    def save(*options) -> Path:
+        with torch.device("meta"):
+            weights = make_original(make_cfg(*options)).state_dict()
+        weights = {name: torch.zeros(()).expand(x.shape) for name, x in weights.items()}
+        torch.save({"model": weights}, tmp_path / "original.pth")
+        return tmp_path / "original.pth"
 
     return save
 

@@ -41,8 +41,8 @@ def test_a_converted_file_has_exactly_the_models_tensors(save_original, make_mod
         (250, None, 251),
     ],
 )
-def test_the_head_follows_the_number_of_classes(save_original, tmp_path, source_classes, num_classes, rows):
-    source, _ = save_original(num_classes=source_classes)
+def test_the_head_follows_the_number_of_classes(save_original_shapes, tmp_path, source_classes, num_classes, rows):
+    source = save_original_shapes("MODEL.DETR.NUM_CLASSES", source_classes)
     output = str(tmp_path / "out.pth")
     convert_checkpoint(str(source), output, num_classes=num_classes)
     checkpoint = read_checkpoint(output)
@@ -66,10 +66,11 @@ def test_a_file_without_a_head_starts_training(save_original, make_model, tmp_pa
 
 
 @pytest.mark.parametrize("options", [("MODEL.DETR.PRE_NORM", True), ("MODEL.DETR.POSITION_EMBEDDING", "learned")])
-def test_variants_of_the_original_are_recognised(save_original, make_model, tmp_path, options):
-    source, _ = save_original(*options)
-    convert_checkpoint(str(source), str(tmp_path / "out.pth"))
-    make_model(*options).load_state_dict(read_checkpoint(str(tmp_path / "out.pth"))["model"], strict=True)
+def test_variants_of_the_original_are_recognised(save_original_shapes, tmp_path, options):
+    key, value = options
+    summary = convert_checkpoint(str(save_original_shapes(*options)), str(tmp_path / "out.pth"))
+    assert summary.architecture[key] == value
+    assert f"{key} {value}" in str(summary)
 
 
 def test_a_segmentation_model_gives_its_box_part(segmentation_weights, make_model, tmp_path):
@@ -124,27 +125,26 @@ def spoil(weights: dict, how: str) -> dict:
         ("nothing", "no known format"),
     ],
 )
-def test_what_does_not_fit_is_not_written(save_original, tmp_path, how, message):
-    _, weights = save_original()
-    source = tmp_path / "source.pth"
-    torch.save({"model": spoil(dict(weights), how)}, source)
-    with pytest.raises(UserError, match=rf"(?s)source\.pth.*{message}"):
+def test_what_does_not_fit_is_not_written(save_original_shapes, tmp_path, how, message):
+    source = save_original_shapes()
+    torch.save({"model": spoil(torch.load(source)["model"], how)}, source)
+    with pytest.raises(UserError, match=rf"(?s)original\.pth.*{message}"):
         convert_checkpoint(str(source), str(tmp_path / "folder" / "out.pth"))
     assert not (tmp_path / "folder").exists()
 
 
 def test_a_truncated_source_leaves_nothing(save_original, tmp_path):
     """Edge case C43."""
-    source, _ = save_original()
-    source.write_bytes(source.read_bytes()[:-5000])
-    before = os.listdir(tmp_path)
-    with pytest.raises(UserError, match=r"original\.pth.*truncated"):
+    whole, _ = save_original()
+    source = tmp_path / "cut.pth"
+    source.write_bytes(whole.read_bytes()[:-5000])
+    with pytest.raises(UserError, match=r"cut\.pth.*truncated"):
         convert_checkpoint(str(source), str(tmp_path / "out.pth"))
-    assert os.listdir(tmp_path) == before
+    assert os.listdir(tmp_path) == ["cut.pth"]
 
 
-def test_an_output_that_exists_is_kept_without_force(save_original, tmp_path):
-    source, _ = save_original()
+def test_an_output_that_exists_is_kept_without_force(save_original_shapes, tmp_path):
+    source = save_original_shapes()
     output = tmp_path / "out.pth"
     output.write_bytes(b"precious")
     with pytest.raises(UserError, match=r"out\.pth exists.*--force"):
@@ -154,8 +154,8 @@ def test_an_output_that_exists_is_kept_without_force(save_original, tmp_path):
     assert "model" in read_checkpoint(str(output))
 
 
-def test_an_output_that_cant_be_written_is_named(save_original, tmp_path, monkeypatch):
-    source, _ = save_original()
+def test_an_output_that_cant_be_written_is_named(save_original_shapes, tmp_path, monkeypatch):
+    source = save_original_shapes()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"file/out\.pth can't be written"):
         convert_checkpoint(str(source), str(tmp_path / "file" / "out.pth"))

@@ -58,8 +58,15 @@ def test_detectron2_pickle_weights_reach_the_backbone(torchvision_resnet):
     np.testing.assert_array_equal(weights.tensors[name], torchvision_resnet["layer2.1.conv2.weight"])
 
 
-@pytest.mark.parametrize("options", [(), ("MODEL.DETR.PRE_NORM", True), ("MODEL.DETR.POSITION_EMBEDDING", "learned")])
-@pytest.mark.parametrize("wrap", ["model", "bare", "parallel", "state_dict"])
+@pytest.mark.parametrize(
+    ("wrap", "options"),
+    [
+        ("model", ("MODEL.DETR.PRE_NORM", True)),
+        ("bare", ("MODEL.DETR.POSITION_EMBEDDING", "learned")),
+        ("parallel", ()),
+        ("state_dict", ()),
+    ],
+)
 def test_original_names_become_those_of_our_model(make_cfg, make_original, make_model, options, wrap):
     """Edge case C43."""
     original = make_original(make_cfg(*options)).state_dict()
@@ -70,15 +77,13 @@ def test_original_names_become_those_of_our_model(make_cfg, make_original, make_
     assert weights.left_out == []
     model = make_model(*options)
     model.load_state_dict(weights.tensors, strict=True)
-    pairs = {
-        "transformer.encoder.layers.1.self_attn.in_proj_weight": "detr.transformer.encoder.layers.1.self_attn."
-        "in_proj_weight",
-        "class_embed.bias": "detr.class_embed.bias",
-        "backbone.0.body.layer3.0.downsample.1.running_var": "detr.backbone.0.backbone.res4.0.shortcut.norm.running_var",
-        "backbone.0.body.bn1.bias": "detr.backbone.0.backbone.stem.conv1.norm.bias",
-    }
-    for theirs, ours in pairs.items():
-        torch.testing.assert_close(model.state_dict()[ours], original[theirs], rtol=0, atol=0)
+    for theirs, ours in (
+        ("transformer.encoder.layers.1.norm2.bias", "transformer.encoder.layers.1.norm2.bias"),
+        ("class_embed.bias", "class_embed.bias"),
+        ("backbone.0.body.bn1.bias", "backbone.0.backbone.stem.conv1.norm.bias"),
+        ("backbone.0.body.layer3.0.downsample.1.running_var", "backbone.0.backbone.res4.0.shortcut.norm.running_var"),
+    ):
+        torch.testing.assert_close(model.state_dict()[f"detr.{ours}"], original[theirs], rtol=0, atol=0)
 
 
 def test_the_box_part_of_a_segmentation_model_is_taken(segmentation_weights, make_model):

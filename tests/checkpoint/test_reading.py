@@ -161,7 +161,8 @@ def test_torchscript_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_cut_anywhere_is_named(tmp_path, kind):
     """Edge case C43."""
-    whole = open(write(tmp_path / "whole", {"model": {"w": torch.randn(50)}}, kind), "rb").read()
+    write(tmp_path / "whole", {"model": {"w": torch.randn(50)}}, kind)
+    whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / "cut.pth"
     for length in [*range(1, 40), *range(40, len(whole) - 1, 37), len(whole) - 1]:
         path.write_bytes(whole[:length])

@@ -9,9 +9,14 @@ from detr_d2.checkpoint.writing import atomic_file
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_file(str(path)) as file:
-        file.write(b"new")
-        raise error
+
+    def fail():
+        with atomic_file(str(path)) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
