@@ -1,7 +1,6 @@
 """Reading image files into arrays of a defined format."""
 
 import struct
-import zlib
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -13,18 +12,7 @@ from detr_d2.errors import UserError
 IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 # What Pillow's decoders raise, depending on the format, for a damaged file.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Reading images: what each kind of file becomes, and what is said of files that can't be read."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,6 +120,19 @@ def test_damaged_files_never_end_in_another_error(tmp_path):
                 assert pixels.dtype == np.uint8
     assert all(named)
     assert len(named) > 20
+
+
+def test_every_kind_of_decoding_error_is_told(tmp_path):
+    """Pillow raises a SyntaxError, a ValueError and a DecompressionBombError for these."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(buffer, "png")
+    png = buffer.getvalue()
+    start = png.index(b"IDAT") - 4
+    short_chunk = png[:start] + (10).to_bytes(4, "big") + png[start + 4 :]
+    for content in (short_chunk, b"P6 3 x 255 ", b"P6 100000 100000 255 "):
+        (tmp_path / "image").write_bytes(content)
+        with pytest.raises(UserError, match="image can't be read"):
+            read_image(str(tmp_path / "image"), "RGB")
 
 
 def test_missing_file_is_named(tmp_path):
