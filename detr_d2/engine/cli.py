@@ -1,16 +1,16 @@
 """How the scripts end: with an exit code and, for a user's mistake, one message."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 
 from detectron2.engine import launch
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessRaisedException
 
 from detr_d2.errors import UserError
 
-logger = logging.getLogger("detr_d2")
+# Where a process or a loader's worker hands on an error as text, the message stands behind this.
+_IN_TRACEBACK = f"{UserError.__name__}: "
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
@@ -21,26 +21,16 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     """
     try:
         launch(
-            _in_process,
+            main,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, args),
+            args=(args,),
         )
-    except ProcessExitedException as e:
-        return e.exit_code
-    except SystemExit as e:
-        return int(e.code or 0)
+    except (UserError, ProcessRaisedException) as e:
+        if isinstance(e, ProcessRaisedException) and _IN_TRACEBACK not in str(e):
+            raise
+        sys.stderr.write(f"error: {str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()}\n")
+        return 1
     return 0
-
-
-def _in_process(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    try:
-        main(args)
-    except UserError as e:
-        # A loader's worker wraps the message in its traceback.
-        message = str(e).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
-        logger.debug("Refused:", exc_info=True)
-        sys.stderr.write(f"error: {message}\n")
-        sys.exit(1)

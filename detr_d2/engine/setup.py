@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import re
 
 import torch
@@ -40,6 +41,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_device(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    # Detectron2's loop logs every exception with its traceback; a user's mistake is told once, by the script.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     return cfg
@@ -53,6 +56,10 @@ def _check_device(cfg: CfgNode) -> None:
         raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
     if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda"):
         raise UserError(f"SOLVER.AMP.ENABLED True needs a CUDA GPU, and MODEL.DEVICE is {device}: set it False.")
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
 def _merge(cfg: CfgNode, merge, values, source: str) -> None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.data import DetrDatasetMapper, check_datasets
+from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
 
 
@@ -61,7 +61,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True))
+        mapper = DetrDatasetMapper(cfg, is_train=True)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=load_training_records(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

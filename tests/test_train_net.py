@@ -1,0 +1,135 @@
+"""The training script as a user runs it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.RESNETS.DEPTH": "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
+    "MODEL.DETR.HIDDEN_DIM": "32",
+    "MODEL.DETR.DIM_FEEDFORWARD": "32",
+    "MODEL.DETR.ENC_LAYERS": "1",
+    "MODEL.DETR.DEC_LAYERS": "2",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.MAX_ITER": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "TEST.EVAL_PERIOD": "0",
+}
+
+
+@pytest.fixture
+def train_net(repository, tmp_path):
+    """A function that runs train_net.py with the COCO config cut down to a small model on small images."""
+
+    def run(*flags: str, datasets: str, **options: str) -> subprocess.CompletedProcess:
+        config = repository / "configs" / "detr_256_6_6_torchvision.yaml"
+        keys = {name.replace("__", "."): value for name, value in options.items()}
+        merged = {**SMALL, "OUTPUT_DIR": str(tmp_path / "output"), **keys}
+        pairs = [word for pair in merged.items() for word in pair]
+        return subprocess.run(
+            [sys.executable, str(repository / "train_net.py"), "--config", str(config), *flags, *pairs],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
+        )
+
+    return run
+
+
+def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """One message, no traceback, exit code 1."""
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr + result.stdout
+    messages = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.slow
+def test_trains_resumes_and_evaluates(train_net, real_data, tmp_path):
+    first = train_net(datasets=real_data, SOLVER__MAX_ITER="2", SOLVER__CHECKPOINT_PERIOD="1")
+    assert first.returncode == 0, first.stderr
+    assert "transformer and heads" in first.stdout  # the table of parameter groups
+    assert first.stdout.index("transformer and heads") < first.stdout.index("Starting training from iteration 0")
+    output = tmp_path / "output"
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+
+    resumed = train_net("--resume", datasets=real_data, SOLVER__MAX_ITER="4", TEST__EVAL_PERIOD="4")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Starting training from iteration 2" in resumed.stdout
+    trained = torch.load(output / "model_final.pth", weights_only=True)
+    assert trained["iteration"] == 3
+    assert trained["class_names"][0] == "person"
+
+    evaluated = train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(output / "model_final.pth"))
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert re.search(r"\| +AP +\| +AP50 +\| +AP75 +\|", evaluated.stdout)
+    results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    assert len(results) == 50 * 100
+    # COCO's own category ids, not the contiguous ones.
+    assert {x["category_id"] for x in results} <= set(range(1, 91))
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu(train_net, real_data, tmp_path):
+    result = train_net("--num-gpus", "2", "--dist-url", "auto", datasets=real_data)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_refuses_a_missing_dataset(train_net, tmp_path, processes):
+    result = train_net("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
+    assert_refused(result, str(tmp_path / "nowhere" / "coco"), "DETECTRON2_DATASETS")
+    assert not (tmp_path / "output" / "model_final.pth").exists()
+
+
+def test_refuses_an_unknown_key(train_net, real_data, tmp_path):
+    result = train_net(datasets=real_data, MODEL__DETR__NUM_CLASES="3")
+    assert_refused(result, "MODEL.DETR.NUM_CLASES", "Did you mean MODEL.DETR.NUM_CLASSES?")
+    assert not (tmp_path / "output").exists()
+
+
+def test_refuses_a_wrong_number_of_classes(train_net, real_data):
+    """Edge case C16 and need B1."""
+    result = train_net(datasets=real_data, MODEL__DETR__NUM_CLASSES="81")
+    assert_refused(result, "has 80 thing classes (person, bicycle", "Do not count a no-object class")
+
+
+def test_refuses_a_truncated_checkpoint(train_net, real_data, tmp_path):
+    """Edge case C43."""
+    file = tmp_path / "half.pth"
+    torch.save({"model": {"detr.query_embed.weight": torch.zeros(100, 256)}}, file)
+    file.write_bytes(file.read_bytes()[:2000])
+    assert_refused(train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
+
+
+def test_refuses_another_architectures_checkpoint(train_net, real_data, tmp_path):
+    file = tmp_path / "rcnn.pth"
+    names = ("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")
+    torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, file)
+    assert_refused(train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
+
+
+def test_a_truncated_image_ends_training_with_its_path(train_net, real_data, tmp_path):
+    """Edge case C20, from a loader's worker."""
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "annotations").symlink_to(real_data / "coco" / "annotations")
+    (tmp_path / "coco" / "val2017").symlink_to(real_data / "coco" / "val2017")
+    images = tmp_path / "coco" / "train2017"
+    images.mkdir()
+    for image in (real_data / "coco" / "train2017").iterdir():
+        (images / image.name).write_bytes(image.read_bytes()[:3000])
+    assert_refused(train_net(datasets=tmp_path, DATALOADER__NUM_WORKERS="1"), str(images))
