@@ -15,8 +15,7 @@ from detr_d2.checkpoint import safe_pickle
 from detr_d2.errors import UserError
 
 _ZIP_START = b"PK\x03\x04"
-# The first object of a file that torch before 1.6 wrote; what comes before it in the stream of a plain pickle is
-# the whole content.
+# The first of the pickles in a file that torch before 1.6 wrote. A plain pickle's first object is all there is.
 _LEGACY_TORCH_START = 0x1950A86A20F9469CFC6C
 
 
@@ -91,9 +90,12 @@ def _load(path: str, pickle_module: ModuleType) -> Any:
             return _load_torch(path, pickle_module)
         file.seek(0)
         first = pickle_module.load(file, encoding="latin1")
-    if isinstance(first, int) and first == _LEGACY_TORCH_START and not tarfile.is_tarfile(path):
-        return _load_torch(path, pickle_module)
-    return first
+    if not (isinstance(first, int) and first == _LEGACY_TORCH_START):
+        return first
+    # A file can be both; torch would take it for one of its oldest archives and unpack it.
+    if tarfile.is_tarfile(path):
+        raise pickle.UnpicklingError("a tar archive")
+    return _load_torch(path, pickle_module)
 
 
 def _load_torch(path: str, pickle_module: ModuleType) -> Any:

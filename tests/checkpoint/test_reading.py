@@ -102,10 +102,9 @@ def test_trust_unpickles_everything(tmp_path):
 @pytest.mark.parametrize(
     "pickled",
     [
-        # eval, by way of an attribute, of a frame and of an extension code
+        # a function, and an attribute of an allowed class
         b"cbuiltins\neval\n(S'1'\ntR.",
         b"\x80\x04\x8c\x08argparse\x8c\x12Namespace.__init__\x93.",
-        b"\x80\x02\x82\x01.",
         # a class attribute and a function's attribute set through their state
         b"cargparse\nNamespace\n(N(S'dump_patches'\nI01\ndtb.",
         b"ctorch._utils\n_rebuild_tensor_v2\n(S'__wrapped__'\nI01\ndb.",
@@ -119,7 +118,7 @@ def test_trust_unpickles_everything(tmp_path):
 def test_ways_around_the_list_are_refused(tmp_path, pickled):
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickled)
-    with pytest.raises(UserError, match="evil"):
+    with pytest.raises(UserError, match=r"evil\.pkl holds more than weights"):
         read_checkpoint(str(path))
     assert not hasattr(argparse.Namespace, "dump_patches")
     assert not hasattr(torch._utils._rebuild_tensor_v2, "__wrapped__")
@@ -147,6 +146,21 @@ def test_pickled_modules_of_old_files_are_refused(tmp_path):
         torch.save({"model": nn.Linear(2, 2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"module\.pth"):
         read_checkpoint(str(path))
+
+
+def test_only_storages_are_persistent(tmp_path):
+    """In a file of old torch a class with its source could stand in a storage's place."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return ("module", argparse.Namespace, "file.py", "source") if obj == "here" else None
+
+    with open(tmp_path / "evil.pth", "wb") as file:
+        for x in (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}):
+            pickle.dump(x, file, protocol=2)
+        Pickler(file, protocol=2).dump({"model": "here"})
+    with pytest.raises(UserError, match="a persistent object that is not a tensor's storage"):
+        read_checkpoint(str(tmp_path / "evil.pth"))
 
 
 def test_torchscript_is_refused(tmp_path):
@@ -185,6 +199,20 @@ def test_archives_of_the_oldest_torch_are_refused(tmp_path):
     with tarfile.open(path, "w") as archive:
         archive.add(__file__, arcname="storages")
     with pytest.raises(UserError, match=r"old\.tar"):
+        read_checkpoint(str(path))
+
+
+def test_an_archive_that_begins_as_a_torch_file_is_refused(tmp_path):
+    """torch would unpack it."""
+    start = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+    header = bytearray(tarfile.TarInfo("name" * 10).tobuf(tarfile.USTAR_FORMAT))
+    header[: len(start)] = start
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    path = tmp_path / "both.pth"
+    path.write_bytes(header + bytes(1024))
+    assert tarfile.is_tarfile(path)
+    with pytest.raises(UserError, match="a tar archive"):
         read_checkpoint(str(path))
 
 
