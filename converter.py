@@ -11,7 +11,8 @@ DESCRIPTION = """\
 Convert a checkpoint of the original DETR (R18 to R152, box models; of segmentation and panoptic models the box part)
 to the tensor names of detr_d2. The result is checked, name by name and shape by shape, against the model that it is
 for before anything is written. MODEL.WEIGHTS takes the original file just as well; a converted one is smaller, holds
-the class names, and can be read by Detectron2's own tools.
+the class names, and can be read by Detectron2's own tools. No checkpoint tells whether it is a DC5 model: for those
+set MODEL.RESNETS.RES5_DILATION 2 when you load it.
 """
 EXAMPLES = """\
 examples:
