@@ -8,6 +8,7 @@ import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.utils.visualizer import Visualizer
 from detr.datasets.transforms import Compose, Normalize, RandomResize, ToTensor
 from detr.models.detr import PostProcess
 from PIL import Image
@@ -76,3 +77,5 @@ def test_default_predictor_with_an_original_checkpoint(pair, records, tmp_path):
     with torch.no_grad():
         expected = PostProcess()(original([tensor]), torch.tensor([list(image.size[::-1])]))[0]
     assert_same_detections(instances, expected)
+    drawn = Visualizer(np.asarray(image)).draw_instance_predictions(instances)
+    assert not np.array_equal(drawn.get_image(), np.asarray(image))

