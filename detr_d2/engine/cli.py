@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+import torch
 from detectron2.engine import launch
 from torch.multiprocessing import ProcessRaisedException
 
@@ -20,6 +21,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         The exit code: 0, or 1 after a :class:`UserError`, whose message was written to stderr.
     """
     try:
+        _check_gpus(args.num_gpus)
         launch(
             main,
             args.num_gpus,
@@ -34,3 +36,9 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         sys.stderr.write(f"error: {str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()}\n")
         return 1
     return 0
+
+
+def _check_gpus(wanted: int) -> None:
+    found = torch.cuda.device_count()
+    if torch.cuda.is_available() and wanted > found:
+        raise UserError(f"--num-gpus is {wanted}, but this machine has {found}.")

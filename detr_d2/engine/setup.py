@@ -39,6 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     check_detr_config(cfg)
     _check_device(cfg)
+    if not args.eval_only:
+        _check_batch(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     # Detectron2's loop logs every exception with its traceback; a user's mistake is told once, by the script.
@@ -56,6 +58,15 @@ def _check_device(cfg: CfgNode) -> None:
         raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
     if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda"):
         raise UserError(f"SOLVER.AMP.ENABLED True needs a CUDA GPU, and MODEL.DEVICE is {device}: set it False.")
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    size, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if size < 1 or size % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {size} is not a multiple of the number of processes, {processes}: every process "
+            "takes an equal share of the batch."
+        )
 
 
 def _is_no_user_error(record: logging.LogRecord) -> bool:

@@ -1,6 +1,9 @@
-import pytest
+import argparse
 
-from detr_d2.engine import load_config
+import pytest
+import torch
+
+from detr_d2.engine import load_config, setup
 from detr_d2.errors import UserError
 
 
@@ -49,3 +52,41 @@ def test_bad_options(options, message):
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         load_config("nowhere.yaml", [])
+
+
+@pytest.fixture
+def arguments(repository, tmp_path):
+    """A function that makes the arguments of a script for the COCO config."""
+
+    def make(*options: str, eval_only: bool = False) -> argparse.Namespace:
+        config = str(repository / "configs" / "detr_256_6_6_torchvision.yaml")
+        opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "output"), *options]
+        return argparse.Namespace(config_file=config, opts=opts, eval_only=eval_only)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH 0"),
+        (("SOLVER.AMP.ENABLED", "True"), "SOLVER.AMP.ENABLED True needs a CUDA GPU"),
+        (("MODEL.DETR.HIDDEN_DIM", "30"), "MODEL.DETR.HIDDEN_DIM"),
+    ],
+)
+def test_refused_before_anything_is_written(arguments, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        setup(arguments(*options))
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(arguments):
+    with pytest.raises(UserError, match=r"MODEL.DEVICE is cuda.*add MODEL.DEVICE cpu"):
+        setup(arguments("MODEL.DEVICE", "cuda"))
+
+
+def test_evaluation_does_not_mind_the_batch_of_training(arguments, tmp_path):
+    cfg = setup(arguments("SOLVER.IMS_PER_BATCH", "0", eval_only=True))
+    assert cfg.is_frozen()
+    assert (tmp_path / "output" / "config.yaml").is_file()

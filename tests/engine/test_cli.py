@@ -1,0 +1,52 @@
+import argparse
+
+import pytest
+import torch
+
+from detr_d2.engine import run
+from detr_d2.errors import UserError
+
+
+@pytest.fixture
+def args():
+    return argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
+
+
+def test_success(args):
+    seen = []
+    assert run(seen.append, args) == 0
+    assert seen == [args]
+
+
+def test_a_users_mistake_is_one_message(args, capsys):
+    def main(args):
+        raise UserError("MODEL.X is wrong: set Y.")
+
+    assert run(main, args) == 1
+    assert capsys.readouterr().err == "error: MODEL.X is wrong: set Y.\n"
+
+
+def test_the_message_of_a_loaders_worker_loses_its_traceback(args, capsys):
+    def main(args):
+        raise UserError(
+            "Caught UserError in DataLoader worker process 0.\nTraceback …\nd.UserError: a.jpg is broken.\n"
+        )
+
+    assert run(main, args) == 1
+    assert capsys.readouterr().err == "error: a.jpg is broken.\n"
+
+
+def test_other_errors_keep_their_traceback(args):
+    def main(args):
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(main, args)
+
+
+def test_more_gpus_than_there_are(args, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args.num_gpus = 8
+    assert run(lambda args: None, args) == 1
+    assert "--num-gpus is 8, but this machine has 2" in capsys.readouterr().err
