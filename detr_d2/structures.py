@@ -23,6 +23,15 @@ class Predictions(NamedTuple):
     """(L, B, Q, 4) centre x, centre y, width, height in [0, 1], relative to the unpadded image."""
 
 
+class Decoded(NamedTuple):
+    """What a transformer makes of the queries."""
+
+    hidden: Tensor
+    """(L, B, Q, C) output of the decoder layers, the last one last."""
+    reference: Tensor | None = None
+    """(B, Q, 2) x and y, before the sigmoid, that the centre of a query's box is predicted relative to."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """The objects of B images, padded to T, the largest number in any of them."""

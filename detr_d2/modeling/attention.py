@@ -36,13 +36,25 @@ class MultiheadAttention(nn.Module):
         Returns:
             (B, N, C)
         """
-        inputs = (query, key, value)
-        projections = zip(inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        q, k, v = (self._split_heads(F.linear(x, weight, bias)) for x, weight, bias in projections)
+        q, k, v = self.project(query, key, value)
         visible = None if padding_mask is None else ~padding_mask[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return self.attend(q, k, v, visible)
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """(B, N or S, C) queries, keys and values -> (B, heads, N or S, C / heads)."""
+        projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        return [
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in projections
+        ]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+        """What the queries take from the values, mixed over the heads: (B, N, C).
+
+        Args:
+            mask: what may be attended to (bool) or what is added to the logits, broadcast to (B, heads, N, S).
+            scale: of the products of queries and keys; by default one over the root of their size.
+        """
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))

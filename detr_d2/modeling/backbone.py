@@ -18,6 +18,8 @@ class Features(NamedTuple):
     """(B, C, H, W)"""
     padding_mask: Tensor | None
     """(B, H, W) bool, True where padded; None when the images of the batch are of one size."""
+    extents: Tensor
+    """(B, 2) float32 width and height of the unpadded images, measured in features."""
 
 
 class MaskedBackbone(nn.Module):
@@ -29,10 +31,13 @@ class MaskedBackbone(nn.Module):
         shapes = backbone.output_shape()
         self.level = max(shapes, key=lambda name: shapes[name].stride)
         self.num_channels = shapes[self.level].channels
+        self.stride = shapes[self.level].stride
 
     def forward(self, images: ImageList) -> Features:
         features = self.backbone(images.tensor)[self.level]
-        return Features(features, padding_mask(images, features.shape[-2:]))
+        sizes = torch.tensor([(width, height) for height, width in images.image_sizes], dtype=torch.float32)
+        extents = (sizes / self.stride).to(features.device, non_blocking=True)
+        return Features(features, padding_mask(images, features.shape[-2:]), extents)
 
 
 class BackboneWithPosition(nn.Sequential):

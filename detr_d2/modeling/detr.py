@@ -1,7 +1,10 @@
 """The network: backbone, transformer, heads (arXiv 2005.12872, section 3.2)."""
 
+import math
+
 from detectron2.structures import ImageList
 from torch import nn
+from torch.nn import functional as F
 
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.heads import MLP
@@ -11,11 +14,20 @@ from detr_d2.structures import Predictions
 class DetrNetwork(nn.Module):
     """Images in, classes and boxes of the object queries out."""
 
-    def __init__(self, *, backbone: BackboneWithPosition, transformer: nn.Module, num_classes: int, num_queries: int):
+    def __init__(
+        self,
+        *,
+        backbone: BackboneWithPosition,
+        transformer: nn.Module,
+        num_classes: int,
+        num_queries: int,
+        class_prior: float | None = None,
+    ):
         """
         Args:
             num_classes: foreground classes; the no-object class is added here.
             num_queries: the largest number of objects that can be found in an image.
+            class_prior: initial probability of each class, for a sigmoid head (arXiv 1708.02002, section 3.3).
         """
         super().__init__()
         hidden_dim = transformer.hidden_dim
@@ -24,6 +36,8 @@ class DetrNetwork(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.transformer = transformer
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        if class_prior is not None:
+            nn.init.constant_(self.class_embed.bias, math.log(class_prior / (1 - class_prior)))
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
 
     def forward(self, images: ImageList, *, all_layers: bool) -> Predictions:
@@ -33,11 +47,13 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
         """
         features, pos = self.backbone(images)
-        hidden = self.transformer(
-            self.input_proj(features.tensor),
-            features.padding_mask,
+        hidden, reference = self.transformer(
+            features._replace(tensor=self.input_proj(features.tensor)),
             pos,
             self.query_embed.weight,
             all_layers=all_layers,
         )
-        return Predictions(self.class_embed(hidden), self.bbox_embed(hidden).float().sigmoid())
+        boxes = self.bbox_embed(hidden).float()
+        if reference is not None:
+            boxes = boxes + F.pad(reference.float(), (0, 2))
+        return Predictions(self.class_embed(hidden), boxes.sigmoid())

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.attention import MultiheadAttention
+from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
+from detr_d2.structures import Decoded
 
 
 class TransformerLayer(nn.Module):
@@ -159,28 +161,28 @@ class DetrTransformer(nn.Module):
             "pre_norm": detr.PRE_NORM,
         }
 
-    def forward(
-        self,
-        features: Tensor,
-        padding_mask: Tensor | None,
-        pos: Tensor,
-        query_pos: Tensor,
-        *,
-        all_layers: bool,
-    ) -> Tensor:
+    def forward(self, features: Features, pos: Tensor, query_pos: Tensor, *, all_layers: bool) -> Decoded:
         """
         Args:
-            features: (B, C, H, W) projected image features.
-            padding_mask: (B, H, W) bool, True where padded; None when nothing is.
+            features: projected to (B, C, H, W).
             pos: (B or 1, C, H, W) position embedding.
             query_pos: (Q, C) object queries.
-            all_layers: give the output of every decoder layer, not of the last alone.
-
-        Returns:
-            (L, B, Q, C) decoder output, the last layer last.
+            all_layers: give the output of every decoder layer (L of them), not of the last alone (L = 1).
         """
-        src = features.flatten(2).transpose(1, 2)
+        src = features.tensor.flatten(2).transpose(1, 2)
         pos = pos.flatten(2).transpose(1, 2)
-        mask = None if padding_mask is None else padding_mask.flatten(1)
+        mask = None if features.padding_mask is None else features.padding_mask.flatten(1)
         memory = self.encoder(src, pos, mask)
-        return self.decoder(memory, pos, query_pos, mask, all_layers)
+        return self.decode(memory, pos, mask, query_pos, features, all_layers)
+
+    def decode(
+        self,
+        memory: Tensor,
+        pos: Tensor,
+        padding_mask: Tensor | None,
+        query_pos: Tensor,
+        features: Features,
+        all_layers: bool,
+    ) -> Decoded:
+        """Run the decoder over the (B, S, C) memory; variants of the decoder change this."""
+        return Decoded(self.decoder(memory, pos, query_pos, padding_mask, all_layers))
