@@ -18,6 +18,8 @@ def add_detr_config(cfg: CN) -> None:
     # A box model that is loaded last and kept fixed while a mask head is trained over it.
     detr.FROZEN_WEIGHTS = ""
 
+    # "softmax": cross entropy over the classes and no-object. "focal": sigmoid focal loss a class.
+    detr.CLASS_LOSS = "softmax"
     # Weights of the losses. The box losses are L1 and 1 - GIoU of the matched pairs.
     detr.CLASS_WEIGHT = 1.0
     detr.L1_WEIGHT = 5.0
@@ -45,11 +47,36 @@ def add_detr_config(cfg: CN) -> None:
     detr.HIDDEN_DIM = 256
     # The largest number of objects that the model can find in an image.
     detr.NUM_OBJECT_QUERIES = 100
+    # Of "SmcaTransformer". The Gaussian's scale: "type1" fixed, "type2" learned, "type3" learned along x and y,
+    # "type4" along x, y and of their product.
+    detr.SMCA = CN()
+    detr.SMCA.DYNAMIC_SCALE = "type3"
+    # What the squared distance, in features, is divided by.
+    detr.SMCA.SMOOTH = 8.0
+    # Modulate the first half of the heads only; modulate the second half of the queries only.
+    detr.SMCA.HEAD_MIXTURE = False
+    detr.SMCA.QUERY_MIXTURE = False
+
     # "sine" or "learned".
     detr.POSITION_EMBEDDING = "sine"
     # False: padded batches behave as in the original code. True is reserved for results that do not
     # depend on what an image is batched with.
     detr.BATCH_INVARIANT = False
+
+    # A backbone of the timm library, where MODEL.BACKBONE.NAME is "build_timm_backbone".
+    timm = cfg.MODEL.TIMM = CN()
+    # A model of timm, with the tag of its weights: "resnet50.a1_in1k".
+    timm.NAME = ""
+    # Start from the weights that timm publishes under this name; not while MODEL.WEIGHTS names a whole model.
+    timm.PRETRAINED = False
+    # Start from a file or URL instead: weights of this model, as timm names them.
+    timm.WEIGHTS = ""
+    # Which of timm's feature levels leave the backbone; negative numbers count from the last, the coarsest.
+    timm.OUT_INDICES = (-1,)
+    # Keep the statistics, scales and shifts of batch norms as they are, as DETR does.
+    timm.FROZEN_BN = True
+    # More arguments of timm.create_model, by name: {dynamic_img_size: True}.
+    timm.ARGS = CN(new_allowed=True)
 
     # "ADAMW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"

@@ -4,6 +4,7 @@ from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, buil
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
 from detr_d2.modeling.detr import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding
+from detr_d2.modeling.smca import SmcaTransformer
 from detr_d2.modeling.transformer import DetrTransformer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DetrNetwork",
     "DetrTransformer",
     "MaskedBackbone",
+    "SmcaTransformer",
     "build_masked_backbone",
     "build_position_embedding",
     "build_transformer",

@@ -52,10 +52,12 @@ class EncoderLayer(TransformerLayer):
 
 
 class DecoderLayer(TransformerLayer):
+    cross_attention = MultiheadAttention
+
     def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
         super().__init__(hidden_dim, dim_feedforward, dropout, pre_norm)
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
-        self.multihead_attn = MultiheadAttention(hidden_dim, nheads, dropout)
+        self.multihead_attn = self.cross_attention(hidden_dim, nheads, dropout)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
@@ -79,12 +81,17 @@ class DecoderLayer(TransformerLayer):
             (B, Q, C)
         """
 
+        def attend_to_memory(x: Tensor) -> Tensor:
+            return self.multihead_attn(x + query_pos, located_memory, memory, padding_mask)
+
+        return self.run(tgt, query_pos, attend_to_memory)
+
+    def run(self, tgt: Tensor, query_pos: Tensor, attend_to_memory: Callable[[Tensor], Tensor]) -> Tensor:
+        """Self-attention of the queries, then ``attend_to_memory``, then the feed-forward network."""
+
         def attend_to_queries(x: Tensor) -> Tensor:
             located = x + query_pos
             return self.self_attn(located, located, x)
-
-        def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, located_memory, memory, padding_mask)
 
         tgt = self.residual(tgt, self.norm1, attend_to_queries)
         tgt = self.residual(tgt, self.norm2, attend_to_memory)
@@ -143,7 +150,8 @@ class DetrTransformer(nn.Module):
         sizes = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
         encoder_norm = nn.LayerNorm(hidden_dim) if pre_norm else None
         self.encoder = Encoder([EncoderLayer(*sizes) for _ in range(enc_layers)], encoder_norm)
-        self.decoder = Decoder([DecoderLayer(*sizes) for _ in range(dec_layers)], nn.LayerNorm(hidden_dim))
+        decoder_layers = [self.decoder_layer(i, *sizes) for i in range(dec_layers)]
+        self.decoder = Decoder(decoder_layers, nn.LayerNorm(hidden_dim))
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -174,6 +182,10 @@ class DetrTransformer(nn.Module):
         mask = None if features.padding_mask is None else features.padding_mask.flatten(1)
         memory = self.encoder(src, pos, mask)
         return self.decode(memory, pos, mask, query_pos, features, all_layers)
+
+    def decoder_layer(self, index: int, *sizes) -> DecoderLayer:
+        """Make decoder layer number ``index``; variants of the decoder change this."""
+        return DecoderLayer(*sizes)
 
     def decode(
         self,
