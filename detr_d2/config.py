@@ -78,6 +78,21 @@ def add_detr_config(cfg: CN) -> None:
     # More arguments of timm.create_model, by name: {dynamic_img_size: True}.
     timm.ARGS = CN(new_allowed=True)
 
+    # A backbone of the timm library, where MODEL.BACKBONE.NAME is "build_timm_backbone".
+    timm = cfg.MODEL.TIMM = CN()
+    # A model of timm, with the tag of its weights: "resnet50.a1_in1k".
+    timm.NAME = ""
+    # Start from the weights that timm publishes under this name; not while MODEL.WEIGHTS names a whole model.
+    timm.PRETRAINED = False
+    # Start from a file or URL instead: weights of this model, as timm names them.
+    timm.WEIGHTS = ""
+    # Which of timm's feature levels leave the backbone; negative numbers count from the last, the coarsest.
+    timm.OUT_INDICES = (-1,)
+    # Keep the statistics, scales and shifts of batch norms as they are, as DETR does.
+    timm.FROZEN_BN = True
+    # More arguments of timm.create_model, by name: {dynamic_img_size: True}.
+    timm.ARGS = CN(new_allowed=True)
+
     # "ADAMW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR.
