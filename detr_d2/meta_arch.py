@@ -24,6 +24,9 @@ from detr_d2.modeling import (
 from detr_d2.postprocess import box_instances
 from detr_d2.structures import Predictions, Targets
 
+# What a sigmoid class head says of every class at the start: most are not there.
+_CLASS_PRIOR = 0.01
+
 # Metrics leave the device this seldom: as often as Detectron2 writes a line.
 _METRICS_PERIOD = 20
 
@@ -41,6 +44,7 @@ class Detr(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         deep_supervision: bool = True,
+        class_loss: str = "softmax",
     ):
         """
         Args:
@@ -48,11 +52,13 @@ class Detr(nn.Module):
             criterion: predictions and targets to losses.
             pixel_mean, pixel_std: a value a channel, in the order of the images' channels, on a scale of 255.
             deep_supervision: losses after every decoder layer, not the last alone.
+            class_loss: "softmax" or "focal", which decides how detections are ranked.
         """
         super().__init__()
         self.detr = network
         self.criterion = criterion
         self.deep_supervision = deep_supervision
+        self.class_loss = class_loss
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -65,6 +71,7 @@ class Detr(nn.Module):
             transformer=build_transformer(cfg),
             num_classes=detr.NUM_CLASSES,
             num_queries=detr.NUM_OBJECT_QUERIES,
+            class_prior=_CLASS_PRIOR if detr.CLASS_LOSS == "focal" else None,
         )
         return {
             "network": network,
@@ -72,6 +79,7 @@ class Detr(nn.Module):
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "deep_supervision": detr.DEEP_SUPERVISION,
+            "class_loss": detr.CLASS_LOSS,
         }
 
     @property
@@ -99,7 +107,8 @@ class Detr(nn.Module):
             (int(x.get("height", size[0])), int(x.get("width", size[1])))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        return [{"instances": instances} for instances in box_instances(predictions, sizes)]
+        results = box_instances(predictions, sizes, self.class_loss)
+        return [{"instances": instances} for instances in results]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them with zeros, right and below, to the largest of the batch."""

@@ -1,10 +1,13 @@
 """The set criterion (arXiv 2005.12872, section 3.1): match, then compare the matched pairs."""
 
+from typing import ClassVar
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from detr_d2.config import choice
 from detr_d2.losses import metrics, terms
 from detr_d2.matching import Matcher, MatchingCost, build_matcher
 from detr_d2.precision import without_autocast
@@ -25,14 +28,17 @@ class SetCriterion(nn.Module):
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         no_object_weight: float = 0.1,
+        class_loss: str = "softmax",
     ):
         """
         Args:
             num_classes: foreground classes.
             class_weight, l1_weight, giou_weight: weights of the terms of the loss.
             no_object_weight: weight of the no-object class within the cross entropy; the others have 1.
+            class_loss: "softmax" or "focal".
         """
         super().__init__()
+        self.class_loss = choice(self._CLASS_LOSSES, "MODEL.DETR.CLASS_LOSS", class_loss)
         self.num_classes = num_classes
         self.cost = cost
         self.matcher = matcher
@@ -53,6 +59,7 @@ class SetCriterion(nn.Module):
             "l1_weight": detr.L1_WEIGHT,
             "giou_weight": detr.GIOU_WEIGHT,
             "no_object_weight": detr.NO_OBJECT_WEIGHT,
+            "class_loss": detr.CLASS_LOSS,
         }
 
     def forward(self, predictions: Predictions, targets: Targets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -78,10 +85,18 @@ class SetCriterion(nn.Module):
         classes = terms.target_classes(targets.labels, matches, num_queries, self.num_classes)
         l1, giou = terms.box_losses(boxes, targets.boxes, matches)
         return {
-            "loss_ce": terms.cross_entropy(logits, classes, self.class_weights) / class_total,
+            "loss_ce": self.class_loss(self, logits, classes, num_boxes, class_total),
             "loss_bbox": l1 / num_boxes,
             "loss_giou": giou / num_boxes,
         }
+
+    def _cross_entropy(self, logits: Tensor, classes: Tensor, num_boxes: Tensor, class_total: Tensor) -> Tensor:
+        return terms.cross_entropy(logits, classes, self.class_weights) / class_total
+
+    def _focal_loss(self, logits: Tensor, classes: Tensor, num_boxes: Tensor, class_total: Tensor) -> Tensor:
+        return terms.sigmoid_focal_loss(logits, classes) / num_boxes
+
+    _CLASS_LOSSES: ClassVar = {"softmax": _cross_entropy, "focal": _focal_loss}
 
     def _normalizers(self, targets: Targets, num_queries: int, device: torch.device) -> Tensor:
         """The number of objects (at least 1) and the sum of the classes' weights, averaged over the processes.

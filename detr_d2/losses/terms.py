@@ -29,6 +29,26 @@ def cross_entropy(logits: Tensor, classes: Tensor, class_weights: Tensor) -> Ten
     return losses.view(logits.shape[0], -1).sum(1)
 
 
+def sigmoid_focal_loss(logits: Tensor, classes: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sums of the focal loss (arXiv 1708.02002, equation 5) over all queries and classes.
+
+    Args:
+        logits: (L, B, Q, K), each with a sigmoid of its own; the last class, no-object, is never there.
+        classes: (L, B, Q) int64 below K.
+
+    Returns:
+        (L,)
+    """
+    there = F.one_hot(classes, logits.shape[-1])
+    there[..., -1] = 0
+    there = there.to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, there, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability * (1 - there) + (1 - probability) * there
+    balance = alpha * there + (1 - alpha) * (1 - there)
+    return (balance * wrong**gamma * entropy).sum((1, 2, 3))
+
+
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the matched pairs of the L1 distance and of 1 - GIoU.
 

@@ -7,9 +7,15 @@ from detectron2.structures import ImageList
 from torch import nn
 from torch.testing import assert_close
 
+from detr_d2.errors import UserError
+from detr_d2.losses import SetCriterion
+from detr_d2.matching import HungarianMatcher, MatchingCost
+from detr_d2.meta_arch import Detr
 from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
 from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
+from detr_d2.modeling.smca import SpatialAttention
+from detr_d2.structures import Targets
 
 SETTINGS = (
     "type1_smooth8",
@@ -76,7 +82,10 @@ def build(setting: str, features: Features) -> DetrNetwork:
 
 @pytest.fixture(scope="session")
 def golden(real_data):
-    return real_data.parent / "golden" / "smca"
+    folder = real_data.parent / "golden" / "smca"
+    if not folder.is_dir():
+        pytest.skip(f"no golden tensors in {folder}")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +110,117 @@ def test_predictions_are_the_authors(golden, features, setting):
     for ours, theirs, alone in zip(predictions, expected, last, strict=True):
         assert_close(ours, theirs, atol=1e-4, rtol=0)
         assert_close(alone, ours[-1:], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_matches_and_losses_are_the_authors(golden, features, setting):
+    """The last layer's matches equal, all layers' losses within 1e-4."""
+    with np.load(golden / "inputs.npz") as inputs:
+        objects = [(torch.from_numpy(inputs[f"labels_{i}"]), torch.from_numpy(inputs[f"boxes_{i}"])) for i in (0, 1)]
+    counts = tuple(len(labels) for labels, _ in objects)
+    labels, boxes = (
+        nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=1) for x in zip(*objects, strict=True)
+    )
+    targets = Targets(labels, boxes, counts)
+    cost = MatchingCost(class_weight=2.0, class_loss="focal")
+    criterion = SetCriterion(num_classes=11, cost=cost, matcher=HungarianMatcher(), class_loss="focal")
+    with torch.no_grad():
+        predictions = build(setting, features)(None, all_layers=True)
+        matches = criterion.matcher(cost(predictions, targets), counts)[-1]
+        _, metrics = criterion(predictions, targets)
+    with np.load(golden / f"{setting}.npz") as stored:
+        for i, count in enumerate(counts):
+            expected = dict(zip(stored[f"match_target_{i}"].tolist(), stored[f"match_query_{i}"].tolist(), strict=True))
+            assert dict(enumerate(matches[i, :count].tolist())) == expected
+        losses = {name.removeprefix("loss/"): stored[name].item() for name in stored if name.startswith("loss/")}
+    assert len(losses) == 19
+    for name, expected in losses.items():
+        assert metrics[name.replace("loss_", "unweighted/")].item() == pytest.approx(expected, rel=1e-4, abs=1e-4), name
+
+
+def explicit(network: DetrNetwork) -> DetrNetwork:
+    """The same network with cross attention that makes the whole bias, whatever its type."""
+    for layer in network.transformer.decoder.layers:
+        layer.multihead_attn.__class__ = ExplicitAttention
+    return network
+
+
+class ExplicitAttention(SpatialAttention):
+    def forward(self, query, key, value, padding_mask, bias):
+        q, k, v = self.project(query, key, value)
+        grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in bias.size)).flip(-1)
+        dx, dy = (bias.point[..., None, :] - grid).square().unbind(-1)
+        terms = [dx, dy] if bias.weight.shape[-1] == 2 else [dx, dy, dx * dy]
+        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        for weight, term in zip(bias.weight.unbind(-1), terms, strict=True):
+            logits = logits - weight[..., None] * term
+        logits = logits.masked_fill(padding_mask[:, None, None], -torch.inf)
+        return self.out_proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_gradients_are_those_of_the_explicit_bias(features, setting):
+    gradients = []
+    for network in (build(setting, features), explicit(build(setting, features))):
+        logits, boxes = network(None, all_layers=True)
+        (logits.square().mean() + boxes.square().mean()).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    for name, gradient in gradients[1].items():
+        distance = (gradients[0][name] - gradient).norm() / gradient.norm().clamp(min=1e-4)
+        assert distance < 1e-3, f"{name}: {distance}"
+
+
+@pytest.mark.parametrize("setting", SETTINGS[:4])
+def test_bfloat16_is_close(features, setting):
+    network = build(setting, features)
+    with torch.no_grad():
+        expected = network(None, all_layers=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predictions = network(None, all_layers=False)
+    assert (predictions.boxes - expected.boxes).abs().mean() < 5e-3
+    error = (predictions.logits.float() - expected.logits).norm() / expected.logits.norm()
+    assert error < 0.05
+
+
+@pytest.mark.parametrize("dynamic_scale", ["type1", "type2", "type3", "type4"])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("MODEL.DETR.PRE_NORM", True), ("MODEL.DETR.DEC_LAYERS", 1), ("MODEL.DETR.NHEADS", 2)],
+    ids=["plain", "pre-norm", "one layer", "two heads"],
+)
+def test_any_size_trains(make_model, make_inputs, dynamic_scale, options):
+    """Any hidden size, heads, depth; also pre-norm; every parameter has a gradient."""
+    smca = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", dynamic_scale)
+    model = make_model(*smca, "MODEL.DETR.CLASS_LOSS", "focal", *options).train()
+    sum(model(make_inputs([(64, 96), (80, 64)], [3, 0])).values()).backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    with torch.no_grad():
+        instances = model.eval()(make_inputs([(64, 96)], [0]))[0]["instances"]
+    assert len(instances) == 7
+    assert instances.pred_classes.max() < 5
+
+
+def test_first_scale_and_class_prior(make_cfg):
+    cfg = make_cfg("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+    network = Detr(cfg).detr
+    point3 = network.transformer.decoder.layers[1].point3
+    assert (point3.weight == 0).all()
+    assert (point3.bias == 1).all()
+    assert_close(network.class_embed.bias.sigmoid(), torch.full((6,), 0.01))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "others"),
+    [
+        ("MODEL.DETR.SMCA.DYNAMIC_SCALE", "type5", ()),
+        ("MODEL.DETR.SMCA.SMOOTH", 0.0, ()),
+        ("MODEL.DETR.CLASS_LOSS", "hinge", ()),
+        ("MODEL.DETR.NUM_OBJECT_QUERIES", 7, ("MODEL.DETR.SMCA.QUERY_MIXTURE", True)),
+        ("MODEL.DETR.NHEADS", 1, ("MODEL.DETR.SMCA.HEAD_MIXTURE", True)),
+        ("MODEL.DETR.NHEADS", 5, ()),
+    ],
+)
+def test_refused_values_name_their_key(make_cfg, key, value, others):
+    with pytest.raises(UserError, match=key):
+        Detr(make_cfg("MODEL.DETR.TRANSFORMER", "SmcaTransformer", key, value, *others))
