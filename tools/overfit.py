@@ -4,12 +4,10 @@
 import argparse
 import sys
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
-from detr_d2.data import check_datasets
+from detr_d2.data import check_datasets, memorizing_config
 from detr_d2.engine import Trainer, run, setup
-from detr_d2.errors import UserError
 
 EXAMPLES = """
 Takes the first images with objects of DATASETS.TRAIN, trains on them without augmentation and evaluates
@@ -23,31 +21,9 @@ example:
 def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     check_datasets(cfg)
-    name = register_first_images(cfg.DATASETS.TRAIN[0], args.num_images)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
-    cfg.INPUT.CROP.ENABLED = False
-    cfg.INPUT.RANDOM_FLIP = "none"
-    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-    cfg.TEST.EVAL_PERIOD = 0
-    cfg.freeze()
-    trainer = Trainer(cfg)
+    trainer = Trainer(memorizing_config(cfg, args.num_images))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
-
-
-def register_first_images(dataset: str, count: int) -> str:
-    """Register the first ``count`` images of ``dataset`` that have an object; returns the new name."""
-    images = [x for x in DatasetCatalog.get(dataset) if any(not a.get("iscrowd", 0) for a in x["annotations"])][:count]
-    if len(images) < count:
-        raise UserError(f"--num-images is {count}, but '{dataset}' has only {len(images)} images with objects.")
-    name = f"{dataset}_first_{count}"
-    DatasetCatalog.register(name, lambda: images)
-    source = MetadataCatalog.get(dataset)
-    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=source.thing_classes)
-    return name
 
 
 if __name__ == "__main__":
