@@ -1,7 +1,5 @@
 """The set criterion (arXiv 2005.12872, section 3.1): match, then compare the matched pairs."""
 
-from typing import ClassVar
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from detr_d2.config import choice
 from detr_d2.losses import metrics, terms
+from detr_d2.losses.classification import CLASS_LOSSES, Totals
 from detr_d2.matching import Matcher, MatchingCost, build_matcher
 from detr_d2.precision import without_autocast
 from detr_d2.structures import Predictions, Targets
@@ -38,7 +37,7 @@ class SetCriterion(nn.Module):
             class_loss: "softmax" or "focal".
         """
         super().__init__()
-        self.class_loss = choice(self._CLASS_LOSSES, "MODEL.DETR.CLASS_LOSS", class_loss)
+        self.class_loss = choice(CLASS_LOSSES, "MODEL.DETR.CLASS_LOSS", class_loss)
         self.num_classes = num_classes
         self.cost = cost
         self.matcher = matcher
@@ -81,35 +80,24 @@ class SetCriterion(nn.Module):
     def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor) -> dict[str, Tensor]:
         logits, boxes = predictions
         num_queries = logits.shape[2]
-        num_boxes, class_total = self._normalizers(targets, num_queries, logits.device)
+        totals = self._totals(targets, num_queries, logits.device)
         classes = terms.target_classes(targets.labels, matches, num_queries, self.num_classes)
         l1, giou = terms.box_losses(boxes, targets.boxes, matches)
         return {
-            "loss_ce": self.class_loss(self, logits, classes, num_boxes, class_total),
-            "loss_bbox": l1 / num_boxes,
-            "loss_giou": giou / num_boxes,
+            "loss_ce": self.class_loss(logits, classes, self.class_weights, totals),
+            "loss_bbox": l1 / totals.boxes,
+            "loss_giou": giou / totals.boxes,
         }
 
-    def _cross_entropy(self, logits: Tensor, classes: Tensor, num_boxes: Tensor, class_total: Tensor) -> Tensor:
-        return terms.cross_entropy(logits, classes, self.class_weights) / class_total
-
-    def _focal_loss(self, logits: Tensor, classes: Tensor, num_boxes: Tensor, class_total: Tensor) -> Tensor:
-        return terms.sigmoid_focal_loss(logits, classes) / num_boxes
-
-    _CLASS_LOSSES: ClassVar = {"softmax": _cross_entropy, "focal": _focal_loss}
-
-    def _normalizers(self, targets: Targets, num_queries: int, device: torch.device) -> Tensor:
-        """The number of objects (at least 1) and the sum of the classes' weights, averaged over the processes.
-
-        Both are known on the host. The average makes the gradients those of one process with the joint batch.
-        """
+    def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:
+        # Both are known on the host. Their average makes the gradients those of one process with the joint batch.
         matched = sum(min(count, num_queries) for count in targets.counts)
-        class_total = matched + self.no_object_weight * (len(targets) * num_queries - matched)
-        totals = torch.tensor([float(sum(targets.counts)), class_total]).to(device, non_blocking=True)
+        class_weight = matched + self.no_object_weight * (len(targets) * num_queries - matched)
+        totals = torch.tensor([float(sum(targets.counts)), class_weight]).to(device, non_blocking=True)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(totals)
             totals = totals / comm.get_world_size()
-        return torch.stack((totals[0].clamp(min=1), totals[1]))
+        return Totals(totals[0].clamp(min=1), totals[1])
 
     @staticmethod
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detr_d2.box_ops import cxcywh_to_xyxy, generalized_iou
 
@@ -21,32 +20,6 @@ def target_classes(labels: Tensor, matches: Tensor, num_queries: int, no_object:
     classes = labels.new_full((layers, batch, num_queries + 1), no_object)
     index = torch.where(matches < 0, num_queries, matches)
     return classes.scatter_(2, index, labels.expand(layers, -1, -1))[..., :num_queries]
-
-
-def cross_entropy(logits: Tensor, classes: Tensor, class_weights: Tensor) -> Tensor:
-    """(L, B, Q, K) logits and (L, B, Q) classes -> (L,) weighted sums of - log probability."""
-    losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), class_weights, reduction="none")
-    return losses.view(logits.shape[0], -1).sum(1)
-
-
-def sigmoid_focal_loss(logits: Tensor, classes: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sums of the focal loss (arXiv 1708.02002, equation 5) over all queries and classes.
-
-    Args:
-        logits: (L, B, Q, K), each with a sigmoid of its own; the last class, no-object, is never there.
-        classes: (L, B, Q) int64 below K.
-
-    Returns:
-        (L,)
-    """
-    there = F.one_hot(classes, logits.shape[-1])
-    there[..., -1] = 0
-    there = there.to(logits.dtype)
-    entropy = F.binary_cross_entropy_with_logits(logits, there, reduction="none")
-    probability = logits.sigmoid()
-    wrong = probability * (1 - there) + (1 - probability) * there
-    balance = alpha * there + (1 - alpha) * (1 - there)
-    return (balance * wrong**gamma * entropy).sum((1, 2, 3))
 
 
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
