@@ -1,10 +1,12 @@
 """The network and its parts."""
 
 from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, build_masked_backbone
+from detr_d2.modeling.backbone_checks import check_pixel_statistics
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
 from detr_d2.modeling.detr import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding
 from detr_d2.modeling.smca import SmcaTransformer
+from detr_d2.modeling.timm_backbone import TimmBackbone
 from detr_d2.modeling.transformer import DetrTransformer
 
 __all__ = [
@@ -14,7 +16,9 @@ __all__ = [
     "DetrTransformer",
     "MaskedBackbone",
     "SmcaTransformer",
+    "TimmBackbone",
     "build_masked_backbone",
     "build_position_embedding",
     "build_transformer",
+    "check_pixel_statistics",
 ]

@@ -1,0 +1,230 @@
+"""Models of the timm library (github.com/huggingface/pytorch-image-models) as backbones."""
+
+import difflib
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from detr_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """Feature levels of a timm model.
+
+    A level is named as in Detectron2's ResNets, "res" and the binary logarithm of its stride ("res5": stride 32), where
+    every level of the model has a stride of its own; else "level" and its index.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool = False,
+        weights: str = "",
+        out_indices: Sequence[int] = (-1,),
+        freeze_at: int = 0,
+        frozen_bn: bool = True,
+        in_channels: int = 3,
+        arguments: dict[str, Any] | None = None,
+    ):
+        """
+        Args:
+            name: of the model, with the tag of its weights: "resnet50.a1_in1k".
+            pretrained: download the weights that timm publishes under the name.
+            weights: a file or URL of weights to start from instead: ``.pth``, ``.safetensors``, or for BiT and ViT
+                models the ``.npz`` of their authors.
+            out_indices: which feature levels to return, 0 being the finest; negative ones count from the last.
+            freeze_at: as ``MODEL.BACKBONE.FREEZE_AT``: fix the parameters of every layer up to the last that works at
+                stride 2**freeze_at or finer. 2 fixes the stem and the first stage of a ResNet, 0 nothing.
+            frozen_bn: batch norms with fixed statistics, scale and shift.
+            in_channels: of the images.
+            arguments: more arguments of ``timm.create_model``.
+
+        Raises:
+            UserError: timm is missing, or one of the arguments can't be met; names the config key.
+        """
+        super().__init__()
+        options = {
+            **(arguments or {}),
+            "features_only": True,
+            "out_indices": tuple(out_indices),
+            "in_chans": in_channels,
+        }
+        self.body = _create_from_file(name, weights, options) if weights else _create(name, pretrained, options)
+        if frozen_bn:
+            self.body = _timm().layers.freeze_batch_norm_2d(self.body)
+        levels = list(self.body.feature_info.info)
+        chosen = [x % len(levels) for x in self.body.feature_info.out_indices]
+        names = _level_names([x["reduction"] for x in levels])
+        self._out_features = [names[i] for i in chosen]
+        self._out_feature_strides = {names[i]: levels[i]["reduction"] for i in chosen}
+        self._out_feature_channels = {names[i]: levels[i]["num_chs"] for i in chosen}
+        # Swin and its like return channels last.
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self._size_divisibility = _patch_size(self.body)
+        if freeze_at:
+            _freeze(self.body, levels, freeze_at, name)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        timm = cfg.MODEL.TIMM
+        if not timm.NAME:
+            raise UserError(
+                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs MODEL.TIMM.NAME: a model of timm, such as "
+                "resnet50.a1_in1k; timm.list_models() has them all."
+            )
+        # Whatever a whole model's checkpoint holds replaces the backbone's own start: spare the download.
+        start = not cfg.MODEL.WEIGHTS
+        return {
+            "name": timm.NAME,
+            "pretrained": timm.PRETRAINED and start,
+            "weights": timm.WEIGHTS if start else "",
+            "out_indices": timm.OUT_INDICES,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "frozen_bn": timm.FROZEN_BN,
+            "in_channels": input_shape.channels,
+            "arguments": dict(timm.ARGS),
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) images -> the chosen levels by name, each (B, channels, H / stride, W / stride)."""
+        features = self.body(images)
+        if self.channels_last:
+            features = [x.permute(0, 3, 1, 2) for x in features]
+        return dict(zip(self._out_features, features, strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the backbone that ``MODEL.TIMM`` describes."""
+    return TimmBackbone(cfg, input_shape)
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, RGB on a scale of 255, of the images that timm's weights ``name`` were trained on.
+
+    Raises:
+        UserError: timm is missing or has no such model.
+    """
+    timm = _timm()
+    found = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name.split(".")[0]) else None
+    if found is None:
+        raise UserError(_unknown_model(name))
+    mean, std = (tuple(round(255 * x, 4) for x in values) for values in (found.mean, found.std))
+    return mean, std
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError as e:
+        raise UserError(
+            "MODEL.BACKBONE.NAME build_timm_backbone needs timm, which is not installed: pip install timm "
+            "(or, with this package, pip install 'detr_d2[timm]')."
+        ) from e
+    return timm
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    timm = _timm()
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(_unknown_model(name))
+    # timm has many ways to say which arguments or tensors don't fit, and what can't be downloaded.
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as e:
+        used = ", ".join(f"{key}={x!r}" for key, x in options.items() if key != "features_only")
+        raise UserError(
+            f"MODEL.TIMM.NAME {name}: timm can't make a backbone of it with pretrained={pretrained}, {used} "
+            f"({type(e).__name__}: {str(e)[:500]}). Check MODEL.TIMM.PRETRAINED, WEIGHTS, OUT_INDICES and ARGS."
+        ) from e
+
+
+def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        file = PathManager.get_local_path(weights)
+    except Exception as e:  # every handler of PathManager has errors of its own
+        raise UserError(f"MODEL.TIMM.WEIGHTS {weights} can't be downloaded ({type(e).__name__}: {e}).") from e
+    if not Path(file).is_file():
+        raise UserError(f"MODEL.TIMM.WEIGHTS {weights} does not exist: check the path.")
+    source = {"file": file, "custom_load": Path(file).suffix == ".npz"}
+    # timm loads what fits and leaves the rest as it was drawn; what two equal draws share was not loaded.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        filled = _create(name, True, {**options, "pretrained_cfg_overlay": source})
+        torch.manual_seed(0)
+        blank = _create(name, False, options)
+    drawn = {path: x for path, x in blank.named_parameters() if x.dim() > 1 and x.min() < x.max()}
+    missing = [path for path, x in filled.named_parameters() if path in drawn and torch.equal(x, drawn[path])]
+    if missing:
+        raise UserError(
+            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(missing)} of {len(drawn)} weights of MODEL.TIMM.NAME {name}, "
+            f"such as {missing[0]}: set the name of the model that the file was saved from."
+        )
+    return filled
+
+
+def _unknown_model(name: str) -> str:
+    close = difflib.get_close_matches(name.split(".")[0], _timm().list_models(), n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all."
+    return f"MODEL.TIMM.NAME is {name!r}, which this version of timm does not have: {hint}"
+
+
+def _level_names(strides: list[int]) -> list[str]:
+    powers = [math.log2(x) for x in strides]
+    if len(set(strides)) == len(strides) and all(x.is_integer() for x in powers):
+        return [f"res{int(x)}" for x in powers]
+    return [f"level{i}" for i in range(len(strides))]
+
+
+def _patch_size(body: nn.Module) -> int:
+    """What image sides must be a multiple of: of the patches that a transformer does not pad to itself; else 0."""
+    for module in body.modules():
+        patch = getattr(module, "patch_size", None)
+        if patch is not None and hasattr(module, "dynamic_img_pad"):
+            return 0 if module.dynamic_img_pad else max(patch)
+    return 0
+
+
+def _freeze(body: nn.Module, levels: list[dict[str, Any]], freeze_at: int, name: str) -> None:
+    inside = [x["module"] for x in levels if x["reduction"] <= 2**freeze_at]
+    last = _module_name(body, inside[-1]) if inside else None
+    if last is None:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has no layer that is known to end stride "
+            f"{2**freeze_at}; its levels have strides {[x['reduction'] for x in levels]}. Set FREEZE_AT 0."
+        )
+    # timm registers modules in the order in which they run.
+    reached, frozen = False, 0
+    for path, module in body.named_modules():
+        part_of_last = path == last or path.startswith(f"{last}.")
+        if reached and not part_of_last:
+            break
+        reached = reached or part_of_last
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+            frozen += 1
+    counts = (frozen, sum(1 for _ in body.parameters()))
+    logger.info("MODEL.BACKBONE.FREEZE_AT %d: %d of %d parameters of %s are fixed", freeze_at, *counts, name)
+
+
+def _module_name(body: nn.Module, path: str) -> str | None:
+    """Where the feature extractor keeps what timm calls ``path``, such as "stages.0": maybe in "stages_0"."""
+    modules = dict(body.named_modules())
+    return next((x for x in (path, path.replace(".", "_"), f"model.{path}") if x in modules), None)

@@ -1,0 +1,90 @@
+import pytest
+
+from detr_d2.modeling import check_pixel_statistics
+
+RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+BGR_MEAN = RGB_MEAN[::-1]
+R50 = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+
+
+@pytest.fixture
+def check(make_cfg):
+    """A function that checks a config; its options go over those of Base-DETR.yaml, which fit R50."""
+
+    def make(*options) -> list[str]:
+        return check_pixel_statistics(make_cfg("MODEL.RESNETS.DEPTH", 50, *options))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("MODEL.WEIGHTS", R50),
+        ("MODEL.WEIGHTS", "torchvision://resnet101"),
+        ("MODEL.WEIGHTS", "detr://detr-r50"),
+        ("MODEL.WEIGHTS", "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"),
+        ("MODEL.WEIGHTS", ""),
+        ("MODEL.WEIGHTS", "mine.pth"),
+        # With fewer digits, as people write them.
+        ("MODEL.WEIGHTS", R50, "MODEL.PIXEL_MEAN", [123.7, 116.3, 103.5], "MODEL.PIXEL_STD", [58.4, 57.1, 57.4]),
+        # Detectron2's own defaults with the weights they are made for.
+        (
+            *("MODEL.WEIGHTS", MSRA, "INPUT.FORMAT", "BGR", "MODEL.RESNETS.STRIDE_IN_1X1", True),
+            *("MODEL.PIXEL_MEAN", BGR_MEAN, "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+        ),
+        # Pixels as they are, learned from nothing.
+        ("MODEL.WEIGHTS", "", "MODEL.PIXEL_MEAN", [0.0, 0.0, 0.0], "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+    ],
+)
+def test_what_goes_together(check, options):
+    assert check(*options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("MODEL.WEIGHTS", R50, "INPUT.FORMAT", "BGR"), ["INPUT.FORMAT is BGR"]),
+        (("MODEL.WEIGHTS", "mine.pth", "INPUT.FORMAT", "BGR"), ["set INPUT.FORMAT RGB, or reverse MODEL.PIXEL_MEAN"]),
+        (("MODEL.WEIGHTS", "", "MODEL.PIXEL_MEAN", BGR_MEAN), ["set INPUT.FORMAT BGR, or reverse MODEL.PIXEL_MEAN"]),
+        (("MODEL.WEIGHTS", R50, "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]), ["MODEL.PIXEL_STD is [1.0, 1.0, 1.0]"]),
+        (("MODEL.WEIGHTS", R50, "MODEL.RESNETS.STRIDE_IN_1X1", True), ["STRIDE_IN_1X1 is True"]),
+        (
+            ("MODEL.WEIGHTS", MSRA),
+            ["INPUT.FORMAT is RGB", "MODEL.PIXEL_MEAN is", "MODEL.PIXEL_STD is", "STRIDE_IN_1X1 is False"],
+        ),
+        (
+            ("MODEL.PIXEL_MEAN", [0.485, 0.456, 0.406], "MODEL.PIXEL_STD", [0.229, 0.224, 0.225]),
+            ["Set MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] and MODEL.PIXEL_STD [58.395, 57.12, 57.375]"],
+        ),
+        (("MODEL.PIXEL_STD", [0.229, 0.224, 0.225]), ["MODEL.PIXEL_STD [58.395, 57.12, 57.375]"]),
+        (("MODEL.PIXEL_STD", [58.0]), ["MODEL.PIXEL_MEAN has 3 numbers and MODEL.PIXEL_STD 1"]),
+    ],
+)
+def test_what_does_not(check, options, expected):
+    """Images in another order or scale than the weights expect: the messages name the keys and the right values."""
+    messages = check(*options)
+    assert len(messages) == len(expected)
+    for message, part in zip(messages, expected, strict=True):
+        assert part in message
+
+
+def test_small_resnets_have_no_1x1_convolution_to_stride(check):
+    assert check("MODEL.WEIGHTS", R50, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.STRIDE_IN_1X1", True) == []
+
+
+BIT = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnetv2_50x1_bit", "MODEL.WEIGHTS", "")
+
+
+def test_bit_with_imagenets_statistics(check):
+    pytest.importorskip("timm")
+    messages = check(*BIT, "MODEL.TIMM.PRETRAINED", True)
+    assert [m.split(",")[-1] for m in messages] == [" 127.5]: set it so."] * 2
+    half = [127.5, 127.5, 127.5]
+    assert check(*BIT, "MODEL.TIMM.PRETRAINED", True, "MODEL.PIXEL_MEAN", half, "MODEL.PIXEL_STD", half) == []
+    assert check(*BIT) == []
+
+
+def test_unknown_timm_model_is_left_to_the_builder(check):
+    assert check(*BIT, "MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.NAME", "no_such_model") == []
