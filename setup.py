@@ -29,7 +29,7 @@ setup(
     # Anything that depends on torch stays out, so that the torch Detectron2 was built with is never replaced.
     install_requires=["numpy", "scipy>=1.7"],
     # timm asks for any torch, which Detectron2 has brought.
-    extras_require={"timm": ["timm>=1.0"]},
+    extras_require={"timm": ["timm>=1.0.15"]},
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},
     package_data={"detr_d2.configs": ["*.yaml", "**/*.yaml"]},

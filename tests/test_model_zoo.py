@@ -1,0 +1,72 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr_d2 import model_zoo
+from detr_d2.errors import UserError
+from detr_d2.path_handlers import detr_address
+
+BOX = ("detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5")
+PANOPTIC = ("detr-r50-panoptic", "detr-r50-dc5-panoptic", "detr-r101-panoptic")
+
+
+def test_all_published_models_are_there():
+    assert tuple(model_zoo.PUBLISHED) == BOX + PANOPTIC
+    assert all(re.fullmatch(name + r"-[0-9a-f]{8}\.pth", x.file) for name, x in model_zoo.PUBLISHED.items())
+
+
+@pytest.mark.parametrize("name", BOX)
+def test_config_of_a_published_model(name):
+    cfg = model_zoo.get_config(name, trained=True)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
+    assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
+
+
+def test_configs_by_file(repository):
+    name = "detr_256_6_6_torchvision_dc5"
+    expected = repository / "configs" / f"{name}.yaml"
+    assert Path(model_zoo.get_config_file(name)) == Path(model_zoo.get_config_file(f"{name}.yaml")) == expected
+    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == detr_address("detr-r50-dc5")
+
+
+def test_untrained_starts_as_the_config_says():
+    assert model_zoo.get_config("detr-r101").MODEL.WEIGHTS == "torchvision://resnet101"
+
+
+@pytest.mark.parametrize("name", PANOPTIC)
+def test_panoptic_models_say_what_can_be_had(name):
+    assert model_zoo.get_checkpoint_url(name) == detr_address(name)
+    with pytest.raises(UserError, match=f"MODEL.WEIGHTS detr://{name} MODEL.DETR.NUM_CLASSES 250"):
+        model_zoo.get(name, trained=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: model_zoo.get_config_file("detr_r51"), "no config 'detr_r51'.*detr_r50_640.yaml.*detr-r50"),
+        (lambda: model_zoo.get_checkpoint_url("detr_r50_640.yaml"), "No weights are published for 'detr_r50_640.yaml'"),
+        (lambda: model_zoo.get_config("detr_128_2_3_cpu", trained=True), "No weights are published"),
+    ],
+)
+def test_unknown_names(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_get_builds_and_loads(make_original, make_cfg, monkeypatch, tmp_path):
+    """A published file, its 92 rows brought to COCO's 80 classes, in a model ready to be trained on."""
+    cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 80)
+    original = make_original(cfg, num_classes=91)
+    torch.save({"model": original.state_dict()}, tmp_path / "detr-r50.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "detr-r50.pth")
+    asked = []
+    monkeypatch.setattr(model_zoo, "get_config", lambda *args: asked.append(args) or cfg)
+    model = model_zoo.get("detr-r50", trained=True, device="cpu")
+    assert asked == [("detr-r50", True)]
+    assert model.training
+    assert torch.equal(model.detr.query_embed.weight, original.query_embed.weight)
+    # The last category of COCO, toothbrush, has id 90.
+    assert torch.equal(model.detr.class_embed.weight[79], original.class_embed.weight[90])
