@@ -35,6 +35,21 @@ def add_detr_config(cfg: CN) -> None:
     detr.COST_L1 = None
     detr.COST_GIOU = None
 
+    # Of "SinkhornMatcher", see docs/MATCHING.md. The weight of the entropy, relative to the spread of the costs.
+    sinkhorn = detr.SINKHORN = CN()
+    sinkhorn.EPSILON = 1e-3
+    # How many times EPSILON that weight is at first, and its factor an iteration.
+    sinkhorn.EPSILON_INIT = 50.0
+    sinkhorn.EPSILON_DECAY = 0.9
+    # A GPU always pays for all of them, since it never reports to the host.
+    sinkhorn.MAX_ITERATIONS = 200
+    # An image is done when less than this share of its objects' mass is misplaced.
+    sinkhorn.THRESHOLD = 1e-2
+    # The iteration from which updates are over-relaxed.
+    sinkhorn.MOMENTUM_FROM = 50
+    # The most passes that swap pairs of the rounded matching for cheaper ones.
+    sinkhorn.SWAP_SWEEPS = 20
+
     # A name in DETR_TRANSFORMER_REGISTRY.
     detr.TRANSFORMER = "DetrTransformer"
     detr.NHEADS = 8
@@ -63,20 +78,13 @@ def add_detr_config(cfg: CN) -> None:
     # depend on what an image is batched with.
     detr.BATCH_INVARIANT = False
 
-    # A backbone of the timm library, where MODEL.BACKBONE.NAME is "build_timm_backbone".
-    timm = cfg.MODEL.TIMM = CN()
-    # A model of timm, with the tag of its weights: "resnet50.a1_in1k".
-    timm.NAME = ""
-    # Start from the weights that timm publishes under this name; not while MODEL.WEIGHTS names a whole model.
-    timm.PRETRAINED = False
-    # Start from a file or URL instead: weights of this model, as timm names them.
-    timm.WEIGHTS = ""
-    # Which of timm's feature levels leave the backbone; negative numbers count from the last, the coarsest.
-    timm.OUT_INDICES = (-1,)
-    # Keep the statistics, scales and shifts of batch norms as they are, as DETR does.
-    timm.FROZEN_BN = True
-    # More arguments of timm.create_model, by name: {dynamic_img_size: True}.
-    timm.ARGS = CN(new_allowed=True)
+    # What loading weights may change; a resumed run loads exactly what it saved.
+    load = detr.LOAD = CN()
+    # "strict": the file has as many object queries as the model. "resize": load as many as fit.
+    load.QUERIES = "strict"
+    # "by_row": the class head is loaded if it has as many rows, and starts anew otherwise. "by_name": its rows are
+    # loaded by the names of the classes; those that the file does not hold start anew.
+    load.CLASSES = "by_row"
 
     # A backbone of the timm library, where MODEL.BACKBONE.NAME is "build_timm_backbone".
     timm = cfg.MODEL.TIMM = CN()
