@@ -22,7 +22,8 @@ _DEPTHS = {
 def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Config keys and the values that ``tensors``, under our names, were made with.
 
-    Keys that the tensors say nothing about are absent: the number of heads, dilation and dropout change no shape.
+    Keys that the tensors say nothing about are absent: dilation and dropout change no shape, and the number of heads
+    only that of SMCA's tensors.
     """
     return {**_transformer(tensors), **_resnet(tensors)}
 
@@ -30,6 +31,7 @@ def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def describe_architecture(architecture: Mapping[str, Any]) -> str:
     """A line for people, such as "R50, 6 + 6 layers, hidden 256, 100 queries, 80 classes"."""
     detr = {key.rpartition(".")[2]: value for key, value in architecture.items()}
+    family = [describe_family(architecture)] if "DYNAMIC_SCALE" in detr else []
     parts = [
         ("DEPTH", "R{}"),
         ("ENC_LAYERS", "{} encoder layers"),
@@ -40,7 +42,7 @@ def describe_architecture(architecture: Mapping[str, Any]) -> str:
         ("POSITION_EMBEDDING", "{} position embedding"),
     ]
     text = [form.format(detr[key]) for key, form in parts if key in detr]
-    return ", ".join(text + (["pre-norm"] if detr.get("PRE_NORM") else []))
+    return ", ".join(family + text + (["pre-norm"] if detr.get("PRE_NORM") else []))
 
 
 def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -58,9 +60,27 @@ def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     found["PRE_NORM"] = "detr.transformer.encoder.norm.weight" in tensors
     learned = "detr.backbone.1.row_embed.weight" in tensors
     found["POSITION_EMBEDDING"] = "learned" if learned else "sine"
-    modulated = any(re.fullmatch(r"detr\.transformer\.decoder\..+\.point[123]\..+", x) for x in tensors)
-    found["TRANSFORMER"] = "SmcaTransformer" if modulated else "DetrTransformer"
+    found.update(_smca(tensors) or {"TRANSFORMER": "DetrTransformer"})
     return {f"MODEL.DETR.{key}": value for key, value in found.items()}
+
+
+def _smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Transformer, heads and kind of the Gaussian's scale, of SMCA models; empty for others."""
+    layer = "detr.transformer.decoder.layers.0."
+    offsets, scales = (tensors.get(f"{layer}{x}.weight") for x in ("point2", "point3"))
+    if offsets is None:
+        return {}
+    # Every head predicts an offset in x and y, and none to three scales.
+    heads = max(offsets.shape[0] // 2, 1)
+    scales_per_head = 0 if scales is None else scales.shape[0] // heads
+    return {"TRANSFORMER": "SmcaTransformer", "NHEADS": heads, "SMCA.DYNAMIC_SCALE": f"type{scales_per_head + 1}"}
+
+
+def describe_family(architecture: Mapping[str, Any]) -> str:
+    """ "DETR", or "SMCA type3" and the like."""
+    if architecture.get("MODEL.DETR.TRANSFORMER") == "SmcaTransformer":
+        return f"SMCA {architecture['MODEL.DETR.SMCA.DYNAMIC_SCALE']}"
+    return "DETR"
 
 
 def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

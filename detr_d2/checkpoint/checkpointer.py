@@ -7,13 +7,14 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor, nn
+from torch import nn
 
 from detr_d2.checkpoint.class_head import HEAD, head_rows
-from detr_d2.checkpoint.comparison import compare, explain, group_names
+from detr_d2.checkpoint.comparison import group_names
+from detr_d2.checkpoint.fitting import NOTHING, Allowed, Fitter
 from detr_d2.checkpoint.formats import NativeWeights, to_native
+from detr_d2.checkpoint.huggingface_config import read_config, read_labels
 from detr_d2.checkpoint.key_maps.native import NATIVE
-from detr_d2.checkpoint.key_maps.resnet import BACKBONE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.checkpoint.writing import atomic_file
 from detr_d2.errors import UserError
@@ -26,7 +27,8 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without running what a
     file holds. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
-    initialisation. Weights of a backbone must fill the backbone. Anything else is a UserError.
+    initialisation. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is asked
+    for. A run that is resumed must find exactly what it saved.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         *,
         class_names: list[str] | None = None,
         allow_new_head: bool = True,
+        resize_queries: bool = False,
+        classes_by_name: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
@@ -47,11 +51,14 @@ class DetrCheckpointer(DetectionCheckpointer):
                 are saved, and compared with those in the files that are loaded.
             allow_new_head: False refuses a file whose class head has another size, and backbone weights: for
                 evaluation, where an untrained head would only give bad results.
+            resize_queries: load as many object queries as fit, where the file has more or fewer.
+            classes_by_name: load the rows of the class head by the names of the classes; those that the file does
+                not hold start anew. COCO's heads need hold no names.
             save_to_disk, checkpointables: as in Detectron2.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = None if class_names is None else list(class_names)
-        self.allow_new_head = allow_new_head
+        self._allowed = Allowed(allow_new_head, resize_queries, classes_by_name)
         self._source = ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -66,7 +73,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if path:
             self._source = path
             local_path(urlparse(path)._replace(query="").geturl())
-        elif not self.allow_new_head:
+        elif not self._allowed.new_head:
             raise UserError("There are no weights to evaluate: set MODEL.WEIGHTS to a checkpoint.")
         try:
             return super().load(path, checkpointables)
@@ -74,14 +81,14 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in Detectron2. A resumed run must find its own class head."""
+        """As in Detectron2. A resumed run must find its own class head and queries."""
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
-        allow_new_head, self.allow_new_head = self.allow_new_head, False
+        allowed, self._allowed = self._allowed, NOTHING
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
-            self.allow_new_head = allow_new_head
+            self._allowed = allowed
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
@@ -106,56 +113,24 @@ class DetrCheckpointer(DetectionCheckpointer):
         checkpoint = read_checkpoint(filename)
         rows = head_rows(self.model.state_dict())
         weights = to_native(checkpoint, None if rows is None else rows - 1, self._source)
+        class_names = weights.class_names
+        if class_names is None and weights.format.splits_in_proj and (rows := head_rows(weights.tensors)):
+            class_names = read_labels(read_config(filename), rows - 1)
         # The optimizer and the schedule in a foreign file belong to a foreign trainer.
         ours = weights.format is NATIVE and "model" in checkpoint
-        return {**(checkpoint if ours else {"class_names": weights.class_names}), "model": weights}
+        return {**(checkpoint if ours else {"class_names": class_names}), "model": weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights: NativeWeights = checkpoint.pop("model")
         model = self.model.state_dict()
-        if weights.format.backbone_only:
-            tensors, wanted = _backbone(weights.tensors, model)
-            notes = ["the rest stays at its initialisation"]
-            if not self.allow_new_head:
-                raise UserError(
-                    f"{self._source} holds the weights of a backbone ({weights.format.name}): a whole model is "
-                    "needed to evaluate or resume. Set MODEL.WEIGHTS to a checkpoint of one."
-                )
-        else:
-            tensors, wanted, notes = self._fit_head(weights.tensors, model)
-        if differences := compare(tensors, wanted):
-            ignore = ("MODEL.DETR.NUM_CLASSES",) if self.allow_new_head else ()
-            raise UserError(
-                f"{self._source} ({weights.format.name}) does not fit the model that the config builds:\n"
-                f"{explain(differences, weights.tensors, model, ignore=ignore)}\n"
-                "Set the config keys as in the file, or set MODEL.WEIGHTS to weights of this model."
-            )
-        tensors = {name: x for name, x in tensors.items() if name in model}
+        fitter = Fitter(model, self._source, self._allowed)
+        tensors = fitter.fit(weights, checkpoint.get("class_names"), self.class_names)
         self.model.load_state_dict(tensors, strict=False)
-        if weights.left_out:
-            notes.append(f"left out: {group_names(weights.left_out)}")
+        left_out = [f"left out: {group_names(weights.left_out)}"] if weights.left_out else []
         summary = f"loaded {len(tensors)} of {len(model)} tensors from {self._source} ({weights.format.name})"
-        logger.info("; ".join([summary, *notes]))
-        if HEAD[0] in tensors:
+        logger.info("; ".join([summary, *fitter.notes, *left_out]))
+        if HEAD[0] in tensors and not self._allowed.classes_by_name:
             self._compare_class_names(checkpoint.get("class_names"))
-
-    def _fit_head(
-        self, tensors: dict[str, Tensor], model: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-        """The tensors to load, those that must be loaded, and what to say of the head."""
-        rows, model_rows = head_rows(tensors), head_rows(model)
-        if rows == model_rows:
-            return tensors, model, []
-        if not self.allow_new_head:
-            held = "no class head" if rows is None else f"a class head of {rows} rows ({rows - 1} classes)"
-            raise UserError(
-                f"{self._source} holds {held}; the model has {model_rows} rows (MODEL.DETR.NUM_CLASSES "
-                f"{model_rows - 1}, and no-object). A new head can be trained, not evaluated or resumed: set "
-                "MODEL.DETR.NUM_CLASSES as in the file, or MODEL.WEIGHTS to a checkpoint with this head."
-            )
-        tensors, wanted = ({k: x for k, x in d.items() if k not in HEAD} for d in (tensors, model))
-        held = "the file holds none" if rows is None else f"{rows} -> {model_rows} rows"
-        return tensors, wanted, [f"class_embed re-initialised, {held}"]
 
     def _compare_class_names(self, names: list[str] | None) -> None:
         ours = self.class_names
@@ -169,11 +144,3 @@ class DetrCheckpointer(DetectionCheckpointer):
             f"{self._source} was trained with other class names: {'; '.join(differing[:5])}{more}. Its class head was "
             "loaded, because it has as many rows; if the classes are others, it has to be trained anew."
         )
-
-
-def _backbone(tensors: dict[str, Tensor], model: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone tensors to load, without stages that the model does not build, and those of the model."""
-    wanted = {name: x for name, x in model.items() if name.startswith(BACKBONE)}
-    stages = {name.removeprefix(BACKBONE).split(".")[0] for name in wanted}
-    tensors = {k: x for k, x in tensors.items() if k.removeprefix(BACKBONE).split(".")[0] in stages}
-    return tensors, wanted

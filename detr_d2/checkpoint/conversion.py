@@ -1,20 +1,20 @@
-"""Rewriting a foreign checkpoint under our names."""
+"""Rewriting a checkpoint of one format in another."""
 
-import os
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
 from detr_d2.checkpoint.architecture import describe_architecture, infer_architecture
-from detr_d2.checkpoint.class_head import COCO_CLASSES, COCO_ID_ROWS, HEAD, head_rows
+from detr_d2.checkpoint.class_head import COCO_CLASSES, COCO_ID_ROWS, HEAD, coco_id_head, coco_names, head_rows
 from detr_d2.checkpoint.comparison import compare, explain, group_names
+from detr_d2.checkpoint.export import check_output, write_checkpoint
 from detr_d2.checkpoint.formats import NativeWeights, to_native
-from detr_d2.checkpoint.reading import read_checkpoint
-from detr_d2.checkpoint.writing import atomic_file
+from detr_d2.checkpoint.huggingface_config import read_config, read_labels, read_settings
+from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.config import add_detr_config
 from detr_d2.errors import UserError
 
@@ -33,6 +33,8 @@ class ConversionSummary:
     """What became of the class head."""
     left_out: list[str]
     """Tensors, by their names in the source, that the output does not hold."""
+    usage: str
+    """How to load the output elsewhere; empty if it is for us."""
 
     def __str__(self) -> str:
         defaults = _flatten(target_config({}))
@@ -45,45 +47,71 @@ class ConversionSummary:
             f"written:  {self.output}, {self.num_tensors} tensors; all names and shapes fit the model",
             f"config:   {' '.join(keys) or 'the defaults'} MODEL.WEIGHTS {self.output}",
         ]
-        return "\n".join(lines)
+        return "\n".join(lines + ([f"load:     {self.usage}"] if self.usage else []))
 
 
 def convert_checkpoint(
-    source: str, output: str, *, num_classes: int | None = None, force: bool = False, trust: bool = False
+    source: str,
+    output: str,
+    *,
+    to: str = "d2",
+    num_classes: int | None = None,
+    coco_ids: bool = False,
+    settings: dict[str, Any] | None = None,
+    force: bool = False,
+    trust: bool = False,
 ) -> ConversionSummary:
     """Convert a checkpoint of a whole model, and write it once it is known to fit the model.
 
     Args:
         source: a file or URL in one of :data:`~detr_d2.checkpoint.formats.FORMATS`.
         output: the file to write; its folder is made if need be.
-        num_classes: foreground classes of the model to be loaded. None keeps the head, but brings one over COCO's
-            category ids (92 rows) to the 80 contiguous classes; 91 keeps that one too. A head that does not fit the
-            number is left out.
+        to: one of :data:`~detr_d2.checkpoint.export.TARGETS`.
+        num_classes: foreground classes of the model to be loaded. None keeps the head, but for "d2" brings one over
+            COCO's category ids (92 rows) to the 80 contiguous classes; 91 keeps that one too. A head that does not
+            fit the number is left out of "d2", and refused for the others.
+        coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, filled
+            as :func:`~detr_d2.checkpoint.class_head.coco_id_head` says. Not for "d2".
+        settings: config keys that no tensor tells and the source's other contents may not tell: MODEL.DETR.NHEADS,
+            MODEL.RESNETS.RES5_DILATION.
         force: overwrite ``output``.
         trust: unpickle whatever ``source`` holds; see :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
 
     Raises:
         UserError: ``source`` can't be read or is no DETR, or ``output`` can't be written; nothing is written then.
     """
-    _check_output(output, force)
+    check_output(output, to, force)
     checkpoint = read_checkpoint(source, trust=trust)
-    weights = to_native(checkpoint, len(COCO_CLASSES) if num_classes is None else num_classes, source)
+    brings_to_80 = to == "d2" and num_classes is None
+    weights = to_native(checkpoint, len(COCO_CLASSES) if brings_to_80 else num_classes, source)
     if weights.format.backbone_only:
         raise UserError(
             f"{source} holds the weights of a backbone ({weights.format.name}), which need no conversion: "
             f"set MODEL.WEIGHTS {source}."
         )
+    config = read_config(local_path(source)) if weights.format.splits_in_proj else {}
+    labels = _labels(weights, checkpoint, config)
     tensors, head = _fit_head(weights, num_classes)
-    architecture = infer_architecture(tensors)
+    architecture = {
+        **infer_architecture(tensors),
+        **weights.format.implies,
+        **_told(checkpoint, config),
+        **(settings or {}),
+    }
     if num_classes is not None:
         architecture["MODEL.DETR.NUM_CLASSES"] = num_classes
     _verify(tensors, architecture, source)
-    content: dict[str, Any] = {"model": tensors}
-    class_names = weights.class_names or checkpoint.get("class_names")
-    if class_names and HEAD[0] in tensors:
-        content["class_names"] = class_names
-    _write(content, output)
-    return ConversionSummary(source, output, weights.format.name, architecture, len(tensors), head, weights.left_out)
+    if to != "d2" and HEAD[0] not in tensors:
+        raise UserError(f"{source}: {head}. Only --to d2 can do without a class head.")
+    if coco_ids:
+        tensors, labels, head = _spread_head(tensors, labels, to, source)
+        architecture["MODEL.DETR.NUM_CLASSES"] = COCO_ID_ROWS - 1
+    usage = write_checkpoint(
+        tensors, output, to, architecture=architecture, labels=labels if HEAD[0] in tensors else None
+    )
+    return ConversionSummary(
+        source, output, weights.format.name, architecture, len(tensors), head, weights.left_out, usage
+    )
 
 
 def target_config(architecture: dict[str, Any]) -> CfgNode:
@@ -119,6 +147,46 @@ def _fit_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[str
     )
 
 
+def _spread_head(
+    tensors: dict[str, Tensor], labels: list[str | None] | None, to: str, source: str
+) -> tuple[dict[str, Tensor], list[str | None], str]:
+    """The tensors with a head over COCO's category ids, its labels, and what to say of it."""
+    rows = head_rows(tensors)
+    ours = coco_names(len(COCO_CLASSES) + 1)
+    by_id = coco_names(COCO_ID_ROWS)
+    if to == "d2":
+        raise UserError("--coco-ids is for --to original and --to huggingface: our heads have contiguous classes.")
+    if rows == COCO_ID_ROWS and (labels is None or labels == by_id):
+        return tensors, by_id, f"{rows} rows kept: COCO's category ids, then no-object"
+    if rows != len(ours) + 1 or (labels is not None and labels != ours):
+        raise UserError(f"{source}: its head of {rows} rows is not over COCO's 80 classes. Leave out --coco-ids.")
+    head = f"{rows} -> {COCO_ID_ROWS} rows: COCO's category ids, then no-object; rows that are no class never win"
+    return coco_id_head(tensors), by_id, head
+
+
+def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[str | None] | None:
+    """What the rows of the head stand for, without no-object; None if nothing tells."""
+    rows = head_rows(weights.tensors)
+    if rows is None or weights.class_names is not None:
+        return weights.class_names
+    names = read_labels(config, rows - 1) or checkpoint.get("class_names")
+    if names is None and weights.format.has_coco_ids and rows == COCO_ID_ROWS:
+        return coco_names(rows)
+    return list(names) if names is not None and len(names) == rows - 1 else None
+
+
+def _told(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Config keys that no tensor tells, from what else a file of the original or of transformers comes with."""
+    told = read_settings(config)
+    if isinstance(args := checkpoint.get("args"), argparse.Namespace):
+        options = {
+            "encoder_attention_heads": getattr(args, "nheads", None),
+            "dilation": getattr(args, "dilation", None),
+        }
+        told.update(read_settings(options))
+    return told
+
+
 def _verify(tensors: dict[str, Tensor], architecture: dict[str, Any], source: str) -> None:
     """Refuse tensors that are not exactly those of the model; a head that was left out is not missed."""
     if "MODEL.RESNETS.DEPTH" not in architecture:
@@ -131,23 +199,6 @@ def _verify(tensors: dict[str, Tensor], architecture: dict[str, Any], source: st
             f"{source} is no complete DETR, or a variant of it: it does not fit the model that its shapes tell "
             f"({describe_architecture(architecture)}).\n{explain(differences, tensors, model)}"
         )
-
-
-def _check_output(output: str, force: bool) -> None:
-    if os.path.isdir(output):
-        raise UserError(f"{output} is a folder: name the file to write.")
-    if os.path.exists(output) and not force:
-        raise UserError(f"{output} exists: choose another name, or overwrite it with --force (force=True).")
-
-
-def _write(content: dict[str, Any], output: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        with atomic_file(output) as file:
-            torch.save(content, file)
-    # torch reports a full disk as a RuntimeError.
-    except (OSError, RuntimeError) as e:
-        raise UserError(f"{output} can't be written ({e}): check the folder and the space left. Nothing stays.") from e
 
 
 def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The checkpoint formats that our model is loaded from."""
+"""The checkpoint formats that our model is loaded from, and those that it is written in."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,20 +14,28 @@ from detr_d2.checkpoint.class_head import (
     contiguous_coco_head,
     head_rows,
 )
-from detr_d2.checkpoint.key_maps import native, original, resnet
+from detr_d2.checkpoint.comparison import group_names
+from detr_d2.checkpoint.in_proj import join_in_proj, split_in_proj
+from detr_d2.checkpoint.key_maps import huggingface, native, original, resnet
 from detr_d2.checkpoint.key_maps.base import CheckpointFormat
 from detr_d2.checkpoint.key_maps.unsupported import UNSUPPORTED
 from detr_d2.errors import UserError
 
 FORMATS = (
     native.NATIVE,
+    original.SMCA,
     original.BOX,
     original.SEGMENTATION,
     native.WRAPPER_SEGMENTATION,
+    huggingface.BOX,
+    huggingface.SEGMENTATION,
     resnet.TORCHVISION,
     resnet.DETECTRON2,
 )
-"""Every format that is read. A new one is a key map in ``key_maps`` and an entry here."""
+"""Every format that is read. A new one is a key map in ``key_maps`` and an entry here; the first that fits counts."""
+
+EXPORTS = {"original": original.BOX, "huggingface": huggingface.BOX}
+"""Every format that is written beside our own, by the name that converter.py has for it."""
 
 # Under which keys a training run keeps its weights.
 _WEIGHT_KEYS = ("model", "state_dict")
@@ -106,11 +114,27 @@ def to_native(
     names = {name: found.native_name(name) for name in weights}
     tensors = {names[name]: x for name, x in weights.items() if names[name] is not None}
     left_out += [name for name in weights if names[name] is None]
+    if found.splits_in_proj:
+        tensors = join_in_proj(tensors)
     class_names = None
     if found.has_coco_ids and head_rows(tensors) == COCO_ID_ROWS and num_classes == len(COCO_CLASSES):
         tensors = contiguous_coco_head(tensors)
         class_names = [x["name"] for x in COCO_CLASSES]
     return NativeWeights(tensors, found, left_out, class_names)
+
+
+def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[str, Tensor]:
+    """Bring tensors under our names to those of another format; :func:`to_native` leads back to equal ones.
+
+    Raises:
+        UserError: the format has no name for one of them.
+    """
+    if target.splits_in_proj:
+        tensors = split_in_proj(tensors)
+    names = {name: target.foreign_name(name) for name in tensors}
+    if nameless := [name for name, foreign in names.items() if foreign is None]:
+        raise UserError(f"{target.name} has no names for {group_names(nameless)}: choose another format to write.")
+    return {names[name]: x for name, x in tensors.items()}
 
 
 def native_state_dict(state_dict: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:

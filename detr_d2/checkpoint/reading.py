@@ -14,13 +14,14 @@ from detectron2.utils.file_io import PathManager
 from detr_d2.checkpoint import safe_pickle
 from detr_d2.errors import UserError
 
+SAFETENSORS = ".safetensors"
 _ZIP_START = b"PK\x03\x04"
 # The first of the pickles in a file that torch before 1.6 wrote. A plain pickle's first object is all there is.
 _LEGACY_TORCH_START = 0x1950A86A20F9469CFC6C
 
 
 def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
-    """Read a checkpoint: a torch file of any version, or a pickle as in Detectron2's model zoo.
+    """Read a checkpoint: a torch file of any version, a pickle as in Detectron2's model zoo, or a safetensors file.
 
     Args:
         path: a file, or a URL that Detectron2's PathManager knows; downloads are cached, with a progress bar.
@@ -30,12 +31,16 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
         What the file holds, tensors on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, no checkpoint, or needs ``trust``.
+        UserError: the file is missing, truncated, no checkpoint, or needs ``trust`` or a package.
     """
     local = local_path(path)
     name = path if local == path else f"{path} (downloaded to {local})"
     try:
+        if _is_safetensors(local):
+            return _load_safetensors(local)
         checkpoint = _load(local, pickle if trust else safe_pickle)
+    except UserError as e:
+        raise UserError(f"{name} {e}") from e
     except safe_pickle.ForbiddenGlobal as e:
         raise UserError(
             f"{name} holds more than weights and plain values: reading it needs {e.name}, which may run any code. "
@@ -82,6 +87,23 @@ def allow_original_checkpoints() -> None:
     """
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def _is_safetensors(path: str) -> bool:
+    if path.endswith(SAFETENSORS):
+        return True
+    # The length of a JSON object, and that object: what no pickle and no archive begins with.
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= os.path.getsize(path)
+
+
+def _load_safetensors(path: str) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as e:
+        raise UserError("is a safetensors file, which takes a package to read: pip install safetensors") from e
+    return load_file(path)
 
 
 def _load(path: str, pickle_module: ModuleType) -> Any:

@@ -32,6 +32,34 @@ def save_original(_original_files, tmp_path_factory, make_cfg, make_original):
     return save
 
 
+@pytest.fixture
+def save_smca(tmp_path, make_cfg, make_original):
+    """A function that saves a small model of SMCA's authors; returns path and weights.
+
+    Their model is the original with these modules in every decoder layer, point1 in the first alone.
+    """
+
+    def save(kind: str, num_classes: int | None = None) -> tuple[Path, dict]:
+        cfg = make_cfg()
+        hidden_dim, heads = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NHEADS
+        weights = dict(make_original(cfg, num_classes=num_classes).state_dict())
+        for i in range(cfg.MODEL.DETR.DEC_LAYERS):
+            modules = {"norm4": nn.LayerNorm(hidden_dim), "point2": nn.Linear(hidden_dim, 2 * heads)}
+            if i == 0:
+                sizes = [(hidden_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, 2)]
+                modules |= {f"point1.layers.{j}": nn.Linear(*size) for j, size in enumerate(sizes)}
+            if scales := {"type1": 0, "type2": 1, "type3": 2, "type4": 3}[kind]:
+                modules["point3"] = nn.Linear(hidden_dim, scales * heads)
+            for name, module in modules.items():
+                prefix = f"transformer.decoder.layers.{i}.{name}."
+                weights |= {prefix + key: x for key, x in module.state_dict().items()}
+        path = tmp_path / "smca.pth"
+        torch.save({"model": weights}, path)
+        return path, weights
+
+    return save
+
+
 def _training_state() -> dict:
     # Of a small module, because the moments of a whole model only take time to write.
     module = nn.Linear(4, 2)

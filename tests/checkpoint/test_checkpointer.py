@@ -105,13 +105,37 @@ def test_another_architecture_is_told_in_config_keys(save_original_shapes, make_
     assert len(str(error.value).splitlines()) < 8
 
 
-def test_smca_weights_in_a_plain_detr_name_the_variant(make_model, tmp_path):
-    """Edge case C44, under our names."""
-    model = make_model()
-    weights = {**model.state_dict(), "detr.transformer.decoder.layers.0.point2.weight": torch.zeros(8, 32)}
-    torch.save({"model": weights}, tmp_path / "smca.pth")
-    with pytest.raises(UserError, match=r"TRANSFORMER: SmcaTransformer in the file, DetrTransformer in the model"):
-        DetrCheckpointer(model).load(str(tmp_path / "smca.pth"))
+def test_smca_weights_in_a_plain_detr_name_both(save_smca, make_model):
+    """Edge case C44."""
+    path, _ = save_smca("type3")
+    message = r"smca\.pth is an SMCA type3 checkpoint; the config builds DetrTransformer\. Set .*SmcaTransformer.*type3"
+    with pytest.raises(UserError, match=message):
+        DetrCheckpointer(make_model()).load(str(path))
+
+
+def test_other_weights_in_an_smca_model_name_both(save_smca, save_original, make_model):
+    """Edge case C44, the other way round, and between kinds of SMCA."""
+    model = make_model("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", "type2")
+    path, _ = save_original()
+    message = r"original\.pth is a plain DETR checkpoint; the config builds SmcaTransformer \(SMCA type2\)"
+    with pytest.raises(UserError, match=message):
+        DetrCheckpointer(model).load(str(path))
+    path, _ = save_smca("type3")
+    message = r"is an SMCA type3 checkpoint; the config builds SmcaTransformer \(SMCA type2\)\..*DYNAMIC_SCALE type3"
+    with pytest.raises(UserError, match=message):
+        DetrCheckpointer(model).load(str(path))
+
+
+@pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])
+def test_the_authors_smca_files_load(save_smca, make_model, caplog, kind):
+    path, weights = save_smca(kind)
+    model = make_model("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", kind)
+    DetrCheckpointer(model, allow_new_head=False).load(str(path))
+    count = len(model.state_dict())
+    assert f"loaded {count} of {count} tensors from {path} (SMCA)" in caplog.text
+    for name in ("point1.layers.2.bias", "point2.weight", "norm4.weight"):
+        name = f"transformer.decoder.layers.0.{name}"
+        assert torch.equal(model.state_dict()[f"detr.{name}"], weights[name])
 
 
 def test_a_lost_or_strange_tensor_is_named(make_model, tmp_path):

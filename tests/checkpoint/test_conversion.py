@@ -106,7 +106,7 @@ def spoil(weights: dict, how: str) -> dict:
     elif how == "backbone only":
         prefix = "backbone.0.body."
         return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
-    elif how == "smca":
+    elif how == "half an SMCA":
         weights["transformer.decoder.layers.0.point2.weight"] = torch.zeros(8, 32)
     elif how == "nothing":
         return {}
@@ -121,7 +121,7 @@ def spoil(weights: dict, how: str) -> dict:
         ("reshaped", r"input_proj\.weight: \(32, 100, 1, 1\) in the file, \(32, 512, 1, 1\) in the model"),
         ("no backbone stage", "backbone is no ResNet"),
         ("backbone only", r"need no conversion: set MODEL\.WEIGHTS"),
-        ("smca", "SMCA"),
+        ("half an SMCA", r"SMCA type1.*only in the model: .*transformer\.decoder"),
         ("nothing", "no known format"),
     ],
 )

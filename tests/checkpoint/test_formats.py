@@ -6,6 +6,7 @@ from detectron2.modeling import build_backbone
 from torchvision.models import resnet18, resnet50
 
 from detr_d2.checkpoint import native_state_dict
+from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.formats import FORMATS, UNSUPPORTED, find_format, recognise, to_native
 from detr_d2.errors import UserError
 
@@ -126,16 +127,10 @@ def test_a_native_head_of_92_rows_is_not_taken_for_coco_ids(make_model):
     assert to_native({"model": state_dict}, 80).tensors["detr.class_embed.weight"].shape[0] == 92
 
 
-def smca_names() -> list[str]:
-    layer = "transformer.decoder.layers.0"
-    return ["backbone.0.body.conv1.weight", f"{layer}.point2.weight", f"{layer}.point1.layers.0.weight"]
-
-
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (smca_names(), "SMCA"),
-        (["model.decoder.layers.0.fc1.weight", "class_labels_classifier.weight"], "transformers"),
+        (["model.decoder.layers.0.ca_qcontent_proj.weight", "class_labels_classifier.weight"], "Conditional DETR"),
         (["backbone.bottom_up.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight"], "R-CNN"),
         (["backbone.bottom_up.res2.0.conv1.weight", "head.cls_score.weight"], "another Detectron2"),
         (["conv1_w", "res2_0_branch2a_w"], "Caffe2"),
@@ -145,18 +140,27 @@ def smca_names() -> list[str]:
     ],
 )
 def test_other_models_are_named(names, what):
-    """Edge case C44 for SMCA."""
-    with pytest.raises(UserError, match=rf"my\.pth is .*{what}.*can be loaded: detr_d2, original DETR"):
+    with pytest.raises(UserError, match=rf"my\.pth is .*{what}.*can be loaded: detr_d2, SMCA, original DETR"):
         recognise(names, "my.pth")
 
 
-def test_the_authors_smca_names_are_recognised(real_data):
-    names = np.load(real_data.parent / "golden/smca/type3_smooth8.npz")["state_dict_names"]
-    with pytest.raises(UserError, match="SMCA"):
-        recognise([str(x).split()[0] for x in names])
+@pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])
+def test_the_authors_smca_names_are_recognised(real_data, kind):
+    """The names and shapes of a model that the authors' code built; it has 20 queries, 11 classes, 8 heads."""
+    rows = np.load(real_data.parent / f"golden/smca/{kind}_smooth8.npz")["state_dict_names"]
+    shapes = dict(str(x).split() for x in rows)
+    weights = {name: torch.zeros([int(n) for n in shape.split("x")]) for name, shape in shapes.items()}
+    weights["backbone.0.body.conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    assert recognise(weights).name == "SMCA"
+    architecture = infer_architecture(to_native(weights).tensors)
+    found = {key.removeprefix("MODEL.DETR."): value for key, value in architecture.items()}
+    assert found["TRANSFORMER"] == "SmcaTransformer"
+    assert found["SMCA.DYNAMIC_SCALE"] == kind
+    assert (found["NHEADS"], found["NUM_CLASSES"], found["NUM_OBJECT_QUERIES"]) == (8, 11, 20)
 
 
 def test_no_model_fits_two_formats(make_model, make_cfg, make_original, segmentation_weights, torchvision_resnet):
+    """Except SMCA, which is a DETR with more in it."""
     models = [
         make_model().state_dict(),
         make_original(make_cfg()).state_dict(),

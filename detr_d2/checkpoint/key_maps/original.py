@@ -1,4 +1,4 @@
-"""The original DETR (github.com/facebookresearch/detr), box and segmentation models."""
+"""The original DETR (github.com/facebookresearch/detr), box and segmentation models, and SMCA, which is built on it."""
 
 from detr_d2.checkpoint.key_maps.base import CheckpointFormat, Rules
 from detr_d2.checkpoint.key_maps.resnet import torchvision_rules
@@ -15,6 +15,14 @@ BOX = CheckpointFormat(
     signature=(r"transformer\.decoder\..+", r"backbone\.0\.body\..+"),
     rules=_box_rules(""),
     has_coco_ids=True,
+)
+
+SMCA = CheckpointFormat(
+    name="SMCA",
+    signature=(*BOX.signature, r"transformer\.decoder\.layers\.\d+\.point2\..+"),
+    rules=BOX.rules,
+    has_coco_ids=True,
+    implies={"MODEL.DETR.CLASS_LOSS": "focal"},
 )
 
 # The box model sits inside the segmentation model, so its names have one prefix more.

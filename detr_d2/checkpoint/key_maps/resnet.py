@@ -1,4 +1,4 @@
-"""ResNets: torchvision's names and Detectron2's, which are ours."""
+"""ResNets: torchvision's names, which timm has too, those of the transformers library, and Detectron2's: ours."""
 
 from detr_d2.checkpoint.key_maps.base import CheckpointFormat, Rules
 
@@ -23,6 +23,23 @@ def torchvision_rules(prefix: str = "") -> Rules:
     stem = [(r"conv1\.weight", "stem.conv1.weight"), (rf"bn1\.{_NORM}", r"stem.conv1.norm.\1")]
     left_out = [(rf"{prefix}{name}", None) for name in (r".*\.num_batches_tracked", r"fc\.(weight|bias)")]
     return (*((prefix + pattern, BACKBONE + name) for pattern, name in stem + stages), *left_out)
+
+
+def huggingface_resnet_rules(prefix: str) -> Rules:
+    """Rules for a ResNet of the transformers library whose names start with the pattern ``prefix``."""
+    embedder = rf"{prefix}embedder\.embedder\."
+    rules = [
+        (rf"{embedder}convolution\.weight", f"{BACKBONE}stem.conv1.weight"),
+        (rf"{embedder}normalization\.{_NORM}", rf"{BACKBONE}stem.conv1.norm.\1"),
+    ]
+    for stage in (0, 1, 2, 3):
+        block = rf"{prefix}encoder\.stages\.{stage}\.layers\.(\d+)\."
+        ours = rf"{BACKBONE}res{stage + 2}.\1."
+        parts = [(rf"layer\.{i}", f"conv{i + 1}") for i in (0, 1, 2)] + [("shortcut", "shortcut")]
+        for theirs, name in parts:
+            rules.append((rf"{block}{theirs}\.convolution\.weight", f"{ours}{name}.weight"))
+            rules.append((rf"{block}{theirs}\.normalization\.{_NORM}", rf"{ours}{name}.norm.\2"))
+    return tuple(rules)
 
 
 TORCHVISION = CheckpointFormat(

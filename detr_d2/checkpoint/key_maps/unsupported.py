@@ -8,9 +8,8 @@ def _unsupported(name: str, *signature: str) -> CheckpointFormat:
 
 
 UNSUPPORTED = (
-    _unsupported("an SMCA model, a variant of DETR", r"transformer\.decoder\.layers\.\d+\.point[123]\..+"),
     _unsupported("a Deformable DETR", r".*\.sampling_offsets\.weight"),
-    _unsupported("a DETR of the transformers library", r"class_labels_classifier\.weight"),
+    _unsupported("a Conditional DETR", r".*\.ca_qcontent_proj\.weight"),
     _unsupported("a Detectron2 R-CNN", r"(roi_heads|proposal_generator)\..+"),
     _unsupported("another Detectron2 detection model", r"backbone\.bottom_up\..+"),
     _unsupported("a Caffe2 ResNet (MSRA or Detectron1 weights)", r"(res|blob_res).*_branch\d\w_.+"),

@@ -1,0 +1,107 @@
+"""Writing a checkpoint: ours, the original's, and that of the transformers library."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_d2.checkpoint.formats import EXPORTS, from_native
+from detr_d2.checkpoint.huggingface_config import NAME as CONFIG_NAME
+from detr_d2.checkpoint.huggingface_config import make_config
+from detr_d2.checkpoint.reading import SAFETENSORS
+from detr_d2.checkpoint.writing import atomic_file
+from detr_d2.errors import UserError
+
+TARGETS = ("d2", *EXPORTS)
+"""What converter.py writes."""
+_HUGGINGFACE_FILES = (f"model{SAFETENSORS}", "pytorch_model.bin")
+
+
+def check_output(output: str, to: str, force: bool) -> None:
+    """Refuse names that nothing can or shall be written to.
+
+    Raises:
+        UserError: says what to do.
+    """
+    if to not in TARGETS:
+        raise UserError(f"--to {to!r} is no format: choose one of {', '.join(TARGETS)}.")
+    if os.path.isdir(output):
+        raise UserError(f"{output} is a folder: name the file to write.")
+    if output.endswith(SAFETENSORS):
+        if to != "huggingface":
+            raise UserError(f"{output}: safetensors files are written with --to huggingface only. Name a .pth file.")
+        _safetensors()
+    paths = [output, _config_path(output)] if to == "huggingface" else [output]
+    for path in paths:
+        if os.path.exists(path) and not force:
+            raise UserError(f"{path} exists: choose another name, or overwrite it with --force (force=True).")
+
+
+def write_checkpoint(
+    tensors: dict[str, Tensor],
+    output: str,
+    to: str,
+    *,
+    architecture: Mapping[str, Any],
+    labels: Sequence[str | None] | None,
+) -> str:
+    """Write ``tensors``, under our names, and what goes with them.
+
+    Args:
+        to: one of :data:`TARGETS`.
+        architecture: config keys and values of the model.
+        labels: of the class head's rows without no-object; None for a row that is no class.
+
+    Returns:
+        How to load the file, for people.
+
+    Raises:
+        UserError: the format has no such model, or the file can't be written; nothing is written then.
+    """
+    if to == "d2":
+        named = labels is not None and None not in labels
+        _write({output: {"model": tensors, **({"class_names": list(labels)} if named else {})}})
+        return ""
+    foreign = from_native(tensors, EXPORTS[to])
+    if to == "original":
+        _write({output: {"model": foreign}})
+        return "python main.py --resume FILE in the original, with the options that fit the model"
+    config = make_config(architecture, labels)
+    _write({_config_path(output): config, output: foreign})
+    folder, name = os.path.split(output)
+    rename = "" if name in _HUGGINGFACE_FILES else f", once the file is called {' or '.join(_HUGGINGFACE_FILES)}"
+    return f"{config['architectures'][0]}.from_pretrained({folder or '.'!r}), with timm installed{rename}"
+
+
+def _config_path(output: str) -> str:
+    return os.path.join(os.path.dirname(output), CONFIG_NAME)
+
+
+def _write(contents: Mapping[str, Any]) -> None:
+    for path, content in contents.items():
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            with atomic_file(path) as file:
+                if path.endswith(SAFETENSORS):
+                    tensors = {name: x.contiguous() for name, x in content.items()}
+                    file.write(_safetensors().save(tensors, metadata={"format": "pt"}))
+                elif os.path.basename(path) == CONFIG_NAME:
+                    file.write((json.dumps(content, indent=2) + "\n").encode())
+                else:
+                    torch.save(content, file)
+        # torch reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError) as e:
+            raise UserError(
+                f"{path} can't be written ({e}): check the folder and the space left. Nothing stays."
+            ) from e
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise UserError("Safetensors files take a package to write: pip install safetensors") from e
+    return safetensors.torch
