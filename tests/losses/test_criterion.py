@@ -48,6 +48,12 @@ def test_every_value_is_the_originals(make_cfg, make_original_criterion, counts)
             assert_close(metrics[name], value, rtol=1e-5, atol=1e-5)
     assert len(losses) + len(metrics) == len(expected) + len(losses)
 
+    theirs = sum(expected[name] * weight for name, weight in original.weight_dict.items())
+    for ours, gradient in zip(
+        torch.autograd.grad(sum(losses.values()), predictions), torch.autograd.grad(theirs, predictions), strict=True
+    ):
+        assert_close(ours, gradient, rtol=1e-4, atol=1e-6)
+
 
 def test_losses_are_weighted_terms_only(criterion):
     """Edge case C31, defect A1: what is no loss is not in the dict that Detectron2 sums up."""
