@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.data import check_datasets
-from detr_d2.engine import Trainer, class_names, run, setup
+from detr_d2.engine import Trainer, class_names, loading_options, run, setup
 
 EXAMPLES = """
 examples:
@@ -33,7 +33,11 @@ def main(args):
     check_datasets(cfg, train=False)
     model = Trainer.build_model(cfg)
     checkpointer = DetrCheckpointer(
-        model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TEST), allow_new_head=False
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=class_names(cfg.DATASETS.TEST),
+        allow_new_head=False,
+        **loading_options(cfg),
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)

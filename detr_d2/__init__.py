@@ -4,6 +4,7 @@ from detr_d2._detectron2 import check_detectron2
 
 check_detectron2()
 
+from detr_d2 import model_zoo  # noqa: E402
 from detr_d2.checkpoint import allow_original_checkpoints  # noqa: E402
 from detr_d2.config import add_detr_config  # noqa: E402
 from detr_d2.data import DetrDatasetMapper  # noqa: E402
@@ -12,8 +13,10 @@ from detr_d2.errors import UserError  # noqa: E402
 from detr_d2.matching import DETR_MATCHER_REGISTRY  # noqa: E402
 from detr_d2.meta_arch import Detr  # noqa: E402
 from detr_d2.modeling import DETR_TRANSFORMER_REGISTRY  # noqa: E402
+from detr_d2.path_handlers import register_path_handlers  # noqa: E402
 
 allow_original_checkpoints()
+register_path_handlers()
 
 __version__ = "0.1.0"
 
@@ -26,4 +29,5 @@ __all__ = [
     "UserError",
     "add_detr_config",
     "build_optimizer",
+    "model_zoo",
 ]

@@ -10,9 +10,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
 from detr_d2.config import add_detr_config, check_detr_config
 from detr_d2.errors import UserError
+from detr_d2.modeling.backbone_checks import check_pixel_statistics
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, options: list[str]) -> CfgNode:
@@ -43,6 +47,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         _check_batch(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
+    for message in check_pixel_statistics(cfg):
+        logger.warning(message)
     # Detectron2's loop logs every exception with its traceback; a user's mistake is told once, by the script.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:

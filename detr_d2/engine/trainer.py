@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detr_d2.checkpoint import DetrCheckpointer
+from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
 
@@ -41,7 +42,11 @@ class Trainer(DefaultTrainer):
         self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(
-            model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TRAIN), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            class_names=class_names(cfg.DATASETS.TRAIN),
+            **loading_options(cfg),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -86,3 +91,16 @@ def distribute(model: nn.Module) -> nn.Module:
 def class_names(datasets: tuple[str, ...]) -> list[str] | None:
     """The names of the classes of the first dataset, in the order of the class head's rows."""
     return MetadataCatalog.get(datasets[0]).get("thing_classes") if datasets else None
+
+
+def loading_options(cfg: CfgNode) -> dict[str, bool]:
+    """The arguments of :class:`DetrCheckpointer` that ``MODEL.DETR.LOAD`` stands for."""
+    load = cfg.MODEL.DETR.LOAD
+    return {
+        "resize_queries": choice(_LOAD_QUERIES, "MODEL.DETR.LOAD.QUERIES", load.QUERIES),
+        "classes_by_name": choice(_LOAD_CLASSES, "MODEL.DETR.LOAD.CLASSES", load.CLASSES),
+    }
+
+
+_LOAD_QUERIES = {"strict": False, "resize": True}
+_LOAD_CLASSES = {"by_row": False, "by_name": True}
