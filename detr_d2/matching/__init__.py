@@ -3,5 +3,13 @@
 from detr_d2.matching.build import DETR_MATCHER_REGISTRY, Matcher, build_matcher
 from detr_d2.matching.cost import MatchingCost
 from detr_d2.matching.hungarian import HungarianMatcher
+from detr_d2.matching.sinkhorn import SinkhornMatcher
 
-__all__ = ["DETR_MATCHER_REGISTRY", "HungarianMatcher", "Matcher", "MatchingCost", "build_matcher"]
+__all__ = [
+    "DETR_MATCHER_REGISTRY",
+    "HungarianMatcher",
+    "Matcher",
+    "MatchingCost",
+    "SinkhornMatcher",
+    "build_matcher",
+]

@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_d2.matching.build import DETR_MATCHER_REGISTRY
+from detr_d2.matching.nonfinite import check_matched_finite
 
 
 @DETR_MATCHER_REGISTRY.register()
@@ -37,7 +38,7 @@ class HungarianMatcher:
                 queries, objects = linear_sum_assignment(avoidable[layer, image, :, :count])
                 matches[layer, image, objects] = queries
         if avoidable is not host:
-            _check_matched_finite(host, matches)
+            check_matched_finite(host, matches)
         return torch.from_numpy(matches).to(cost.device, non_blocking=True)
 
 
@@ -47,16 +48,3 @@ def _with_prohibitive_cost(cost: np.ndarray) -> np.ndarray:
     span = np.ptp(cost[finite].astype(np.float64)) if finite.any() else 0.0
     largest = cost[finite].max() if finite.any() else 0.0
     return np.where(finite, cost.astype(np.float64), largest + (span + 1.0) * (cost.shape[-1] + 1))
-
-
-def _check_matched_finite(cost: np.ndarray, matches: np.ndarray) -> None:
-    layer, image, obj = np.nonzero(matches >= 0)
-    matched = cost[layer, image, matches[layer, image, obj], obj]
-    bad = np.flatnonzero(~np.isfinite(matched))
-    if len(bad):
-        first = bad[0]
-        raise FloatingPointError(
-            f"The matching cost is {matched[first]} for object {obj[first]} of image {image[first]} of the batch "
-            f"after decoder layer {layer[first]} ({len(bad)} of {len(matched)} matched pairs are not finite): "
-            "the model's predictions contain NaN or infinity."
-        )

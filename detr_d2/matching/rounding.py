@@ -1,0 +1,106 @@
+"""From preferences to a one-to-one matching, for many problems at once and without asking the device anything."""
+
+import torch
+from torch import Tensor
+
+# After so many rounds of mutual choice next to nothing is left; what is, is matched in the order it stands.
+_ROUNDS = 16
+
+
+def round_to_matching(score: Tensor, rows: Tensor, columns: Tensor, noise: float = 0.0) -> Tensor:
+    """Match rows and columns that are each other's best, round after round, then the rest as it comes.
+
+    Args:
+        score: (N, T, Q) of N problems; the greater, the sooner matched.
+        rows: (N, T) bool, those to match. columns: (N, Q) bool, those to choose from, at least as many.
+        noise: differences in score up to this much are broken differently by every row, so that rows which want
+            the same columns equally do not queue up.
+
+    Returns:
+        (N, T) int64 columns, no two alike in a problem; Q for the other rows. Valid for any score.
+    """
+    problems, height, width = score.shape
+    row, column = (torch.arange(size, device=score.device) for size in (height, width))
+    # Fractional parts of multiples of an irrational number: spread evenly, equal in every run.
+    score = score + noise * (torch.outer(row + 1.0, column + 1.0) * 0.6180339887).frac()
+    score = score.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
+    matched = torch.full((problems, height), width, device=score.device)
+    left, free = rows, columns
+    for _ in range(_ROUNDS):
+        open_score = score.masked_fill(~(left[:, :, None] & free[:, None, :]), -torch.inf)
+        wanted = open_score.argmax(2)
+        mutual = left & (open_score.argmax(1).gather(1, wanted) == row)
+        matched = torch.where(mutual, wanted, matched)
+        left = rows & (matched == width)
+        free = columns & ~_scatter(matched, True, False, width)
+        if score.is_cpu and not left.any():
+            return matched
+    free_first = free.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    nth = (left.cumsum(1) - 1).clamp(0, width - 1)
+    return torch.where(left, free_first.gather(1, nth), matched)
+
+
+def improve_by_swaps(
+    cost: Tensor, matched: Tensor, rows: Tensor, columns: Tensor, sweeps: int, tolerance: float = 1e-6
+) -> Tensor:
+    """Lower the cost of a matching by moves of up to two rows.
+
+    A row takes a column; the column's owner, if any, gets what the row had, or its cheapest free column. Every sweep
+    makes the best such move of each problem, and all others that do not touch the columns of a better one.
+
+    Args:
+        cost: (N, T, Q) finite. rows, columns: as in :func:`round_to_matching`.
+        matched: (N, T) its result.
+        tolerance: moves that gain less are left alone.
+
+    Returns:
+        (N, T) like ``matched``, never dearer.
+    """
+    problems, height, width = cost.shape
+    row = torch.arange(height, device=cost.device).expand(problems, height)
+    # The owner of a free column is a row that has no wishes.
+    with_nobody = torch.nn.functional.pad(cost, (0, 0, 0, 1))
+    forbidden = ~(rows[:, :, None] & columns[:, None, :])
+    for _ in range(sweeps):
+        owner = _scatter(matched, row, height, width)
+        own = matched.clamp(max=width - 1)
+        occupied = ((owner < height) | ~columns)[:, None, :]
+        refuge_cost, refuge = with_nobody.masked_fill(occupied, torch.inf).min(2)
+        exchange_cost = (
+            with_nobody.gather(2, own[:, None, :].expand(-1, height + 1, -1))
+            .gather(1, owner[:, :, None].expand(-1, -1, height))
+            .transpose(1, 2)
+        )
+        owner_before = with_nobody.gather(1, owner[:, None, :])
+        owner_after = torch.minimum(exchange_cost, refuge_cost.gather(1, owner)[:, None, :])
+        gain = (cost.gather(2, own[:, :, None]) - cost) + (owner_before - owner_after)
+        best, wanted = gain.masked_fill(forbidden, 0.0).max(2)
+
+        loser = owner.gather(1, wanted)
+        flees = refuge_cost.gather(1, loser) < exchange_cost.gather(2, wanted[:, :, None]).squeeze(2)
+        offered = torch.where(flees & (loser < height), refuge.gather(1, loser), own)
+        go = _compatible(best, (own, wanted, offered), width, tolerance)
+        if cost.is_cpu and not go.any():
+            break
+        moved = torch.cat((torch.where(go, wanted, matched), matched[:, :1]), 1)
+        matched = moved.scatter(1, torch.where(go, loser, height), offered)[:, :height]
+    return matched
+
+
+def _compatible(gain: Tensor, touched: tuple[Tensor, ...], width: int, tolerance: float) -> Tensor:
+    """(N, T) bool: the moves that are the best of all that touch any of their columns. Ties go to the first row."""
+    height = gain.shape[1]
+    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = torch.where(gain > tolerance, rank, height)
+    first = torch.full((len(gain), width), height, device=gain.device)
+    for column in touched:
+        first = first.scatter_reduce(1, column, rank, "amin")
+    is_first = [first.gather(1, column) == rank for column in touched]
+    return torch.stack((rank < height, *is_first)).all(0)
+
+
+def _scatter(matched: Tensor, value: Tensor | bool, default: int | bool, width: int) -> Tensor:
+    """(N, Q): ``value`` at the matched columns, ``default`` elsewhere."""
+    # Unmatched rows point one past the last column.
+    table = torch.full((len(matched), width + 1), default, device=matched.device)
+    return table.scatter(1, matched, value)[:, :width]
