@@ -42,7 +42,7 @@ def add_detr_config(cfg: CN) -> None:
     sinkhorn.EPSILON_INIT = 50.0
     sinkhorn.EPSILON_DECAY = 0.9
     # A GPU always pays for all of them, since it never reports to the host.
-    sinkhorn.MAX_ITERATIONS = 200
+    sinkhorn.MAX_ITERATIONS = 100
     # An image is done when less than this share of its objects' mass is misplaced.
     sinkhorn.THRESHOLD = 1e-2
     # The iteration from which updates are over-relaxed.
