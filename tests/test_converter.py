@@ -1,6 +1,7 @@
 """The script in a process of its own once, then its main in this one, which is faster."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,24 @@ def test_converts_a_file_and_says_what_it_did(repository, make_cfg, make_origina
     assert torch.load(output, weights_only=True)["model"]["detr.class_embed.weight"].shape == (81, 32)
 
 
+def test_options_reach_the_conversion(converter, make_cfg, make_original, tmp_path, capsys):
+    source, output = tmp_path / "detr.pth", tmp_path / "out" / "pytorch_model.bin"
+    with torch.device("meta"):
+        weights = make_original(make_cfg("MODEL.RESNETS.DEPTH", 50), num_classes=80).state_dict()
+    torch.save({"model": {name: torch.zeros(()).expand(x.shape) for name, x in weights.items()}}, source)
+    command = ["--source_model", str(source), "--output_model", str(output), "--to", "huggingface"]
+    assert converter.main([*command, "--coco-ids", "--nheads", "4", "--dc5"]) == 0
+    out = capsys.readouterr().out
+    assert "81 -> 92" in out
+    assert "DetrForObjectDetection.from_pretrained" in out
+    assert "MODEL.DETR.NHEADS 4" in out
+    assert "MODEL.RESNETS.RES5_DILATION 2" in out
+    assert torch.load(output, weights_only=True)["class_labels_classifier.bias"].shape == (92,)
+    config = json.loads((output.parent / "config.json").read_text())
+    assert (config["encoder_attention_heads"], config["dilation"]) == (4, True)
+    assert config["id2label"]["18"] == "dog"
+
+
 def test_mistakes_end_in_one_message(converter, tmp_path, capsys):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
     source, output = str(tmp_path / "cut.pth"), str(tmp_path / "out.pth")
@@ -48,6 +67,8 @@ def test_mistakes_end_in_one_message(converter, tmp_path, capsys):
     [
         (["--source_model", "x"], 2, "--output_model"),
         (["--source_model", "x", "--output_model", "y", "--num-classes", "0"], 2, "foreground"),
+        (["--source_model", "x", "--output_model", "y", "--to", "keras"], 2, "huggingface"),
+        (["--source_model", "x", "--output_model", "y", "--nheads", "0"], 2, "heads"),
         (["--help"], 0, "examples:"),
     ],
 )

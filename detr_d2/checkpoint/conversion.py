@@ -13,7 +13,7 @@ from detr_d2.checkpoint.class_head import COCO_CLASSES, COCO_ID_ROWS, HEAD, coco
 from detr_d2.checkpoint.comparison import compare, explain, group_names
 from detr_d2.checkpoint.export import check_output, write_checkpoint
 from detr_d2.checkpoint.formats import NativeWeights, to_native
-from detr_d2.checkpoint.huggingface_config import read_config, read_labels, read_settings
+from detr_d2.checkpoint.huggingface_config import DEFAULT_HEADS, read_config, read_labels, read_settings
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.config import add_detr_config
 from detr_d2.errors import UserError
@@ -100,6 +100,7 @@ def convert_checkpoint(
     }
     if num_classes is not None:
         architecture["MODEL.DETR.NUM_CLASSES"] = num_classes
+    _check_settings(architecture, to, source)
     _verify(tensors, architecture, source)
     if to != "d2" and HEAD[0] not in tensors:
         raise UserError(f"{source}: {head}. Only --to d2 can do without a class head.")
@@ -185,6 +186,16 @@ def _told(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         }
         told.update(read_settings(options))
     return told
+
+
+def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
+    """Refuse what no tensor tells where it can't be."""
+    hidden_dim = architecture.get("MODEL.DETR.HIDDEN_DIM", 0)
+    heads = architecture.get("MODEL.DETR.NHEADS", DEFAULT_HEADS if to == "huggingface" else 1)
+    if hidden_dim % heads:
+        raise UserError(f"{source}: {heads} attention heads do not divide {hidden_dim} channels. Set --nheads.")
+    if architecture.get("MODEL.RESNETS.RES5_DILATION") == 2 and architecture.get("MODEL.RESNETS.DEPTH") in (18, 34):
+        raise UserError(f"{source}: DC5 models have a ResNet-50 or deeper; leave out --dc5.")
 
 
 def _verify(tensors: dict[str, Tensor], architecture: dict[str, Any], source: str) -> None:

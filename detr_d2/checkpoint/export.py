@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -65,12 +66,12 @@ def write_checkpoint(
         named = labels is not None and None not in labels
         _write({output: {"model": tensors, **({"class_names": list(labels)} if named else {})}})
         return ""
+    config = make_config(architecture, labels) if to == "huggingface" else {}
     foreign = from_native(tensors, EXPORTS[to])
     if to == "original":
         _write({output: {"model": foreign}})
-        return "python main.py --resume FILE in the original, with the options that fit the model"
-    config = make_config(architecture, labels)
-    _write({_config_path(output): config, output: foreign})
+        return "main.py --resume FILE in the original's repository, with the options that make this model"
+    _write({output: foreign, _config_path(output): config})
     folder, name = os.path.split(output)
     rename = "" if name in _HUGGINGFACE_FILES else f", once the file is called {' or '.join(_HUGGINGFACE_FILES)}"
     return f"{config['architectures'][0]}.from_pretrained({folder or '.'!r}), with timm installed{rename}"
@@ -81,22 +82,26 @@ def _config_path(output: str) -> str:
 
 
 def _write(contents: Mapping[str, Any]) -> None:
-    for path, content in contents.items():
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            with atomic_file(path) as file:
-                if path.endswith(SAFETENSORS):
-                    tensors = {name: x.contiguous() for name, x in content.items()}
-                    file.write(_safetensors().save(tensors, metadata={"format": "pt"}))
-                elif os.path.basename(path) == CONFIG_NAME:
-                    file.write((json.dumps(content, indent=2) + "\n").encode())
-                else:
-                    torch.save(content, file)
-        # torch reports a full disk as a RuntimeError.
-        except (OSError, RuntimeError) as e:
-            raise UserError(
-                f"{path} can't be written ({e}): check the folder and the space left. Nothing stays."
-            ) from e
+    """Write all files or none, each in the form that its name tells."""
+    try:
+        with ExitStack() as files:
+            for path, content in contents.items():
+                os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+                _save(content, path, files.enter_context(atomic_file(path)))
+    # torch reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as e:
+        path = next(iter(contents))
+        raise UserError(f"{path} can't be written ({e}): check the folder and the space left. Nothing stays.") from e
+
+
+def _save(content: dict[str, Any], path: str, file: BinaryIO) -> None:
+    if path.endswith(SAFETENSORS):
+        tensors = {name: x.contiguous() for name, x in content.items()}
+        file.write(_safetensors().save(tensors, metadata={"format": "pt"}))
+    elif os.path.basename(path) == CONFIG_NAME:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    else:
+        torch.save(content, file)
 
 
 def _safetensors() -> Any:

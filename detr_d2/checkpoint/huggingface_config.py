@@ -10,7 +10,8 @@ from detr_d2.errors import UserError
 NAME = "config.json"
 # What timm's ResNets are like, which are the library's encoders of images.
 _RESNET = {"STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "NUM_GROUPS": 1}
-_DEFAULT_HEADS = 8
+DEFAULT_HEADS = 8
+"""Attention heads of a model that nothing tells of: as published."""
 
 
 def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | None) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | 
         for part, count in (("encoder", detr["ENC_LAYERS"]), ("decoder", detr["DEC_LAYERS"]))
         for name, value in (
             ("layers", count),
-            ("attention_heads", detr.get("NHEADS", _DEFAULT_HEADS)),
+            ("attention_heads", detr.get("NHEADS", DEFAULT_HEADS)),
             ("ffn_dim", detr["DIM_FEEDFORWARD"]),
         )
     }

@@ -1,5 +1,6 @@
 import argparse
 import collections
+import json
 import os
 import pickle
 import subprocess
@@ -214,6 +215,39 @@ def test_an_archive_that_begins_as_a_torch_file_is_refused(tmp_path):
     assert tarfile.is_tarfile(path)
     with pytest.raises(UserError, match="a tar archive"):
         read_checkpoint(str(path))
+
+
+def write_safetensors(path) -> str:
+    """The format as its specification has it: the length of a JSON header, the header, the bytes of the tensors."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + np.arange(3, dtype="<f4").tobytes())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "without_its_suffix"])
+def test_safetensors_are_read(tmp_path, name):
+    pytest.importorskip("safetensors")
+    assert read_checkpoint(write_safetensors(tmp_path / name))["w"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_cut_safetensors_are_named(tmp_path):
+    """Edge case C43."""
+    pytest.importorskip("safetensors")
+    path = tmp_path / "cut.safetensors"
+    write_safetensors(path)
+    whole = path.read_bytes()
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut\.safetensors can't be read as a checkpoint"):
+            read_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "without_its_suffix"])
+def test_safetensors_without_the_package_say_how_to_get_it(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match=rf"{name} is a safetensors file.*pip install safetensors"):
+        read_checkpoint(write_safetensors(tmp_path / name))
 
 
 def test_what_is_no_dict_is_refused(tmp_path):

@@ -1,0 +1,163 @@
+import logging
+
+import pytest
+import torch
+
+from detr_d2.checkpoint import DetrCheckpointer, load_options
+from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names
+from detr_d2.checkpoint.formats import to_native
+from detr_d2.errors import UserError
+
+QUERIES = "detr.query_embed.weight"
+HEAD = ("detr.class_embed.weight", "detr.class_embed.bias")
+
+
+@pytest.fixture(autouse=True)
+def _log_info(caplog):
+    caplog.set_level(logging.INFO, logger="detr_d2")
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in model.state_dict().items()}
+
+
+def differing(a: dict, b: dict) -> set[str]:
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [(9, "query_embed: 7 of 9 rows loaded"), (3, "query_embed: 3 of 7 rows loaded, the model has no more than 3")],
+)
+def test_queries_that_fit_are_copied_and_the_rest_stays(save_original, make_model, caplog, queries, message):
+    """Wish B10."""
+    path, weights = save_original()
+    model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", queries, seed=1)
+    built = snapshot(model)
+    DetrCheckpointer(model, resize_queries=True).load(str(path))
+    loaded = model.state_dict()
+    count = min(queries, 7)
+    assert torch.equal(loaded[QUERIES][:count], weights["query_embed.weight"][:count])
+    assert torch.equal(loaded[QUERIES][count:], built[QUERIES][count:])
+    assert differing(loaded, {**to_native(weights).tensors, QUERIES: loaded[QUERIES]}) == set()
+    assert message in caplog.text
+
+
+def test_queries_are_strict_unless_asked_for(save_original, make_model):
+    path, _ = save_original()
+    model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9)
+    built = snapshot(model)
+    with pytest.raises(UserError, match=r"NUM_OBJECT_QUERIES: 7 in the file, 9.*\n.*\n.*LOAD\.QUERIES resize"):
+        DetrCheckpointer(model).load(str(path))
+    assert differing(model.state_dict(), built) == set()
+
+
+def test_as_many_queries_are_loaded_as_ever(save_original, make_model, caplog):
+    path, weights = save_original()
+    model = make_model(seed=1)
+    DetrCheckpointer(model, resize_queries=True).load(str(path))
+    assert differing(model.state_dict(), to_native(weights).tensors) == set()
+    assert "query_embed" not in caplog.text
+
+
+def test_queries_of_another_width_are_no_matter_of_number(save_original_shapes, make_model):
+    path = save_original_shapes("MODEL.DETR.HIDDEN_DIM", 64)
+    with pytest.raises(UserError, match=r"HIDDEN_DIM: 64 in the file, 32 in the model"):
+        DetrCheckpointer(make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9), resize_queries=True).load(str(path))
+
+
+def test_untrained_queries_are_not_evaluated(save_original, make_model):
+    path, weights = save_original()
+    model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9)
+    with pytest.raises(UserError, match=r"holds 7 object queries; the model has 9.*NUM_OBJECT_QUERIES 7 or less"):
+        DetrCheckpointer(model, resize_queries=True, allow_new_head=False).load(str(path))
+    model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 4, seed=1)
+    DetrCheckpointer(model, resize_queries=True, allow_new_head=False).load(str(path))
+    assert torch.equal(model.state_dict()[QUERIES], weights["query_embed.weight"][:4])
+
+
+def rows_of(weights: dict, indices: list[int]) -> list[torch.Tensor]:
+    return [weights[f"class_embed.{x}"][indices] for x in ("weight", "bias")]
+
+
+def test_coco_classes_are_found_by_name(save_original, make_model, caplog):
+    """dog is COCO's category 18, person 1; the case of letters makes no difference."""
+    path, weights = save_original(num_classes=91)
+    model = make_model("MODEL.DETR.NUM_CLASSES", 3, seed=1)
+    built = snapshot(model)
+    DetrCheckpointer(model, class_names=["Dog", "unicorn", "person"], classes_by_name=True).load(str(path))
+    loaded = model.state_dict()
+    for name, expected in zip(HEAD, rows_of(weights, [18, 1, 91]), strict=True):
+        assert torch.equal(loaded[name][[0, 2, 3]], expected)
+        assert torch.equal(loaded[name][1], built[name][1])
+    assert "class_embed by name: 2 of 3 classes loaded (Dog, person), new: unicorn" in caplog.text
+    count = len(loaded)
+    assert f"loaded {count} of {count} tensors" in caplog.text
+    assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
+
+
+def test_eighty_own_classes_are_not_taken_for_cocos(save_original, make_model):
+    path, weights = save_original(num_classes=91)
+    model = make_model("MODEL.DETR.NUM_CLASSES", 80, seed=1)
+    names = [x["name"] for x in COCO_CLASSES]
+    DetrCheckpointer(model, class_names=names[::-1], classes_by_name=True).load(str(path))
+    expected = rows_of(weights, [*(x["id"] for x in COCO_CLASSES[::-1]), 91])
+    for name, x in zip(HEAD, expected, strict=True):
+        assert torch.equal(model.state_dict()[name], x)
+
+
+def test_our_own_files_tell_their_classes(make_model, tmp_path, caplog):
+    source = make_model("MODEL.DETR.NUM_CLASSES", 3)
+    DetrCheckpointer(source, str(tmp_path), class_names=["cat", "dog", "bird"]).save("a")
+    model = make_model("MODEL.DETR.NUM_CLASSES", 2, seed=1)
+    checkpointer = DetrCheckpointer(
+        model, class_names=["bird", "cat"], classes_by_name=True, resize_queries=True, allow_new_head=False
+    )
+    checkpointer.load(str(tmp_path / "a.pth"))
+    for name in HEAD:
+        assert torch.equal(model.state_dict()[name], source.state_dict()[name][[2, 0, 3]])
+    with pytest.raises(UserError, match=r"a\.pth does not hold the classes fish\."):
+        DetrCheckpointer(model, class_names=["bird", "fish"], classes_by_name=True, allow_new_head=False).load(
+            str(tmp_path / "a.pth")
+        )
+
+
+def test_names_that_nobody_knows_are_asked_for(save_original, make_model):
+    path, _ = save_original()
+    model = make_model()
+    with pytest.raises(UserError, match=r"by_name: .*original\.pth does not tell the names of its 5 classes"):
+        DetrCheckpointer(model, class_names=list("abcde"), classes_by_name=True).load(str(path))
+    path, _ = save_original(num_classes=91)
+    with pytest.raises(UserError, match=r"by_name: no names are known of the model's 5 classes"):
+        DetrCheckpointer(model, classes_by_name=True).load(str(path))
+    with pytest.raises(UserError, match=r"by_name: 3 names are known of the model's 5 classes"):
+        DetrCheckpointer(model, class_names=list("abc"), classes_by_name=True).load(str(path))
+
+
+def test_a_resumed_run_gets_what_it_saved(make_model, tmp_path):
+    """Whatever surgery made of the weights that it started from is not done again."""
+    model = make_model("MODEL.DETR.NUM_CLASSES", 2)
+    surgery = {"classes_by_name": True, "resize_queries": True}
+    DetrCheckpointer(model, str(tmp_path), class_names=["cat", "dog"], **surgery).save("a")
+    other = make_model("MODEL.DETR.NUM_CLASSES", 2, seed=1)
+    DetrCheckpointer(other, str(tmp_path), class_names=["dog", "cat"], **surgery).resume_or_load("", resume=True)
+    assert differing(other.state_dict(), model.state_dict()) == set()
+    fewer = make_model("MODEL.DETR.NUM_CLASSES", 2, "MODEL.DETR.NUM_OBJECT_QUERIES", 3)
+    with pytest.raises(UserError, match=r"NUM_OBJECT_QUERIES: 7 in the file, 3 in the model"):
+        DetrCheckpointer(fewer, str(tmp_path), **surgery).resume_or_load("", resume=True)
+
+
+def test_panoptic_heads_have_names(real_data):
+    """The ids are those of COCO's panoptic annotations: banner is 92, rug-merged, the last, 200."""
+    names = coco_names(251)
+    assert len(names) == 250
+    assert (names[1], names[92], names[200], names[201]) == ("person", "banner", "rug-merged", None)
+    assert coco_names(6) is None
+
+
+def test_config_keys_are_the_arguments(make_cfg):
+    assert load_options(make_cfg()) == {"resize_queries": False, "classes_by_name": False}
+    cfg = make_cfg("MODEL.DETR.LOAD.QUERIES", "resize", "MODEL.DETR.LOAD.CLASSES", "by_name")
+    assert load_options(cfg) == {"resize_queries": True, "classes_by_name": True}
+    with pytest.raises(UserError, match=r"MODEL\.DETR\.LOAD\.QUERIES is 'resized': choose one of resize, strict"):
+        load_options(make_cfg("MODEL.DETR.LOAD.QUERIES", "resized"))
