@@ -54,7 +54,8 @@ def train(cfg, name: str, args: argparse.Namespace) -> dict[int, float]:
     trainer.resume_or_load(resume=False)
     trainer.train()
     lines = map(json.loads, metrics.read_text().splitlines())
-    return {line["iteration"] + 1: line["bbox/AP50"] for line in lines if "bbox/AP50" in line}
+    # The last evaluation comes after the last iteration, and counts it once more.
+    return {min(x["iteration"] + 1, cfg.SOLVER.MAX_ITER): x["bbox/AP50"] for x in lines if "bbox/AP50" in x}
 
 
 def format_table(curves: dict[str, dict[int, float]]) -> str:
