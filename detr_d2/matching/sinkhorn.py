@@ -9,6 +9,7 @@ from torch import Tensor
 from detr_d2.errors import UserError
 from detr_d2.matching.build import DETR_MATCHER_REGISTRY
 from detr_d2.matching.nonfinite import check_matched_finite
+from detr_d2.matching.normalization import normalize
 from detr_d2.matching.rounding import improve_by_swaps, round_to_matching
 from detr_d2.precision import without_autocast
 
@@ -48,6 +49,8 @@ class SinkhornMatcher:
             "EPSILON_INIT": (epsilon_init, epsilon_init >= 1, "1 or more"),
             "EPSILON_DECAY": (epsilon_decay, 0 < epsilon_decay < 1, "a number between 0 and 1"),
             "MAX_ITERATIONS": (max_iterations, max_iterations >= 0, "0 or more"),
+            "THRESHOLD": (threshold, threshold >= 0, "0 or more"),
+            "MOMENTUM_FROM": (momentum_from, momentum_from >= 0, "0 or more"),
             "SWAP_SWEEPS": (swap_sweeps, swap_sweeps >= 0, "0 or more"),
         }
         for key, (value, is_valid, wanted) in valid.items():
@@ -145,39 +148,3 @@ def _over_relaxation(error: Tensor, last_error: Tensor) -> Tensor:
     """The best factor for an error that shrinks as it last did (Lehmann et al., arXiv 2012.12562, theorem 1)."""
     rate = (error / last_error).clamp(max=0.99)
     return 2 / (1 + (1 - rate).sqrt())
-
-
-def normalize(cost: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
-    """Bring costs to one scale without changing which matching is cheapest.
-
-    Among n objects each can have one of its n cheapest queries. So what these differ by is the scale, and what is much
-    dearer may be as dear as it likes. What is not finite gets dearer than any matching of finite entries.
-
-    Args:
-        cost: (N, T, Q) of any magnitude.
-        rows: (N, T) bool, those that are objects.
-        columns: (N, Q + spare) bool, those to choose from; the spare ones cost all objects the same.
-        total: (N, 1, 1) int64, the number of objects.
-
-    Returns:
-        (N, T, Q + spare) finite, the least of every row 0.
-    """
-    known = cost.isfinite() & rows[:, :, None]
-    largest = cost.where(known, 0.0).abs().amax((1, 2), keepdim=True)
-    cost = cost / torch.where(largest > 0, largest, 1.0)
-    cost = cost - cost.where(known, torch.inf).amin((1, 2), keepdim=True)
-    cost = torch.nn.functional.pad(cost, (0, columns.shape[1] - cost.shape[2]))
-    finite = cost.isfinite() & rows[:, :, None] & columns[:, None, :]
-    cost = cost.where(finite, torch.inf)
-    ordered = cost.sort(2).values
-    least = ordered[:, :, :1]
-    rank = total.expand(-1, rows.shape[1], -1).clamp(max=cost.shape[2] - 1)
-    highest = cost.where(finite, -torch.inf).amax(2, keepdim=True)
-    reach = (torch.minimum(ordered.gather(2, rank), highest) - least).nan_to_num(0.0, 0.0, 0.0)
-
-    typical = reach.where(rows[:, :, None], torch.nan).nanmedian(1, keepdim=True).values
-    mean = reach.sum(1, keepdim=True) / total.clamp(min=1)
-    scale = torch.where(typical > 0, typical, torch.where(mean > 0, mean, 1.0))
-    above = torch.minimum((cost - least) / scale, 2 * reach / scale + 1).where(finite, 0.0)
-    prohibitive = (above.amax((1, 2), keepdim=True) + 1) * (total + 1)
-    return above.where(finite, prohibitive)
