@@ -12,6 +12,7 @@ from torch import Tensor
 from detr_d2.checkpoint.formats import EXPORTS, from_native
 from detr_d2.checkpoint.huggingface_config import NAME as CONFIG_NAME
 from detr_d2.checkpoint.huggingface_config import make_config
+from detr_d2.checkpoint.key_maps.huggingface import release_4_names
 from detr_d2.checkpoint.reading import SAFETENSORS
 from detr_d2.checkpoint.writing import atomic_file
 from detr_d2.errors import UserError
@@ -71,7 +72,7 @@ def write_checkpoint(
     if to == "original":
         _write({output: {"model": foreign}})
         return "main.py --resume FILE in the original's repository, with the options that make this model"
-    _write({output: foreign, _config_path(output): config})
+    _write({output: {**foreign, **release_4_names(foreign)}, _config_path(output): config})
     folder, name = os.path.split(output)
     rename = "" if name in _HUGGINGFACE_FILES else f", once the file is called {' or '.join(_HUGGINGFACE_FILES)}"
     return f"{config['architectures'][0]}.from_pretrained({folder or '.'!r}), with timm installed{rename}"

@@ -3,6 +3,8 @@
 Table Transformers have the same names; they are pre-norm models.
 """
 
+from torch import Tensor
+
 from detr_d2.checkpoint.key_maps.base import CheckpointFormat, Rules
 from detr_d2.checkpoint.key_maps.resnet import huggingface_resnet_rules, torchvision_rules
 
@@ -73,3 +75,12 @@ SEGMENTATION = CheckpointFormat(
     has_coco_ids=True,
     splits_in_proj=True,
 )
+
+
+def release_4_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, under their other names, of what release 4 and Table Transformers look for elsewhere: learned positions.
+
+    Either release loads a file with both, and reports the other one's as unused.
+    """
+    old, new = "model.backbone.position_embedding.", "model.position_embedding."
+    return {name.replace(new, old): x.clone() for name, x in tensors.items() if name.startswith(new)}
