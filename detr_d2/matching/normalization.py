@@ -20,8 +20,6 @@ def normalize(cost: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Ten
         (N, T, Q + spare) finite, the least of every row 0.
     """
     known = cost.isfinite() & rows[:, :, None]
-    largest = cost.where(known, 0.0).abs().amax((1, 2), keepdim=True)
-    cost = cost / torch.where(largest > 0, largest, 1.0)
     cost = cost - cost.where(known, torch.inf).amin((1, 2), keepdim=True)
     cost = torch.nn.functional.pad(cost, (0, columns.shape[1] - cost.shape[2]))
     finite = cost.isfinite() & rows[:, :, None] & columns[:, None, :]

@@ -11,7 +11,6 @@ from detr_d2.matching.build import DETR_MATCHER_REGISTRY
 from detr_d2.matching.nonfinite import check_matched_finite
 from detr_d2.matching.normalization import normalize
 from detr_d2.matching.rounding import improve_by_swaps, round_to_matching
-from detr_d2.precision import without_autocast
 
 
 @DETR_MATCHER_REGISTRY.register()
@@ -79,20 +78,29 @@ class SinkhornMatcher:
         layers, batch, queries, width = cost.shape
         if width == 0:
             return torch.full((layers, batch, 0), -1, device=cost.device)
-        with without_autocast(cost.device):
-            problems = cost.float().transpose(2, 3).flatten(0, 1)
-            # Where objects outnumber queries, those that are left over get a column of their own.
-            spare = max(width - queries, 0)
-            rows, columns, total = self._sizes(counts, queries, width, spare, cost.device, layers)
-            problems = normalize(problems, rows, columns, total)
-            of_rows, of_columns = self._potentials(problems, rows, columns)
-            coupling = of_rows[:, :, None] + of_columns[:, None, :] - problems / self.epsilon
-            matched = round_to_matching(coupling, rows, columns, noise=0.1)
-            matched = improve_by_swaps(problems, matched, rows, columns, self.swap_sweeps)
+        coupling, problems, rows, columns = self.transport(cost, counts)
+        matched = round_to_matching(coupling, rows, columns, noise=0.1)
+        matched = improve_by_swaps(problems, matched, rows, columns, self.swap_sweeps)
         matches = torch.where(matched < queries, matched, -1).view(layers, batch, width)
         if cost.is_cpu:
             check_matched_finite(cost.float().numpy(), matches.numpy())
         return matches
+
+    def transport(self, cost: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The optimal transport of N = L * B problems, before it is rounded to a matching.
+
+        Returns:
+            (N, T, Q') logarithm of how much of object t query q gets; (N, T, Q') normalised cost; (N, T) bool, which
+            rows are objects; (N, Q') bool, which columns are there to choose from. Q' is Q, or T if that is more:
+            where objects outnumber queries, those that are left over get a column of their own.
+        """
+        layers, _, queries, width = cost.shape
+        problems = cost.float().transpose(2, 3).flatten(0, 1)
+        spare = max(width - queries, 0)
+        rows, columns, total = self._sizes(counts, queries, width, spare, cost.device, layers)
+        problems = normalize(problems, rows, columns, total)
+        of_rows, of_columns = self._potentials(problems, rows, columns)
+        return of_rows[:, :, None] + of_columns[:, None, :] - problems / self.epsilon, problems, rows, columns
 
     @staticmethod
     def _sizes(

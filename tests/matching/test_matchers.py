@@ -59,7 +59,7 @@ def test_company_in_a_batch_has_no_say(matcher):
 @pytest.mark.parametrize(("queries", "objects"), [(100, 150), (1, 3), (4, 4), (1, 1)])
 def test_no_more_queries_than_objects(matcher, queries, objects):
     """Edge case C25: as many matches as there are queries, beside an image with fewer objects."""
-    cost = random_cost(1, 2, queries, objects)
+    cost = random_cost(1, 2, queries, objects) + 100
     matches = matcher(cost, (objects, 1))
     assert_one_to_one(matches, (objects, 1), queries)
     problem = cost[0, 0].numpy()
@@ -87,6 +87,17 @@ def test_duplicate_objects_and_duplicate_queries(matcher):
 def test_magnitude_of_the_cost_has_no_say(matcher, factor):
     cost = random_cost(1, 3, 20, 12) - 0.5
     assert matcher(cost * factor, (12, 5, 9)).tolist() == matcher(cost, (12, 5, 9)).tolist()
+
+
+def test_one_object_of_another_magnitude(matcher):
+    """The others are matched as well as if it were not there."""
+    cost = random_cost(1, 1, 100, 60, seed=3)
+    cost[..., 0] *= 1e9
+    matches = matcher(cost, (60,))[0, 0]
+    problem = cost[0, 0].double().numpy()
+    queries, objects = linear_sum_assignment(problem)
+    least = problem[queries, objects][objects > 0].sum()
+    assert problem[matches[1:], range(1, 60)].sum() <= 1.01 * least
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -129,11 +140,11 @@ def test_no_objects_at_all(matcher):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_matched_in_float32(matcher, dtype):
     """Edge case C28."""
-    cost = (random_cost(2, 2, 30, 20) * 100).to(dtype)
-    expected = matcher(cost.float(), (20, 13))
-    assert matcher(cost, (20, 13)).tolist() == expected.tolist()
+    cost = random_cost(3, 2, 100, 60).to(dtype)
+    expected = matcher(cost.float(), (60, 50))
+    assert matcher(cost, (60, 50)).tolist() == expected.tolist()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert matcher(cost.float(), (20, 13)).tolist() == expected.tolist()
+        assert matcher(cost.float(), (60, 50)).tolist() == expected.tolist()
 
 
 def test_no_gradient_and_no_trace_on_the_cost(matcher):

@@ -134,6 +134,25 @@ def test_within_one_percent_on_real_images(real_data, make_cfg):
     assert to_random.max() < 0.01
 
 
+@pytest.mark.parametrize(("queries", "objects"), [(7, 4), (5, 5), (4, 6)])
+@pytest.mark.parametrize("momentum_from", [0, 1000])
+def test_the_transport_plan(queries, objects, momentum_from):
+    """Against Sinkhorn's plain iteration, in float64, over a square with objects or queries that cost nothing."""
+    cost = torch.rand(1, 1, queries, objects + 2, generator=torch.Generator().manual_seed(7))
+    matcher = SinkhornMatcher(epsilon=0.1, threshold=0.0, max_iterations=500, momentum_from=momentum_from)
+    plan, problem, _, columns = matcher.transport(cost, (objects,))
+    size = max(queries, objects)
+    square = np.zeros((size, size))
+    square[:objects] = problem[0, :objects, columns[0]].double().numpy()
+    kernel = np.exp(-square / 0.1)
+    of_columns = np.ones(size)
+    for _ in range(2000):
+        of_rows = 1 / (kernel @ of_columns)
+        of_columns = 1 / (kernel.T @ of_rows)
+    expected = of_rows[:, None] * kernel * of_columns
+    np.testing.assert_allclose(plan[0, :objects, columns[0]].exp().numpy(), expected[:objects], atol=1e-4)
+
+
 class NoSync(TorchDispatchMode):
     """Refuses what makes the host wait for a device."""
 
