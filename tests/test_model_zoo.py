@@ -70,3 +70,6 @@ def test_get_builds_and_loads(make_original, make_cfg, monkeypatch, tmp_path):
     assert torch.equal(model.detr.query_embed.weight, original.query_embed.weight)
     # The last category of COCO, toothbrush, has id 90.
     assert torch.equal(model.detr.class_embed.weight[79], original.class_embed.weight[90])
+    cfg.MODEL.DETR.NUM_CLASSES = 7
+    with pytest.raises(UserError, match=r"92 rows.*MODEL\.DETR\.NUM_CLASSES"):
+        model_zoo.get("detr-r50", trained=True, device="cpu")
