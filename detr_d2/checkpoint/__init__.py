@@ -3,12 +3,10 @@
 from detr_d2.checkpoint.checkpointer import DetrCheckpointer
 from detr_d2.checkpoint.formats import native_state_dict
 from detr_d2.checkpoint.reading import allow_original_checkpoints, read_checkpoint
-from detr_d2.checkpoint.surgery import load_options
 
 __all__ = [
     "DetrCheckpointer",
     "allow_original_checkpoints",
-    "load_options",
     "native_state_dict",
     "read_checkpoint",
 ]

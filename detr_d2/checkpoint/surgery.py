@@ -3,29 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detectron2.config import CfgNode
 from torch import Tensor
 
 from detr_d2.checkpoint.class_head import HEAD
-from detr_d2.config import choice
 
 QUERIES = "detr.query_embed.weight"
-
-_QUERIES = {"strict": False, "resize": True}
-_CLASSES = {"by_row": False, "by_name": True}
-
-
-def load_options(cfg: CfgNode) -> dict[str, bool]:
-    """The arguments of :class:`~detr_d2.checkpoint.DetrCheckpointer` that ``MODEL.DETR.LOAD`` asks for.
-
-    Raises:
-        UserError: a key has a value that it can't have.
-    """
-    load = cfg.MODEL.DETR.LOAD
-    choices = {"QUERIES": _QUERIES, "CLASSES": _CLASSES}
-    for key, table in choices.items():
-        choice(table, f"MODEL.DETR.LOAD.{key}", load[key])
-    return {"resize_queries": _QUERIES[load.QUERIES], "classes_by_name": _CLASSES[load.CLASSES]}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from detr_d2.checkpoint import DetrCheckpointer, load_options
+from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.errors import UserError
@@ -147,17 +147,9 @@ def test_a_resumed_run_gets_what_it_saved(make_model, tmp_path):
         DetrCheckpointer(fewer, str(tmp_path), **surgery).resume_or_load("", resume=True)
 
 
-def test_panoptic_heads_have_names(real_data):
+def test_panoptic_heads_have_names():
     """The ids are those of COCO's panoptic annotations: banner is 92, rug-merged, the last, 200."""
     names = coco_names(251)
     assert len(names) == 250
     assert (names[1], names[92], names[200], names[201]) == ("person", "banner", "rug-merged", None)
     assert coco_names(6) is None
-
-
-def test_config_keys_are_the_arguments(make_cfg):
-    assert load_options(make_cfg()) == {"resize_queries": False, "classes_by_name": False}
-    cfg = make_cfg("MODEL.DETR.LOAD.QUERIES", "resize", "MODEL.DETR.LOAD.CLASSES", "by_name")
-    assert load_options(cfg) == {"resize_queries": True, "classes_by_name": True}
-    with pytest.raises(UserError, match=r"MODEL\.DETR\.LOAD\.QUERIES is 'resized': choose one of resize, strict"):
-        load_options(make_cfg("MODEL.DETR.LOAD.QUERIES", "resized"))
