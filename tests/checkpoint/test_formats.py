@@ -45,6 +45,18 @@ def test_bottlenecks_have_their_names_too():
     assert {BACKBONE + x for x in names} == to_native(weights).tensors.keys()
 
 
+def test_a_plain_resnet_of_timm_is_one_of_torchvision():
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    weights = to_native(theirs.state_dict())
+    assert weights.format.name == "torchvision ResNet"
+    ours = detectron2_resnet(18)
+    ours.load_state_dict({name.removeprefix(BACKBONE): x for name, x in weights.tensors.items()}, strict=True)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image)["res5"], theirs.forward_features(image), rtol=1e-4, atol=1e-4)
+
+
 def test_detectron2_pickle_weights_reach_the_backbone(torchvision_resnet):
     """Names as in Detectron2's own tools/convert-torchvision-to-d2.py, classifier included."""
     arrays = {BACKBONE + k: x for k, x in to_native(torchvision_resnet).tensors.items()}
