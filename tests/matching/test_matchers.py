@@ -62,7 +62,7 @@ def test_no_more_queries_than_objects(matcher, queries, objects):
     cost = random_cost(1, 2, queries, objects) + 5000
     matches = matcher(cost, (objects, 1))
     assert_one_to_one(matches, (objects, 1), queries)
-    problem = cost[0, 0].numpy()
+    problem = cost[0, 0].double().numpy()
     found = matches[0, 0] >= 0
     total = problem[matches[0, 0, found], found.nonzero().squeeze(1)].sum()
     least, random = problem[linear_sum_assignment(problem)].sum(), queries * problem.mean()
