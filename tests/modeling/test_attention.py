@@ -1,0 +1,28 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from detr_d2.modeling.attention import MultiheadAttention
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_is_torchs(padded):
+    """With torch's parameters under torch's names."""
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True).eval()
+    nn.init.normal_(theirs.in_proj_bias)
+    ours = MultiheadAttention(24, 4).eval()
+    ours.load_state_dict(theirs.state_dict())
+    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 9, 24), torch.randn(2, 9, 24)
+    mask = torch.arange(9) >= torch.tensor([[9], [4]]) if padded else None
+    expected, _ = theirs(query, key, value, key_padding_mask=mask)
+    assert_close(ours(query, key, value, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_in_training_only():
+    attention = MultiheadAttention(8, 2, dropout=0.5)
+    x = torch.randn(1, 6, 8)
+    assert not torch.equal(attention(x, x, x), attention(x, x, x))
+    attention.eval()
+    assert torch.equal(attention(x, x, x), attention(x, x, x))
