@@ -70,7 +70,10 @@ def local_path(path: str) -> str:
     try:
         local = PathManager.get_local_path(path)
     except Exception as e:  # every handler of PathManager has errors of its own
-        raise UserError(f"{path} can't be downloaded ({type(e).__name__}: {e}): check the address and the connection, or give a local file.") from e
+        raise UserError(
+            f"{path} can't be downloaded ({type(e).__name__}: {e}): check the address and the connection, or name a "
+            "local file."
+        ) from e
     if not os.path.exists(local):
         raise UserError(f"{path} does not exist: check the path (MODEL.WEIGHTS, or converter.py's --source_model).")
     if os.path.isdir(local):
