@@ -120,6 +120,7 @@ def test_training_without_instances(make_model, make_inputs):
         ([0, 0, 5, 5], -1, "class -1"),
         ([5, 0, 0, 5], 0, "ends before it starts"),
         ([0, 0, float("nan"), 5], 0, "not finite"),
+        ([0, 0, float("inf"), 5], 0, "not finite"),
     ],
 )
 def test_bad_targets_name_the_image(make_model, make_inputs, box, label, message):

@@ -95,6 +95,20 @@ def test_is_float32_under_autocast(criterion):
         assert_close(losses[name], value, rtol=1e-6, atol=0)
 
 
+def test_no_part_runs_under_autocast():
+    """Edge case C28: what another cost or matcher multiplies stays in float32 too."""
+    seen = []
+
+    def matcher(cost, counts):
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return HungarianMatcher()(cost, counts)
+
+    criterion = SetCriterion(num_classes=4, cost=MatchingCost(), matcher=matcher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        criterion(*problem())
+    assert seen == [torch.float32]
+
+
 def test_nan_predictions_are_reported(criterion):
     """Edge case C27."""
     predictions, targets = problem()
