@@ -13,7 +13,7 @@ from detr_d2.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-class Targets(NamedTuple):
+class ImageTargets(NamedTuple):
     """The usable annotations of one image, in its own coordinates."""
 
     # (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
@@ -50,7 +50,7 @@ def name_annotation(annotation: dict, index: int, file_name: str) -> str:
 
 def read_targets(
     annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: DroppedBoxes
-) -> Targets:
+) -> ImageTargets:
     """Read the annotations of one image, none of which is changed.
 
     Crowds are left out. Boxes are clipped to the image, and left out and counted if nothing remains.
@@ -72,7 +72,7 @@ def read_targets(
     classes = np.array(classes, dtype=np.int64)
     keep = has_area(boxes)
     dropped.add([names[index] for index in np.flatnonzero(~keep)])
-    return Targets(boxes[keep], classes[keep], [items[index] for index in np.flatnonzero(keep)])
+    return ImageTargets(boxes[keep], classes[keep], [items[index] for index in np.flatnonzero(keep)])
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
