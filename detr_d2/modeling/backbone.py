@@ -19,7 +19,7 @@ class Features(NamedTuple):
     padding_mask: Tensor | None
     """(B, H, W) bool, True where padded; None when the images of the batch are of one size."""
     extents: Tensor
-    """(B, 2) float32 width and height of the unpadded images, measured in features."""
+    """(B, 2) float32 width and height of the unpadded images, measured in features. On the host."""
 
 
 class MaskedBackbone(nn.Module):
@@ -36,8 +36,7 @@ class MaskedBackbone(nn.Module):
     def forward(self, images: ImageList) -> Features:
         features = self.backbone(images.tensor)[self.level]
         sizes = torch.tensor([(width, height) for height, width in images.image_sizes], dtype=torch.float32)
-        extents = (sizes / self.stride).to(features.device, non_blocking=True)
-        return Features(features, padding_mask(images, features.shape[-2:]), extents)
+        return Features(features, padding_mask(images, features.shape[-2:]), sizes / self.stride)
 
 
 class BackboneWithPosition(nn.Sequential):

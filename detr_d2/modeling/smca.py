@@ -173,13 +173,14 @@ class SmcaTransformer(DetrTransformer):
         located_memory = memory + pos
         size = tuple(features.tensor.shape[-2:])
         modulated, modulated_queries = self._modulated(query_pos)
+        extents = features.extents.to(memory.device, non_blocking=True)[:, None]
         tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
         outputs, reference, center = [], None, None
         for layer in self.decoder.layers:
             offsets, scales, predicted = layer.locate(tgt, query_pos)
             if predicted is not None:
                 reference = predicted
-                center = (predicted.sigmoid() * features.extents[:, None])[:, None]
+                center = (predicted.sigmoid() * extents)[:, None]
             bias = layer.bias(center + offsets, scales, modulated, size)
             tgt = layer(tgt, memory, located_memory, query_pos, padding_mask, bias)
             outputs.append(tgt)
