@@ -4,5 +4,13 @@ from detr_d2.data.dataset_checks import check_datasets
 from detr_d2.data.loading import load_training_records
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.data.memorizing import memorizing_config
+from detr_d2.data.shapes import ShapesSpec, register_shapes
 
-__all__ = ["DetrDatasetMapper", "check_datasets", "load_training_records", "memorizing_config"]
+__all__ = [
+    "DetrDatasetMapper",
+    "ShapesSpec",
+    "check_datasets",
+    "load_training_records",
+    "memorizing_config",
+    "register_shapes",
+]

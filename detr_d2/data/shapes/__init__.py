@@ -1,0 +1,9 @@
+"""A built-in dataset of drawn shapes, made on first use: to see a model learn without a download."""
+
+from detr_d2.data.shapes.registration import SPLITS, register_shapes
+from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
+
+for _name, _spec in SPLITS.items():
+    register_shapes(_name, _spec)
+
+__all__ = ["STUFF_CLASSES", "THING_CLASSES", "ShapesSpec", "register_shapes"]
