@@ -16,8 +16,8 @@ from detr_d2.checkpoint.formats import NativeWeights, to_native
 from detr_d2.checkpoint.huggingface_config import read_config, read_labels
 from detr_d2.checkpoint.key_maps.native import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
-from detr_d2.checkpoint.writing import atomic_file
 from detr_d2.errors import UserError
+from detr_d2.writing import atomic_file
 
 logger = logging.getLogger(__name__)
 

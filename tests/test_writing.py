@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from detr_d2.checkpoint.writing import atomic_file
+from detr_d2.writing import atomic_file
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
