@@ -1,5 +1,6 @@
 """The network and its parts."""
 
+from detr_d2.modeling.attention_recording import AttentionRecord, record_attention
 from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, build_masked_backbone
 from detr_d2.modeling.backbone_checks import check_pixel_statistics
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
@@ -11,6 +12,7 @@ from detr_d2.modeling.transformer import DetrTransformer
 
 __all__ = [
     "DETR_TRANSFORMER_REGISTRY",
+    "AttentionRecord",
     "BackboneWithPosition",
     "DetrNetwork",
     "DetrTransformer",
@@ -21,4 +23,5 @@ __all__ = [
     "build_position_embedding",
     "build_transformer",
     "check_pixel_statistics",
+    "record_attention",
 ]

@@ -36,9 +36,26 @@ class MultiheadAttention(nn.Module):
         Returns:
             (B, N, C)
         """
+        return self.attend(*self.operands(query, key, value, padding_mask))
+
+    def weights(self, *inputs) -> Tensor:
+        """The attention weights behind what ``forward(*inputs)`` returns, without dropout: (B, heads, N, S) float32.
+
+        The fused kernel never makes them; this does, for those who want to see them.
+        """
+        q, k, _, mask, scale = self.operands(*inputs)
+        logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        return logits.float().softmax(dim=-1)
+
+    def operands(
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]:
+        """What :meth:`attend` takes, from what ``forward`` does."""
         q, k, v = self.project(query, key, value)
         visible = None if padding_mask is None else ~padding_mask[:, None, None, :]
-        return self.attend(q, k, v, visible)
+        return q, k, v, visible, None
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """(B, N or S, C) queries, keys and values -> (B, heads, N or S, C / heads)."""

@@ -26,6 +26,11 @@ class SpatialAttention(MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
     ) -> Tensor:
         """As :class:`MultiheadAttention`, with the bias that ``bias`` describes."""
+        return self.attend(*self.operands(query, key, value, padding_mask, bias))
+
+    def operands(
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
         q, k, v = self.project(query, key, value)
         scale = q.shape[-1] ** -0.5
         if q.dtype == torch.float32 and not bias.has_product:
@@ -38,7 +43,7 @@ class SpatialAttention(MultiheadAttention):
             if padding_mask is not None:
                 mask = mask.masked_fill(padding_mask[:, None, None, :], -torch.inf)
             mask = mask.to(q.dtype)
-        return self.attend(q, k, v, mask, scale)
+        return q, k, v, mask, scale
 
 
 class SmcaDecoderLayer(DecoderLayer):

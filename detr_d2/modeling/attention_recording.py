@@ -1,0 +1,133 @@
+"""Looking at attention: the weights of a forward pass, made only when somebody asks for them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from detr_d2.errors import UserError
+from detr_d2.modeling.attention import MultiheadAttention
+
+Point = tuple[float, float]
+"""x and y relative to an unpadded image, in [0, 1]."""
+
+
+@dataclass
+class AttentionRecord:
+    """The attention weights of the last forward pass, on the model's device.
+
+    The S features are those of an (H, W) map, row by row. Weights sum to 1 over the features; padded ones have none.
+    """
+
+    encoder: list[Tensor] = field(default_factory=list)
+    """A layer (B, heads, S, S), from every feature (dimension 2) to every feature; or (B, heads, P, S), from P points."""
+    decoder: list[Tensor] = field(default_factory=list)
+    """A layer (B, heads, Q, S), from the object queries to the features."""
+    size: tuple[int, int] = (0, 0)
+    """H and W."""
+    stride: int = 0
+    """Pixels, of the image that the network sees, from one feature to the next."""
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Height and width in pixels of each of the B images that the network sees, unpadded."""
+    padding_mask: Tensor | None = None
+    """(B, H, W) bool, True where padded; None when nothing is."""
+    encoder_points: Sequence[Point] | None = ()
+    """What the rows of ``encoder`` stand for; None: every feature."""
+
+    def cross_attention(self, index: int = 0, layer: int = -1) -> Tensor:
+        """(heads, Q, H, W): where the object queries of image number ``index`` look.
+
+        Raises:
+            UserError: there is no such decoder layer.
+        """
+        return _layer(self.decoder, layer, "decoder")[index].unflatten(-1, self.size)
+
+    def self_attention(self, point: Point, index: int = 0, layer: int = -1) -> Tensor:
+        """(heads, H, W): where the feature at ``point`` of image number ``index`` looks.
+
+        Raises:
+            UserError: there is no such encoder layer, or the point was not recorded.
+        """
+        weights = _layer(self.encoder, layer, "encoder")[index]
+        if self.encoder_points is None:
+            row = int(self.features_at([point])[index, 0])
+        elif point in self.encoder_points:
+            row = list(self.encoder_points).index(point)
+        else:
+            raise UserError(f"The encoder's attention from {point} was not recorded, only from {self.encoder_points}.")
+        return weights[:, row].unflatten(-1, self.size)
+
+    def features_at(self, points: Sequence[Point]) -> Tensor:
+        """(B, P) int64: the features, of S, that the points lie in."""
+        relative = torch.tensor(points, dtype=torch.float64).clamp(0, 1)
+        sizes = torch.tensor([(width, height) for height, width in self.image_sizes], dtype=torch.float64)
+        # A point on the right or lower edge belongs to the last feature of the image, not to the padding.
+        pixels = torch.minimum(relative * sizes[:, None], sizes[:, None] - 1)
+        column, row = (pixels / self.stride).long().unbind(-1)
+        height, width = self.size
+        return row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+
+
+@contextmanager
+def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = ()) -> Iterator[AttentionRecord]:
+    """Within the block, keep the attention weights of the forward passes of a Detr.
+
+    Its results stay as they are. The record is filled anew by every forward pass and stays valid after the block::
+
+        with record_attention(model) as record, torch.no_grad():
+            model(batched_inputs)
+        record.cross_attention()  # of the first image, in the last decoder layer
+
+    Args:
+        model: a :class:`~detr_d2.meta_arch.Detr`, of any transformer.
+        encoder_points: from where in every image the encoder's self-attention is kept. None: from every feature,
+            which takes S² numbers a layer, head and image.
+    """
+    points = None if encoder_points is None else [(float(x), float(y)) for x, y in encoder_points]
+    record = AttentionRecord(encoder_points=points)
+    network = model.detr
+    transformer = network.transformer
+
+    def start(module: nn.Module, inputs: tuple, output: tuple) -> None:
+        (images,), (features, _) = inputs, output
+        record.encoder.clear()
+        record.decoder.clear()
+        record.size = tuple(features.tensor.shape[-2:])
+        record.stride = module[0].stride
+        record.image_sizes = [tuple(size) for size in images.image_sizes]
+        record.padding_mask = features.padding_mask
+
+    def keep_encoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
+        query, *others = inputs
+        if points is not None:
+            rows = record.features_at(points).to(query.device)
+            query = query.gather(1, rows[..., None].expand(-1, -1, query.shape[-1]))
+        record.encoder.append(module.weights(query, *others).detach())
+
+    def keep_decoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
+        record.decoder.append(module.weights(*inputs).detach())
+
+    with ExitStack() as hooks:
+        hooks.enter_context(_removed_later(network.backbone.register_forward_hook(start)))
+        if points is None or points:
+            for layer in transformer.encoder.layers:
+                hooks.enter_context(_removed_later(layer.self_attn.register_forward_hook(keep_encoder)))
+        for layer in transformer.decoder.layers:
+            hooks.enter_context(_removed_later(layer.multihead_attn.register_forward_hook(keep_decoder)))
+        yield record
+
+
+@contextmanager
+def _removed_later(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _layer(layers: list[Tensor], index: int, part: str) -> Tensor:
+    if not -len(layers) <= index < len(layers):
+        raise UserError(f"There is no layer {index} in the {part}: {len(layers)} of its layers were recorded.")
+    return layers[index]
