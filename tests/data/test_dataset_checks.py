@@ -19,7 +19,7 @@ def cfg_for(make_cfg):
 
     def make(train=(), test=(), num_classes=3):
         options = ("DATASETS.TRAIN", tuple(train), "DATASETS.TEST", tuple(test))
-        return make_cfg(*options, "MODEL.DETR.NUM_CLASSES", num_classes)
+        return make_cfg(*options, "MODEL.DETR.NUM_CLASSES", num_classes, "MODEL.DETR.NUM_OBJECT_QUERIES", 100)
 
     return make
 
@@ -189,7 +189,7 @@ def test_nothing_to_learn_from(cfg_for, catalog, one_image, make_annotation, kin
         "no area": one_image(make_annotation(bbox=[1, 1, 0, 5])),
     }[kind]
     catalog("empty", records, thing_classes=CLASSES)
-    with pytest.raises(UserError, match="'empty' has no object to learn from"):
+    with pytest.raises(UserError, match="'empty': no object to learn from"):
         check_datasets(cfg_for(["empty"]))
     check_datasets(cfg_for([], ["empty"]), train=False)
 

@@ -1,0 +1,137 @@
+"""Getting at the records of datasets that are to be checked, whether registered or in files."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from detr_d2.data.annotation_checks import check_annotations
+from detr_d2.data.annotation_table import AnnotationTable
+from detr_d2.data.coco_file import read_coco_file
+from detr_d2.data.expectations import Expectations
+from detr_d2.data.findings import Finding
+from detr_d2.data.image_checks import is_missing
+from detr_d2.errors import UserError
+
+MAX_FAULTS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A dataset to check.
+
+    Attributes:
+        name: for messages.
+        train: whether it is trained on, not only evaluated on.
+        records: in Detectron2's format.
+        classes: names by label; None if unknown.
+        findings: what was found on the way.
+    """
+
+    name: str
+    train: bool
+    records: Sequence[dict]
+    classes: Sequence[str] | None
+    findings: Sequence[Finding] = ()
+
+
+def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
+    """Load a COCO file whatever is wrong in it, which ``findings`` tell.
+
+    Raises:
+        UserError: the file or the folder is missing, or the file is nothing like COCO's format.
+    """
+    if is_missing(image_root):
+        raise UserError(f"The image folder {image_root} does not exist: correct its path.")
+    content = read_coco_file(json_file, image_root, train)
+    return LoadedDataset(name or json_file, train, content.records, content.classes, content.findings)
+
+
+def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDataset:
+    """Load a registered dataset.
+
+    Args:
+        name: as registered.
+        train: whether it is trained on.
+        from_json: read the json file of a dataset in COCO's format with ``load_coco``, which names more faults than
+            Detectron2's reader; datasets of other formats are loaded as registered.
+
+    Raises:
+        UserError: it is unknown, its files are missing, or its loader fails.
+    """
+    _check_registered(name)
+    _check_paths(name)
+    metadata = MetadataCatalog.get(name)
+    if from_json and _is_coco(name):
+        return load_coco(metadata.json_file, metadata.get("image_root") or "", train, name)
+    records = _load(name)
+    return LoadedDataset(name, train, records, metadata.get("thing_classes"))
+
+
+def _is_coco(name: str) -> bool:
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("evaluator_type") == "coco" and bool(metadata.get("json_file"))
+
+
+def _check_registered(name: str) -> None:
+    if name in DatasetCatalog:
+        return
+    similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+    hint = f" Similar names: {', '.join(similar)}." if similar else ""
+    raise UserError(
+        f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
+        f"detectron2.data.datasets.register_coco_instances.{hint}"
+    )
+
+
+def _check_paths(name: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    for key in ("json_file", "image_root"):
+        path = metadata.get(key)
+        if path and is_missing(path):
+            raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {_path_hint(path)}")
+
+
+def _path_hint(path: str) -> str:
+    root = os.getenv("DETECTRON2_DATASETS")
+    if not path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
+        return "correct the path it was registered with."
+    state = f"it is {root}" if root else "it is not set, which means ./datasets"
+    return f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+
+
+def _load(name: str) -> Sequence[dict]:
+    """The records of a dataset. Errors of Detectron2's json reader get the path and the place they lack."""
+    json_file = MetadataCatalog.get(name).get("json_file")
+    try:
+        records = DatasetCatalog.get(name)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        if json_file is None and not isinstance(error, OSError):
+            raise
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        hint = _faults_in_file(name) or "In COCO's format category ids are whole numbers that 'categories' lists."
+        raise UserError(
+            f"Dataset {name!r} can't be loaded from {json_file or 'its files'} "
+            f"({type(error).__name__}: {reason}): correct the file. {hint}"
+        ) from error
+    if len(records) == 0:
+        raise UserError(f"Dataset {name!r} has no images: correct {json_file or 'what it is made from'}.")
+    return records
+
+
+def _faults_in_file(name: str) -> str:
+    """What is wrong with the COCO file of a dataset that Detectron2 can't read, if anything is found."""
+    if not _is_coco(name):
+        return ""
+    metadata = MetadataCatalog.get(name)
+    try:
+        content = read_coco_file(metadata.json_file, metadata.get("image_root") or "", train=True)
+    except UserError as error:
+        return str(error)
+    findings = [*content.findings, *check_annotations(AnnotationTable(content.records), Expectations(train=False))]
+    errors = [x.message for x in findings if x.severity == "error"]
+    return "Found in it: " + " ".join(errors[:MAX_FAULTS_SHOWN]) if errors else ""
