@@ -22,7 +22,7 @@ class AttentionRecord:
     """
 
     encoder: list[Tensor] = field(default_factory=list)
-    """A layer (B, heads, S, S), from every feature (dimension 2) to every feature; or (B, heads, P, S), from P points."""
+    """A layer (B, heads, S, S), from every feature (dimension 2) to every feature; from P points (B, heads, P, S)."""
     decoder: list[Tensor] = field(default_factory=list)
     """A layer (B, heads, Q, S), from the object queries to the features."""
     size: tuple[int, int] = (0, 0)

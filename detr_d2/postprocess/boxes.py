@@ -24,16 +24,19 @@ def box_instances(
         class_loss: what the model was trained with, "softmax" or "focal".
 
     Returns:
-        B Instances with ``pred_boxes``, ``scores`` in [0, 1] and ``pred_classes``, on the device.
+        B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query that
+        each was found by, on the device.
     """
     scores, classes, queries = choice(_RANKINGS, "MODEL.DETR.CLASS_LOSS", class_loss)(predictions.logits[-1].float())
     boxes = cxcywh_to_xyxy(predictions.boxes[-1])
-    if queries is not None:
+    if queries is None:
+        queries = torch.arange(boxes.shape[1], device=boxes.device).expand(classes.shape)
+    else:
         boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=torch.float32)
     boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
-    rows = zip(image_sizes, boxes, scores, classes, strict=True)
-    return [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c) for size, b, s, c in rows]
+    rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
+    return [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -63,7 +63,7 @@ def test_spatially_modulated_weights(make_model, make_inputs, kind, sizes):
     expected = []
 
     def compute(module, inputs, output):
-        query, key, value, padding_mask, bias = inputs
+        query, key, _, padding_mask, bias = inputs
         width = query.shape[-1] // module.num_heads
         weight, offset = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
         q, k = ((x @ weight[i].T + offset[i]).unflatten(-1, (-1, width)) for i, x in enumerate((query, key)))
