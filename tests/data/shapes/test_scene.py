@@ -1,0 +1,110 @@
+"""What drawn scenes hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from detr_d2.data.shapes.outlines import draw
+from detr_d2.data.shapes.scene import draw_scene
+from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
+from detr_d2.errors import UserError
+
+SPEC = ShapesSpec(num_images=60, seed=3, sides=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(SPEC, index) for index in range(SPEC.num_images)]
+
+
+def areas(scene):
+    return np.bincount(scene.segments.ravel())[len(scene.stuff) :]
+
+
+def test_scenes_repeat_and_differ_by_seed_and_index():
+    first, again = draw_scene(SPEC, 7), draw_scene(SPEC, 7)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.segments, again.segments)
+    for other in (draw_scene(SPEC, 8), draw_scene(replace(SPEC, seed=4), 7)):
+        assert other.image.shape != first.image.shape or not np.array_equal(other.image, first.image)
+
+
+def test_scenes_are_varied(scenes):
+    shapes = {scene.image.shape for scene in scenes}
+    assert len(shapes) > 50
+    assert all(64 <= side <= 96 for shape in shapes for side in shape[:2])
+    counts = [len(scene.things) for scene in scenes]
+    assert {0, 1} < set(counts)
+    assert 8 <= max(counts) <= 10
+    assert {thing for scene in scenes for thing in scene.things} == set(range(len(THING_CLASSES)))
+    assert {stuff for scene in scenes for stuff in scene.stuff} == set(range(len(STUFF_CLASSES)))
+    sizes = np.concatenate([np.sqrt(areas(scene)) for scene in scenes])
+    assert np.percentile(sizes, 90) > 3 * np.percentile(sizes, 10)
+
+
+def test_every_segment_is_seen_and_numbers_have_no_gaps(scenes):
+    for scene in scenes:
+        assert set(np.unique(scene.segments)) == set(range(len(scene.stuff) + len(scene.things)))
+        assert (areas(scene) >= 24).all()
+
+
+def test_some_objects_overlap_and_some_are_cut_off(scenes):
+    cut_off = overlapping = 0
+    for scene in scenes:
+        boxes = []
+        for number in range(len(scene.stuff), len(scene.stuff) + len(scene.things)):
+            y, x = np.nonzero(scene.segments == number)
+            cut_off += x.min() == 0 or y.min() == 0
+            boxes.append((x.min(), y.min(), x.max(), y.max()))
+        overlapping += any(
+            a is not b and a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a in boxes for b in boxes
+        )
+    assert cut_off > 10
+    assert overlapping > 10
+
+
+def test_difficulty_makes_objects_small_and_pale():
+    easy, hard = (replace(SPEC, difficulty=x, num_images=30) for x in (0.0, 1.0))
+
+    def smallest(spec):
+        return np.percentile(np.concatenate([areas(draw_scene(spec, i)) for i in range(30)]), 10)
+
+    assert smallest(hard) < 0.7 * smallest(easy)
+    assert hard.least_contrast < easy.least_contrast
+    assert hard.least_visible < easy.least_visible
+
+
+def test_forms_have_the_area_of_geometry():
+    r = 30.0
+    expected = {
+        "disc": np.pi * r**2,
+        "square": 2 * r**2,
+        "triangle": 3 * 3**0.5 / 4 * r**2,
+        "ring": np.pi * r**2 * (1 - 0.6**2),
+        "cross": (0.92 * r) ** 2 * (4 - 4 * (1 - 0.3) ** 2),
+        "star": 5 * 0.42 * r**2 * np.sin(np.pi / 5),
+    }
+    for name, area in expected.items():
+        assert draw(name, (80, 90), (45.0, 40.0), 2 * r, 0.4).sum() == pytest.approx(area, rel=0.02), name
+
+
+def test_a_form_is_centred_where_asked():
+    y, x = np.nonzero(draw("disc", (80, 90), (30.0, 50.0), 20.0, 0.0) > 0.5)
+    assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (20, 40, 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"num_images": 0}, "num_images"),
+        ({"seed": -1}, "seed"),
+        ({"sides": (90, 60)}, "sides"),
+        ({"sides": (8, 60)}, "sides"),
+        ({"difficulty": 1.5}, "difficulty"),
+        ({"max_objects": 0}, "max_objects"),
+    ],
+)
+def test_impossible_parameters_are_named(wrong, name):
+    with pytest.raises(UserError, match=name):
+        replace(SPEC, **wrong)
