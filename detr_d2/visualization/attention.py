@@ -26,7 +26,8 @@ class _Row(NamedTuple):
     weights: Tensor
     """(heads, H, W)"""
     caption: str
-    colour: tuple[float, float, float] | str | None
+    note: str = ""
+    colour: tuple[float, float, float] | str | None = None
     boxes: tuple = ()
     marks: tuple = ()
 
@@ -102,7 +103,7 @@ def draw_encoder_attention(
         colour = _POINT_COLOURS[i % len(_POINT_COLOURS)]
         weights = record.self_attention((float(x), float(y)), index, layer)
         marks = (((x * width, y * height), str(i + 1), colour),)
-        rows.append(_Row(weights, f"from point {i + 1}", colour, marks=marks))
+        rows.append(_Row(weights, f"from point {i + 1}", colour=colour, marks=marks))
     return _draw(image_rgb, rows, _layer_note(record.encoder, layer, "encoder"), record, index, per_head)
 
 
@@ -139,35 +140,35 @@ def _draw(image: NDArray[np.uint8], rows: list[_Row], note: str, record: Attenti
     boxes = tuple(box for row in rows for box in row.boxes)
     marks = tuple(mark for row in rows for mark in row.marks)
     panels = [Panel(image, "image" if rows else "no detections", note, boxes=boxes, marks=marks)]
-    panels += [_heat_panel(image, row, row.caption, row.weights.mean(dim=0), record, index) for row in rows]
+    panels += [_heat_panel(image, row, row.weights.mean(dim=0), record, index) for row in rows]
     return draw_panels(panels, _COLUMNS)
 
 
 def _head_panels(
     image: NDArray[np.uint8], row: _Row, note: str, record: AttentionRecord, index: int
 ) -> Iterator[Panel]:
-    yield Panel(image, row.caption, note, row.colour, row.boxes, row.marks)
+    yield Panel(image, row.caption, row.note, note, row.colour, row.boxes, row.marks)
     for i, weights in enumerate(row.weights):
-        yield _heat_panel(image, row, f"head {i}", weights, record, index)
+        yield _heat_panel(image, row._replace(caption=f"head {i}", note=""), weights, record, index)
 
 
-def _heat_panel(
-    image: NDArray[np.uint8], row: _Row, caption: str, weights: Tensor, record: AttentionRecord, index: int
-) -> Panel:
+def _heat_panel(image: NDArray[np.uint8], row: _Row, weights: Tensor, record: AttentionRecord, index: int) -> Panel:
     picture = overlay_heat(image, heat_map(weights, record, image.shape[:2], index))
-    return Panel(picture, caption, f"at most {float(weights.max()):.2g}", row.colour, row.boxes, row.marks)
+    peak = f"largest weight {float(weights.max()):.2g}"
+    return Panel(picture, row.caption, row.note, peak, row.colour, row.boxes, row.marks)
 
 
 def _query_row(instances: Instances, query: int, weights: Tensor, class_names: Sequence[str | None] | None) -> _Row:
     """The query's best detection, if it has one, and its (heads, H, W) weights."""
     found = instances[instances.queries == query]
     if not len(found):
-        return _Row(weights, f"query {query}", None)
+        return _Row(weights, "no detection", f"query {query}")
     best = found[int(found.scores.argmax())]
     class_index = int(best.pred_classes)
     colour = class_colour(class_index)
-    caption = f"{class_name(class_names, class_index)} {float(best.scores):.0%}, query {query}"
-    return _Row(weights, caption, colour, boxes=((tuple(best.pred_boxes.tensor[0].tolist()), colour),))
+    caption = f"{class_name(class_names, class_index)} {float(best.scores):.0%}"
+    box = tuple(best.pred_boxes.tensor[0].tolist())
+    return _Row(weights, caption, f"query {query}", colour, boxes=((box, colour),))
 
 
 def _best_queries(instances: Instances, count: int) -> list[int]:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 _DPI = 120
@@ -15,6 +16,7 @@ _SIDE = 3.2
 _CAPTION_WIDTH = 2.2
 _CAPTION_HEIGHT = 0.27
 _GAP = 0.08
+_SHADOW = withStroke(linewidth=1.5, foreground="#00000080")
 
 
 class Panel(NamedTuple):
@@ -25,6 +27,8 @@ class Panel(NamedTuple):
     caption: str = ""
     note: str = ""
     """Smaller, at the caption's other end."""
+    corner: str = ""
+    """In the picture's lower right corner."""
     colour: tuple[float, float, float] | str | None = None
     """Of a square before the caption."""
     boxes: tuple = ()
@@ -68,16 +72,28 @@ def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
         axes.text(x, y, text, color="white", fontsize=6, weight="bold", ha="center", va="center_baseline", clip_on=True)
     axes.set_xlim(0, width_px)
     axes.set_ylim(height_px, 0)
-    inside = axes.get_position().width * axes.figure.get_figwidth()
+    white = {"color": "white", "fontsize": 7, "ha": "right", "va": "bottom", "path_effects": [_SHADOW]}
+    axes.text(0.985, 0.015, panel.corner, transform=axes.transAxes, parse_math=False, **white)
+    _draw_caption(axes, panel, width)
+
+
+def _draw_caption(axes: Axes, panel: Panel, width: float) -> None:
+    """In ``width`` inches over a picture that may be narrower; the caption shrinks to what the note leaves."""
+    picture_width, picture_height = axes.bbox.width / _DPI, axes.bbox.height / _DPI
     text = {"transform": axes.transAxes, "va": "bottom", "parse_math": False}
-    above = 1 + 0.05 / (axes.get_position().height * axes.figure.get_figheight())
-    # The colour may be too light to read: it goes into a square before the words.
+    above = 1 + 0.05 / picture_height
+    note = axes.text(width / picture_width, above, panel.note, color="#777777", fontsize=7, ha="right", **text)
     indent = 0.0
+    # The colour may be too light to read: it goes into a square before the words.
     if panel.colour is not None:
         axes.text(0, above, "■", color=panel.colour, fontsize=9, ha="left", **text)
-        indent = 0.15 / inside
-    axes.text(indent, above, panel.caption, color="#222222", fontsize=9, weight="bold", ha="left", **text)
-    axes.text(width / inside, above, panel.note, color="#777777", fontsize=7, ha="right", **text)
+        indent = 0.15
+    style = {"color": "#222222", "fontsize": 9, "weight": "bold", "ha": "left"}
+    caption = axes.text(indent / picture_width, above, panel.caption, **style, **text)
+    room = width - indent - note.get_window_extent().width / _DPI - _GAP
+    needed = caption.get_window_extent().width / _DPI
+    if needed > room:
+        caption.set_fontsize(9 * max(room, 0.1) / needed)
 
 
 def _rectangle(x0: float, y0: float, x1: float, y1: float, **style) -> Rectangle:

@@ -7,6 +7,7 @@ from detr_d2.errors import UserError
 from detr_d2.modeling import AttentionRecord
 from detr_d2.visualization import attention, draw_encoder_attention, draw_query_attention
 from detr_d2.visualization.attention import heat_map, overlay_heat
+from detr_d2.visualization.panels import Panel, draw_panels
 
 IMAGE = np.random.default_rng(0).integers(256, size=(150, 200, 3), dtype=np.uint8)
 
@@ -75,8 +76,8 @@ def test_best_detections_are_drawn(panels):
     picture = draw_query_attention(IMAGE, detections(), record(), ["cat", "dog", "bird"], top=2)
     assert picture.dtype == np.uint8
     ((drawn, _),) = panels
-    assert [x.caption for x in drawn] == ["image", "dog 90%, query 3", "bird 70%, query 1"]
-    assert drawn[0].note == "decoder layer 2 of 2"
+    assert [x.caption for x in drawn] == ["image", "dog 90%", "bird 70%"]
+    assert [x.note for x in drawn] == ["decoder layer 2 of 2", "query 3", "query 1"]
     assert [x.boxes[0][0] for x in drawn[1:]] == [(90, 20, 180, 140)] * 2
     assert len(drawn[0].boxes) == 2
     weights = record().decoder[-1][0, :, 3].mean(0)
@@ -88,8 +89,9 @@ def test_chosen_queries_layer_and_heads(panels):
     draw_query_attention(IMAGE, detections(), record(), queries=[2, 1], layer=0, per_head=True)
     ((drawn, columns),) = panels
     assert columns == 3
-    assert [x.caption for x in drawn] == ["query 2", "head 0", "head 1", "class 2 70%, query 1", "head 0", "head 1"]
-    assert drawn[0].note == "decoder layer 1 of 2"
+    assert [x.caption for x in drawn] == ["no detection", "head 0", "head 1", "class 2 70%", "head 0", "head 1"]
+    assert [x.note for x in drawn] == ["query 2", "", "", "query 1", "", ""]
+    assert [drawn[i].corner for i in (0, 3)] == ["decoder layer 1 of 2"] * 2
     weights = record().decoder[0][0, 1, 2]
     assert np.array_equal(
         drawn[2].image, overlay_heat(IMAGE, heat_map(weights.unflatten(0, (3, 4)), record(), (150, 200)))
@@ -128,3 +130,12 @@ def test_pictures_of_any_shape(size):
     image = np.zeros((*size, 3), dtype=np.uint8)
     picture = draw_query_attention(image, detections(), record(), top=2)
     assert min(picture.shape[:2]) > 20
+
+
+def test_long_captions_leave_the_note_free():
+    image = np.zeros((300, 100, 3), dtype=np.uint8)
+    both, note = (draw_panels([Panel(image, x, "query 17")], 1) for x in ("a very long name of a class, 99%", ""))
+    _rows, columns = np.nonzero(note[:35].min(-1) < 250)
+    left = columns.min()
+    assert np.array_equal(both[:35, left - 3 :], note[:35, left - 3 :])
+    assert (both[:35, :left] < 100).any()
