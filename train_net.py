@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.data import check_datasets
-from detr_d2.engine import Trainer, class_names, loading_options, run, setup
+from detr_d2.engine import Trainer, add_data_arguments, class_names, loading_options, run, setup
 
 EXAMPLES = """
 examples:
@@ -19,6 +19,9 @@ examples:
     train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --eval-only MODEL.WEIGHTS detr-r50-e632da11.pth
   go on after an interruption:
     train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --num-gpus 8 --resume
+  fine-tune on your own images, annotated in COCO's format (docs/OWN_DATA.md tells the rest):
+    train_net.py --config-file configs/finetune_r50.yaml --train-json train.json --train-images train/ \\
+        --val-json val.json --val-images val/ OUTPUT_DIR output/mine
   any config key can follow as KEY VALUE: MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR output/trial
 """
 
@@ -47,4 +50,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, default_argument_parser(epilog=EXAMPLES).parse_args()))
+    sys.exit(run(main, add_data_arguments(default_argument_parser(epilog=EXAMPLES)).parse_args()))

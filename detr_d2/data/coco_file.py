@@ -42,7 +42,7 @@ def read_coco_file(json_file: str, image_root: str, train: bool) -> CocoFile:
     Raises:
         UserError: the file is missing, is no json, or lacks the lists that the format consists of.
     """
-    content = _load(json_file)
+    content = load_content(json_file)
     faults = FaultCounter()
     labels, classes = _read_categories(content["categories"], faults)
     records = _read_images(content["images"], image_root, faults)
@@ -53,10 +53,12 @@ def read_coco_file(json_file: str, image_root: str, train: bool) -> CocoFile:
     return CocoFile(list(records.values()), classes, faults.findings(FAULTS, train, totals))
 
 
-_TOTALS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
+def load_content(json_file: str) -> dict[str, Any]:
+    """What a file in COCO's instances format holds; "annotations_missing" tells whether it has no "annotations".
 
-
-def _load(json_file: str) -> dict[str, Any]:
+    Raises:
+        UserError: the file is missing, is no json, or lacks the lists that the format consists of.
+    """
     try:
         with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
             content = json.load(file)
@@ -71,7 +73,9 @@ def _load(json_file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{json_file} holds a json {type(content).__name__}, where COCO's format has an object.")
     if "images" not in content and any(isinstance(x, dict) and "regions" in x for x in content.values()):
-        raise UserError(f"{json_file} is of the VGG Image Annotator: convert it to COCO's format first.")
+        raise UserError(
+            f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with tools/via_to_coco.py."
+        )
     content["annotations_missing"] = "annotations" not in content
     content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
@@ -83,6 +87,9 @@ def _load(json_file: str) -> dict[str, Any]:
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
     return content
+
+
+_TOTALS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
 
 
 def _read_categories(items: list, faults: FaultCounter) -> tuple[dict[int, int], list[str]]:

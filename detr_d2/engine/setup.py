@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from detr_d2.config import add_detr_config, check_detr_config
+from detr_d2.engine.own_data import use_own_data
 from detr_d2.errors import UserError
 from detr_d2.modeling.backbone_checks import check_pixel_statistics
 
@@ -31,6 +32,8 @@ def load_config(config_file: str, options: list[str]) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise UserError(f"The config file {config_file} does not exist: give the path of a YAML file.")
         _merge(cfg, cfg.merge_from_file, config_file, source=f"config file {config_file}")
+    if flags := [word for word in options if word.startswith("--")]:
+        raise UserError(f"{flags[0]} stands among the options KEY VALUE: put flags before them.")
     if len(options) % 2:
         raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -39,8 +42,12 @@ def load_config(config_file: str, options: list[str]) -> CfgNode:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config of ``args`` (as Detectron2's argument parser makes them), check it, set up the logger."""
+    """Load the config of ``args`` (as Detectron2's argument parser makes them), check it, set up the logger.
+
+    ``args`` may also name files to train and evaluate on, see :func:`~detr_d2.engine.own_data.add_data_arguments`.
+    """
     cfg = load_config(args.config_file, args.opts)
+    data = use_own_data(cfg, args)
     check_detr_config(cfg)
     _check_device(cfg)
     if not args.eval_only:
@@ -48,6 +55,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
+    for message in data:
+        logger.info(message)
     for message in check_pixel_statistics(cfg):
         logger.warning(message)
     # Detectron2's loop logs every exception with its traceback; a user's mistake is told once, by the script.

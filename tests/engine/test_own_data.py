@@ -1,0 +1,135 @@
+import argparse
+import json
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from detr_d2 import add_detr_config
+from detr_d2.data import check_datasets
+from detr_d2.engine import add_data_arguments, load_config, use_own_data
+from detr_d2.engine.own_data import TRAIN, VAL
+from detr_d2.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    yield
+    for name in {TRAIN, VAL} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def paths(tmp_path, monkeypatch):
+    """The working folder holds train.json of two classes, val.json of the same, and the folder images."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    box = {"bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "segmentation": []}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, **box}],
+    }
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+TRAIN_FLAGS = ("--train-json", "train.json", "--train-images", "images")
+VAL_FLAGS = ("--val-json", "val.json", "--val-images", "images")
+
+
+def use(*words, config=None):
+    """The config after ``words`` of a command line, and the messages."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--eval-only", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = add_data_arguments(parser).parse_args(words)
+    cfg = get_cfg()
+    add_detr_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = config or (("coco_2017_train",), ("coco_2017_val",))
+    cfg.merge_from_list(args.opts)
+    return cfg, use_own_data(cfg, args)
+
+
+def test_both_parts(paths):
+    cfg, messages = use(*TRAIN_FLAGS, *VAL_FLAGS)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((TRAIN,), (VAL,))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+    assert "MODEL.DETR.NUM_CLASSES 2, from train.json: cat, dog." in messages
+    assert not [m for m in messages if "nothing is evaluated" in m]
+    assert MetadataCatalog.get(TRAIN).thing_classes == ["cat", "dog"]
+    check_datasets(cfg)
+
+
+def test_training_alone_says_that_nothing_is_evaluated(paths):
+    cfg, messages = use(*TRAIN_FLAGS)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((TRAIN,), ())
+    assert "There is no --val-json: nothing is evaluated." in messages
+
+
+def test_evaluation_alone(paths):
+    cfg, messages = use("--eval-only", *VAL_FLAGS)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), (VAL,))
+    assert "MODEL.DETR.NUM_CLASSES 2, from val.json: cat, dog." in messages
+
+
+def test_without_the_flags_nothing_changes(paths):
+    cfg, messages = use()
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 80
+    assert messages == []
+    # A tool whose parser does not know the flags.
+    assert use_own_data(cfg, argparse.Namespace(opts=[])) == []
+
+
+def test_a_number_of_classes_that_disagrees_is_left_to_the_check(paths):
+    """Need B1."""
+    cfg, messages = use(*TRAIN_FLAGS, "MODEL.DETR.NUM_CLASSES", "3")
+    assert cfg.MODEL.DETR.NUM_CLASSES == 3
+    assert not [m for m in messages if "NUM_CLASSES" in m]
+    with pytest.raises(UserError, match=r"NUM_CLASSES is 3 but dataset 'own_train' has 2 thing classes \(cat, dog\)"):
+        check_datasets(cfg)
+
+
+def test_classes_of_validation_must_be_those_of_training(paths):
+    """Edge case C17."""
+    content = json.loads((paths / "val.json").read_text())
+    content["categories"][0]["name"] = "cow"
+    (paths / "val.json").write_text(json.dumps(content))
+    cfg, _ = use(*TRAIN_FLAGS, *VAL_FLAGS)
+    with pytest.raises(UserError, match="different classes") as error:
+        check_datasets(cfg)
+    assert all(word in str(error.value) for word in ("own_train", "own_val", "dog", "cow"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--train-json", "train.json"), "--train-json goes with --train-images, which is missing"),
+        (("--train-images", "images"), "--train-images goes with --train-json, which is missing"),
+        ((*TRAIN_FLAGS, "--val-json", "val.json"), "--val-json goes with --val-images"),
+        ((*TRAIN_FLAGS, "--val-images", "images"), "--val-images goes with --val-json"),
+        (VAL_FLAGS, "give --train-json and --train-images too, or --eval-only"),
+        (("--eval-only", *TRAIN_FLAGS), "--eval-only evaluates on --val-json and --val-images: give them"),
+        (("--train-json", "no.json", "--train-images", "images"), "no.json does not exist"),
+    ],
+)
+def test_half_given(paths, words, message):
+    with pytest.raises(UserError, match=message):
+        use(*words)
+
+
+def test_a_config_for_own_data_without_the_flags(paths):
+    both = ((TRAIN,), (VAL,))
+    with pytest.raises(UserError, match="--train-json and --train-images, --val-json and --val-images"):
+        use(config=both)
+    with pytest.raises(UserError, match="give --val-json and --val-images, or set"):
+        use("--eval-only", config=both)
+
+
+def test_a_flag_after_the_options_is_told():
+    with pytest.raises(UserError, match="--train-json stands among the options"):
+        load_config("", ["MODEL.DEVICE", "cpu", "--train-json", "train.json"])
