@@ -1,9 +1,10 @@
-# `make PYTHON=python3.12 ...` chooses the interpreter, `make test ARGS="-k matcher -x"` passes arguments to pytest.
+# `make PYTHON=python3.12 ...` chooses the interpreter, `make test ARGS="-k matcher -x"` passes arguments to pytest,
+# `make demo ARGS="OUTPUT_DIR output/other"` to the demo.
 PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-compiled test test-compiled lint format clean
+.PHONY: help env env-compiled demo test test-compiled lint format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -13,6 +14,10 @@ env:  ## Make .venv, or find it ready
 
 env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's compiled ops), or find it ready
 	@$(PYTHON) tools/setup_env.py compiled
+
+# Threads that wait for work asleep leave the loader's worker its share of the cores.
+demo: env  ## Train a small DETR in minutes, and write a report with pictures of what it learned
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python tools/demo.py $(ARGS)
 
 test: env  ## Run the tests in .venv
 	.venv/bin/python -m pytest $(ARGS)

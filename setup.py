@@ -32,7 +32,10 @@ setup(
     extras_require={"timm": ["timm>=1.0.15"]},
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},
-    package_data={"detr_d2.configs": ["*.yaml", "**/*.yaml"]},
+    package_data={
+        "detr_d2.configs": ["*.yaml", "**/*.yaml"],
+        "detr_d2.visualization": ["templates/*.html"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

@@ -3,10 +3,12 @@
 from detr_d2.engine.cli import run
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.own_data import add_data_arguments, use_own_data
+from detr_d2.engine.progress import ProgressBar
 from detr_d2.engine.setup import load_config, setup
 from detr_d2.engine.trainer import Trainer, class_names, loading_options
 
 __all__ = [
+    "ProgressBar",
     "Trainer",
     "add_data_arguments",
     "build_optimizer",

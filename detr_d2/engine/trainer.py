@@ -7,7 +7,6 @@ import weakref
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -19,6 +18,7 @@ from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
+from detr_d2.evaluation import DetrCOCOEvaluator
 
 
 class Trainer(DefaultTrainer):
@@ -53,6 +53,11 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def train(self) -> dict | None:
+        """Train; returns the results of the last evaluation, where Detectron2 does so only to verify them."""
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
     def run_step(self) -> None:
         try:
             super().run_step()
@@ -74,9 +79,9 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, is_train=False))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DetrCOCOEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+        return DetrCOCOEvaluator(dataset_name, folder)
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -1,0 +1,139 @@
+"""What a training run has learned, as a report with pictures."""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Instances
+from torch import nn
+
+from detr_d2.data import DetrDatasetMapper
+from detr_d2.data.images import read_image
+from detr_d2.engine.trainer import Trainer
+from detr_d2.modeling import record_attention
+from detr_d2.visualization import draw_instances, draw_query_attention, plot_training
+from detr_d2.visualization.report import Bar, Picture, Section, render_report
+from detr_d2.writing import atomic_file
+
+SCORE_THRESHOLD = 0.4
+_NUM_IMAGES, _NUM_ATTENTION = 8, 2
+# Drawn shapes are small; labels need room.
+_SCALE = 3
+
+
+def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:
+    """Write ``report.html`` into the run's folder.
+
+    Args:
+        trainer: after training; a single process.
+        results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
+        minutes: that training took.
+        command: that it was started with.
+
+    Returns:
+        The path of the report.
+    """
+    cfg, box = trainer.cfg, results["bbox"]
+    dataset = cfg.DATASETS.TEST[0]
+    classes = MetadataCatalog.get(dataset).thing_classes
+    records = _interesting(DatasetCatalog.get(dataset), _NUM_IMAGES)
+    sections = [
+        Section(
+            "What it finds",
+            f"Images of {dataset} that training never saw: on the left what is there, on the right what the model "
+            f"found with a score over {SCORE_THRESHOLD}.",
+            pictures=_predictions(cfg, trainer.model, records, classes),
+        ),
+        Section("How it learned", pictures=[Picture(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
+        Section(
+            "AP by class",
+            "Average precision over IoU 0.5 to 0.95, in percent.",
+            bars=[Bar(name, box[f"AP-{name}"]) for name in classes if np.isfinite(box[f"AP-{name}"])],
+        ),
+        Section(
+            "Where queries look",
+            "Cross attention of the last decoder layer: what each object query reads from the image to find its box.",
+            pictures=_attention(cfg, trainer.model, records[:_NUM_ATTENTION], classes),
+        ),
+        Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
+    ]
+    figures = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
+    figures += [(f"{minutes:.1f} min", "of training"), (f"{cfg.SOLVER.MAX_ITER:,}", "iterations")]
+    lead = (
+        f"{_describe(cfg)}, trained from nothing for {minutes:.1f} minutes on {_device(cfg)}, finds objects of "
+        f"{len(classes)} classes in images it has never seen with a box AP of {box['AP']:.1f}."
+    )
+    path = Path(cfg.OUTPUT_DIR) / "report.html"
+    with atomic_file(str(path)) as file:
+        file.write(render_report("DETR learns shapes", lead, figures, sections).encode("utf-8"))
+    return path
+
+
+def _interesting(records: Sequence[dict], count: int) -> list[dict]:
+    """The first images with several objects, or, if these are too few, whatever there is."""
+    return sorted(records, key=lambda record: len(record["annotations"]) < 4)[:count]
+
+
+def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[Picture]:
+    pictures = []
+    for record in records:
+        image = read_image(record["file_name"], "RGB")
+        found = _detect(cfg, model, record)
+        both = [draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (record["annotations"], found)]
+        gap = np.full((both[0].shape[0], 12, 3), 255, dtype=np.uint8)
+        shown = int((found.scores >= SCORE_THRESHOLD).sum())
+        caption = f"{len(record['annotations'])} objects · {shown} found"
+        pictures.append(Picture(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
+    return pictures
+
+
+def _attention(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[Picture]:
+    pictures = []
+    for record in records:
+        with record_attention(model) as attention:
+            found = _detect(cfg, model, record)
+        image = read_image(record["file_name"], "RGB")
+        pictures.append(Picture(draw_query_attention(image, found, attention, classes, top=5)))
+    return pictures
+
+
+@torch.no_grad()
+def _detect(cfg: CfgNode, model: nn.Module, record: dict) -> Instances:
+    model.eval()
+    return model([DetrDatasetMapper(cfg, is_train=False)(record)])[0]["instances"].to("cpu")
+
+
+def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
+    cfg = trainer.cfg
+    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return [
+        ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them learned from nothing"),
+        ("transformer", f"{cfg.MODEL.DETR.ENC_LAYERS} encoder and {cfg.MODEL.DETR.DEC_LAYERS} decoder layers, "
+                        f"{cfg.MODEL.DETR.NUM_OBJECT_QUERIES} object queries of {cfg.MODEL.DETR.HIDDEN_DIM} channels"),
+        ("data", f"{', '.join(cfg.DATASETS.TRAIN)} to learn from, {', '.join(cfg.DATASETS.TEST)} to evaluate on"),
+        ("training", f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images in {minutes:.1f} "
+                     f"minutes, evaluations on the way included; learning rate {cfg.SOLVER.BASE_LR:g}"),
+        ("machine", _device(cfg)),
+        ("software", f"PyTorch {torch.__version__}, Python {platform.python_version()}"),
+        ("files", str(Path(cfg.OUTPUT_DIR).resolve())),
+    ]  # fmt: skip
+
+
+def _describe(cfg: CfgNode) -> str:
+    detr = cfg.MODEL.DETR
+    name = {"SmcaTransformer": f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, {detr.CLASS_LOSS} loss)"}.get(
+        detr.TRANSFORMER, f"DETR ({detr.CLASS_LOSS} loss)"
+    )
+    return f"{name} on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+
+
+def _device(cfg: CfgNode) -> str:
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    cores = min(torch.get_num_threads(), os.cpu_count())
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
