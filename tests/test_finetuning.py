@@ -1,0 +1,144 @@
+"""A newcomer's route, as docs/OWN_DATA.md tells it: VIA's annotations, COCO's format, the check, training from a
+checkpoint with another head, evaluation, prediction."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+
+from detr_d2.data.images import read_image
+from detr_d2.engine import load_config
+
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
+    "MODEL.DETR.HIDDEN_DIM": "32",
+    "MODEL.DETR.DIM_FEEDFORWARD": "48",
+    "MODEL.DETR.ENC_LAYERS": "1",
+    "MODEL.DETR.DEC_LAYERS": "2",
+    "MODEL.DETR.NUM_OBJECT_QUERIES": "30",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "TEST.EVAL_PERIOD": "0",
+}
+
+
+@pytest.fixture
+def script(repository, tmp_path):
+    """A function that runs a script in the test's folder and returns what it wrote, stderr last."""
+
+    def run(name: str, *words: object, code: int = 0) -> str:
+        command = [sys.executable, str(repository / name), *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert result.returncode == code, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    return run
+
+
+@pytest.fixture
+def coco_checkpoint(make_original, tmp_path):
+    """A checkpoint as the original publishes them, of the small model: a class head of 92 rows."""
+    cfg = load_config("configs/finetune_r50.yaml", [word for pair in SMALL.items() for word in pair])
+    original = make_original(cfg, num_classes=91)
+    torch.save({"model": original.state_dict()}, tmp_path / "detr-small.pth")
+    return original.state_dict()
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Config keys for the small model, from its checkpoint."""
+    keys = {**SMALL, "MODEL.WEIGHTS": "detr-small.pth", "OUTPUT_DIR": str(tmp_path / "output")}
+    return [word for pair in keys.items() for word in pair]
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+
+
+@pytest.mark.slow
+def test_from_via_to_predictions(script, coco_checkpoint, options, repository, real_data, tmp_path):
+    images = real_data / "coco" / "train2017"
+    via = real_data / "via" / "via2_project.json"
+    split = ("--val-output", "val.json", "--val-share", "0.25")
+    script("tools/via_to_coco.py", via, "--images", images, "--output", "train.json", *split)
+
+    files = ("--json", "train.json", "--images", images, "--val-json", "val.json", "--val-images", images)
+    checked = script("tools/check_dataset.py", *files)
+    assert "person" in checked
+
+    config = ("--config-file", repository / "configs" / "finetune_r50.yaml")
+    own = ("--train-json", "train.json", "--train-images", images, "--val-json", "val.json", "--val-images", images)
+    log = script("train_net.py", *config, *own, *options, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()")
+    assert "MODEL.DETR.NUM_CLASSES 23, from train.json: bicycle, bottle" in log
+    total = len(coco_checkpoint)
+    summary = re.search(r"loaded (\d+) of (\d+) tensors from detr-small.pth .*; class_embed re-initialised, (.*)", log)
+    assert int(summary[2]) - int(summary[1]) == 2
+    assert int(summary[2]) <= total
+    assert summary[3] == "92 -> 24 rows"
+    assert re.search(r"\| +AP +\| +AP50 +\| +AP75 +\|", log)
+
+    trained = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert len(trained["class_names"]) == 23
+    assert trained["class_names"][:2] == ["bicycle", "bottle"]
+    assert trained["model"]["detr.class_embed.weight"].shape == (24, 32)
+    # Three steps of warm-up leave the queries where the checkpoint had them.
+    queries = trained["model"]["detr.query_embed.weight"]
+    assert 0 < (queries - coco_checkpoint["query_embed.weight"]).abs().max() < 1e-3
+
+    weights = ("MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth")
+    dumped = ("--config-file", tmp_path / "output" / "config.yaml")
+    script("train_net.py", *dumped, "--eval-only", "--val-json", "val.json", "--val-images", images, *weights)
+    results = json.loads((tmp_path / "output" / "inference" / "coco_instances_results.json").read_text())
+    val = json.loads((tmp_path / "val.json").read_text())
+    assert {x["image_id"] for x in results} == {x["id"] for x in val["images"]}
+    assert {x["category_id"] for x in results} <= {x["id"] for x in val["categories"]}
+
+    # In Python, with Detectron2's predictor: 30 queries, boxes in the image's own pixels.
+    image = read_image(str(images / val["images"][0]["file_name"]), "BGR")
+    cfg = load_config(str(dumped[1]), [str(word) for word in weights])
+    instances = DefaultPredictor(cfg)(image)["instances"]
+    assert len(instances) == 30
+    assert instances.image_size == image.shape[:2]
+    assert instances.pred_classes.max() < 23
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_own_data(script, coco_checkpoint, options, real_data, repository, tmp_path):
+    """Every process registers the data; the classes that COCO has start from COCO's rows."""
+    annotations, images = real_data / "coco" / "annotations" / "instances_val2017.json", real_data / "coco" / "val2017"
+    config = ("--config-file", repository / "configs" / "finetune_r50_small_data.yaml")
+    own = ("--train-json", annotations, "--train-images", images)
+    two = ("--num-gpus", 2, "--dist-url", "auto")
+    log = script("train_net.py", *config, *own, *two, *options, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()")
+    assert "There is no --val-json: nothing is evaluated." in log
+    assert "class_embed by name: 80 of 80 classes loaded" in log
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_a_flag_without_its_other_half(script, options, repository):
+    config = ("--config-file", repository / "configs" / "finetune_r50.yaml")
+    error = script("train_net.py", *config, "--train-json", "train.json", *options, code=1)
+    assert "error: --train-json goes with --train-images, which is missing: give both." in error
+    assert "Traceback" not in error
+
+
+def test_images_of_another_folder(script, options, real_data, repository, tmp_path):
+    """The commonest mistake: the folder above."""
+    annotations, images = real_data / "coco" / "annotations" / "instances_val2017.json", real_data / "coco"
+    config = ("--config-file", repository / "configs" / "finetune_r50.yaml")
+    error = script("train_net.py", *config, "--train-json", annotations, "--train-images", images, *options, code=1)
+    assert "error: " in error
+    assert "does not exist" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "output" / "model_final.pth").exists()
