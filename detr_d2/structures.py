@@ -14,6 +14,21 @@ from detr_d2.box_ops import xyxy_to_cxcywh
 _PADDING_BOX = (0.5, 0.5, 1.0, 1.0)
 
 
+class MaskFeatures(NamedTuple):
+    """What the masks of any query of B images are made from."""
+
+    hidden: Tensor
+    """(B, Q, C) output of the last decoder layer."""
+    source: Tensor
+    """(B, C, H, W) projected features of the backbone's coarsest level."""
+    memory: Tensor
+    """(B, C, H, W) output of the encoder."""
+    padding_mask: Tensor | None
+    """(B, H, W) bool, True where padded; None when nothing is."""
+    levels: tuple[Tensor, ...]
+    """The backbone's finer levels, coarse to fine, each (B, channels of the level, h, w)."""
+
+
 class Predictions(NamedTuple):
     """What the model says after L decoder layers (the last one last) of B images with Q queries each."""
 
@@ -21,6 +36,8 @@ class Predictions(NamedTuple):
     """(L, B, Q, classes + 1); the last class is no-object."""
     boxes: Tensor
     """(L, B, Q, 4) centre x, centre y, width, height in [0, 1], relative to the unpadded image."""
+    mask_features: MaskFeatures | None = None
+    """Of a model with a mask head."""
 
 
 class Decoded(NamedTuple):
