@@ -45,7 +45,7 @@ def test_logits_and_boxes_of_every_layer(pair, make_inputs, original_batch, size
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
     with torch.no_grad():
-        logits, boxes = model.detr(model.preprocess_image(inputs), all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)
+        logits, boxes, _ = model.detr(model.preprocess_image(inputs), all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)
         expected = original(original_batch(inputs, cfg)[0])
     layers = [*expected.get("aux_outputs", []), expected]
     assert len(logits) == len(layers)
@@ -75,7 +75,7 @@ def test_gradients(pair, make_inputs, original_batch, sizes):
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
     images = model.double().preprocess_image(inputs)
-    predictions = model.detr(images, all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)
+    predictions = model.detr(images, all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)[:2]
     weights = [torch.randn_like(x) for x in predictions]
     sum((w * x).sum() for w, x in zip(weights, predictions, strict=True)).backward()
 

@@ -78,7 +78,7 @@ class SetCriterion(nn.Module):
         return _by_layer(losses), watched
 
     def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor) -> dict[str, Tensor]:
-        logits, boxes = predictions
+        logits, boxes = predictions.logits, predictions.boxes
         num_queries = logits.shape[2]
         totals = self._totals(targets, num_queries, logits.device)
         classes = terms.target_classes(targets.labels, matches, num_queries, self.num_classes)

@@ -107,7 +107,7 @@ def test_predictions_are_the_authors(golden, features, setting):
     with torch.no_grad():
         predictions = network(None, all_layers=True)
         last = network(None, all_layers=False)
-    for ours, theirs, alone in zip(predictions, expected, last, strict=True):
+    for ours, theirs, alone in zip(predictions[:2], expected, last[:2], strict=True):
         assert_close(ours, theirs, atol=1e-4, rtol=0)
         assert_close(alone, ours[-1:], atol=1e-6, rtol=0)
 
@@ -162,7 +162,7 @@ class ExplicitAttention(SpatialAttention):
 def test_gradients_are_those_of_the_explicit_bias(features, setting):
     gradients = []
     for network in (build(setting, features), explicit(build(setting, features))):
-        logits, boxes = network(None, all_layers=True)
+        logits, boxes, _ = network(None, all_layers=True)
         (logits.square().mean() + boxes.square().mean()).backward()
         gradients.append({name: p.grad for name, p in network.named_parameters()})
     for name, gradient in gradients[1].items():
