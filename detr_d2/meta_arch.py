@@ -1,13 +1,10 @@
 """DETR as a Detectron2 meta-architecture."""
 
-import logging
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from detr_d2.checkpoint import native_state_dict
@@ -23,6 +20,7 @@ from detr_d2.modeling import (
 )
 from detr_d2.postprocess import box_instances
 from detr_d2.structures import Predictions, Targets
+from detr_d2.target_checks import check_instances
 
 # What a sigmoid class head says of every class at the start: most are not there.
 _CLASS_PRIOR = 0.01
@@ -126,29 +124,14 @@ class Detr(nn.Module):
                     f"Training needs 'instances' in every input; {_name(x, i)} has none. Use DetrDatasetMapper "
                     "with is_train=True, or call model.eval() to predict."
                 )
-            self._check_instances(x["instances"], _name(x, i))
+            check_instances(
+                x["instances"],
+                _name(x, i),
+                num_classes=self.criterion.num_classes,
+                num_queries=self.detr.query_embed.num_embeddings,
+                masks=False,
+            )
         return Targets.from_instances([x["instances"] for x in batched_inputs], self.device)
-
-    def _check_instances(self, instances: Instances, name: str) -> None:
-        """What the mapper should have refused. Skipped on a device, where looking would stop it."""
-        boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
-        num_queries = self.detr.query_embed.num_embeddings
-        if len(classes) > num_queries:
-            log_first_n(
-                logging.WARNING,
-                f"{name} has {len(classes)} objects, more than MODEL.DETR.NUM_OBJECT_QUERIES {num_queries}: as many "
-                "as there are queries are learned.",
-                key="caller",
-            )
-        if not len(classes) or boxes.device.type != "cpu" or classes.device.type != "cpu":
-            return
-        if classes.min() < 0 or classes.max() >= self.criterion.num_classes:
-            raise UserError(
-                f"{name} has an object of class {classes.max() if classes.min() >= 0 else classes.min()}, but "
-                f"MODEL.DETR.NUM_CLASSES {self.criterion.num_classes} allows 0 to {self.criterion.num_classes - 1}."
-            )
-        if not (torch.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
-            raise UserError(f"{name} has a ground-truth box that is not finite or ends before it starts: {boxes}")
 
     def _losses(self, predictions: Predictions, targets: Targets, batched_inputs: list[dict]) -> dict[str, Tensor]:
         try:

@@ -59,10 +59,20 @@ class Targets:
     """(B, T, 4) float32 centre x, centre y, width, height relative to the image; the whole image where padded."""
     counts: tuple[int, ...]
     """How many objects each image has. On the host, so that nobody has to ask the device."""
+    masks: tuple[Tensor, ...] | None = None
+    """For each image (count, height, width) bool, in the pixels of the augmented, unpadded image; None where masks
+    are not learned."""
 
     @classmethod
-    def from_instances(cls, instances: list[Instances], device: torch.device | str) -> "Targets":
-        """Pad and normalise what the mapper made: ``gt_classes`` and ``gt_boxes`` (absolute, XYXY)."""
+    def from_instances(
+        cls, instances: list[Instances], device: torch.device | str, *, masks: bool = False
+    ) -> "Targets":
+        """Pad and normalise what the mapper made.
+
+        Args:
+            instances: ``gt_classes`` and ``gt_boxes`` (absolute, XYXY) of each image; with ``masks`` also
+                ``gt_masks``, ``BitMasks`` or a (count, height, width) bool tensor.
+        """
         counts = tuple(len(x) for x in instances)
         sizes = torch.tensor([[w, h, w, h] for h, w in (x.image_size for x in instances)], dtype=torch.float32)
         labels = pad_sequence([x.gt_classes for x in instances], batch_first=True)
@@ -71,7 +81,11 @@ class Targets:
         positions = torch.arange(labels.shape[1], device=boxes.device)
         padded = positions >= torch.tensor(counts, device=boxes.device)[:, None]
         boxes = torch.where(padded[..., None], boxes.new_tensor(_PADDING_BOX), boxes)
-        return cls(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+        bitmaps = None
+        if masks:
+            tensors = [getattr(x.gt_masks, "tensor", x.gt_masks) for x in instances]
+            bitmaps = tuple(x.to(device, torch.bool, non_blocking=True) for x in tensors)
+        return cls(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts, bitmaps)
 
     def __len__(self) -> int:
         return len(self.counts)

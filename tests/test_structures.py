@@ -1,5 +1,6 @@
+import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch.testing import assert_close
 
 from detr_d2.structures import Targets
@@ -32,3 +33,21 @@ def test_no_objects_at_all():
     assert targets.labels.shape == (2, 0)
     assert targets.labels.dtype == torch.int64
     assert targets.boxes.shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("kind", [BitMasks, torch.Tensor], ids=lambda x: x.__name__)
+def test_masks_keep_their_sizes(kind):
+    """Edge case C4: masks of an image without objects among others."""
+    objects = [instances((4, 6), [[0, 0, 2, 2], [1, 1, 5, 3]], [3, 1]), instances((5, 5), [], [])]
+    bitmaps = [torch.rand(2, 4, 6) > 0.5, torch.zeros(0, 5, 5, dtype=torch.bool)]
+    for x, masks in zip(objects, bitmaps, strict=True):
+        x.gt_masks = masks if kind is torch.Tensor else kind(masks)
+    targets = Targets.from_instances(objects, "cpu", masks=True)
+    assert [x.dtype for x in targets.masks] == [torch.bool] * 2
+    assert all(torch.equal(ours, given) for ours, given in zip(targets.masks, bitmaps, strict=True))
+
+
+def test_masks_are_taken_only_when_asked_for():
+    objects = instances((4, 6), [[0, 0, 2, 2]], [3])
+    objects.gt_masks = PolygonMasks([[torch.tensor([0.0, 0, 2, 0, 2, 2]).numpy()]])
+    assert Targets.from_instances([objects], "cpu").masks is None
