@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     data = use_own_data(cfg, args)
     check_detr_config(cfg)
-    _check_device(cfg)
+    check_device(cfg)
     if not args.eval_only:
         _check_batch(cfg)
     cfg.freeze()
@@ -66,7 +66,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _check_device(cfg: CfgNode) -> None:
+def check_device(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: this machine has no such device, or it can not do what the config asks for.
+    """
     device = cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
