@@ -50,7 +50,9 @@ def test_every_value_is_the_originals(make_cfg, make_original_criterion, counts)
 
     theirs = sum(expected[name] * weight for name, weight in original.weight_dict.items())
     for ours, gradient in zip(
-        torch.autograd.grad(sum(losses.values()), predictions), torch.autograd.grad(theirs, predictions), strict=True
+        torch.autograd.grad(sum(losses.values()), predictions[:2]),
+        torch.autograd.grad(theirs, predictions[:2]),
+        strict=True,
     ):
         assert_close(ours, gradient, rtol=1e-4, atol=1e-6)
 
