@@ -1,0 +1,18 @@
+"""Evaluation: COCO's AP, and what stands behind it for each class."""
+
+from detr_d2.evaluation.analysis import ClassResult, Evaluation, OperatingPoint, analyze
+from detr_d2.evaluation.coco import evaluate_results, load_annotations, load_results
+from detr_d2.evaluation.evaluator import DetrCOCOEvaluator
+from detr_d2.evaluation.files import write_evaluation
+
+__all__ = [
+    "ClassResult",
+    "DetrCOCOEvaluator",
+    "Evaluation",
+    "OperatingPoint",
+    "analyze",
+    "evaluate_results",
+    "load_annotations",
+    "load_results",
+    "write_evaluation",
+]

@@ -1,0 +1,108 @@
+"""COCO files of annotations and of results, and their comparison."""
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.evaluation.coco_evaluation import COCOeval_opt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detr_d2.errors import UserError
+
+# The shape that a result must have, by task.
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}
+
+
+def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str = "bbox") -> COCOeval:
+    """Match and accumulate, with Detectron2's compiled COCOeval where there is one. No results give an AP of 0.
+
+    Args:
+        annotations: categories, images and objects.
+        results: COCO results; they are left as they are.
+        task: "bbox" or "segm".
+    """
+    # Of results with both, pycocotools would take a mask's area from the box.
+    other = {"segm": "bbox", "bbox": "segmentation"}[task]
+    results = [{k: v for k, v in x.items() if k != other} for x in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        detections = annotations.loadRes(results) if results else _no_results(annotations)
+        # The compiled one does not take datasets without results.
+        coco_eval = (COCOeval_opt if results else COCOeval)(annotations, detections, task)
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+    return coco_eval
+
+
+def _no_results(annotations: COCO) -> COCO:
+    detections = COCO()
+    detections.dataset = {k: copy.copy(annotations.dataset[k]) for k in ("images", "categories")}
+    detections.dataset["annotations"] = []
+    detections.createIndex()
+    return detections
+
+
+def load_annotations(path: Path) -> COCO:
+    """Read a COCO file of annotations.
+
+    Raises:
+        UserError: it is not one, or no object is annotated in it.
+    """
+    content = _load_json(path)
+    missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
+    if missing:
+        raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    if not has_objects(coco):
+        raise UserError(f"{path} has no annotated objects, so there is nothing to compare results with.")
+    return coco
+
+
+def has_objects(coco: COCO) -> bool:
+    """Whether anything but crowds is annotated, without which no AP is defined."""
+    return any(not x.get("iscrowd", 0) for x in coco.anns.values())
+
+
+def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict[str, Any]]:
+    """Read a COCO file of results, as ``coco_instances_results.json``, of the images in ``annotations``.
+
+    Raises:
+        UserError: it is not one, or is of other images or categories.
+    """
+    results = _load_json(path)
+    if not isinstance(results, list):
+        raise UserError(f"{path} is no list: it is not a COCO file of results.")
+    needed = ("image_id", "category_id", "score", SHAPES[task])
+    for i, result in enumerate(results):
+        missing = [key for key in needed if key not in result]
+        if missing:
+            raise UserError(f"{path}: result {i} has no {missing[0]!r}, which the task {task!r} needs.")
+        if result["image_id"] not in annotations.imgs:
+            raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
+        if result["category_id"] not in annotations.cats:
+            raise UserError(
+                f"{path}: result {i} has the category {result['category_id']}, and the annotations have "
+                f"{_some(sorted(annotations.cats))}: write the category ids of the annotations, not class numbers."
+            )
+    return results
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}.") from e
+    except ValueError as e:
+        raise UserError(f"{path} is not complete JSON: {e}.") from e
+
+
+def _some(values: Sequence[int], limit: int = 10) -> str:
+    return ", ".join(map(str, values[:limit])) + (", …" if len(values) > limit else "")
