@@ -1,0 +1,5 @@
+"""Panoptic data: things and stuff, one segment a pixel."""
+
+from detr_d2.data.panoptic.categories import PanopticCategories, PanopticCategory, coco_panoptic_categories
+
+__all__ = ["PanopticCategories", "PanopticCategory", "coco_panoptic_categories"]
