@@ -73,5 +73,8 @@ class MultiheadAttention(nn.Module):
             scale: of the products of queries and keys; by default one over the root of their size.
         """
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        # Fused kernels want values as long as keys, which may carry more than what is attended by content.
+        padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
+        attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=dropout, scale=scale)
+        attended = attended[..., : v.shape[-1]]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
