@@ -15,7 +15,8 @@ def add_detr_config(cfg: CN) -> None:
 
     # Foreground classes only; the no-object class is added by the model.
     detr.NUM_CLASSES = 80
-    # A box model that is loaded last and kept fixed while a mask head is trained over it.
+    # With MODEL.MASK_ON: a checkpoint whose box model is loaded after MODEL.WEIGHTS, in place of its, and kept fixed
+    # while the mask head is trained.
     detr.FROZEN_WEIGHTS = ""
 
     # "softmax": cross entropy over the classes and no-object. "focal": sigmoid focal loss a class.
@@ -26,6 +27,11 @@ def add_detr_config(cfg: CN) -> None:
     detr.GIOU_WEIGHT = 2.0
     # Weight of the no-object class in the cross entropy.
     detr.NO_OBJECT_WEIGHT = 0.1
+    # Of the mask head (MODEL.MASK_ON). Weights of its losses: sigmoid focal and dice of the matched pairs.
+    mask = detr.MASK = CN()
+    mask.FOCAL_WEIGHT = 1.0
+    mask.DICE_WEIGHT = 1.0
+
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
 
