@@ -81,6 +81,24 @@ def make_model(make_cfg):
 
 
 @pytest.fixture
+def save_trained(tmp_path, make_cfg, make_model):
+    """A function that saves a small random model and its config, as a training run does; returns the paths.
+
+    The config is that of the model, but for the keys in ``config``.
+    """
+
+    def save(*options, class_names: list[str] | None = None, config: tuple = ()) -> tuple[Path, Path]:
+        options = ("INPUT.MIN_SIZE_TEST", 64, *options)
+        weights, config_file = tmp_path / "model_final.pth", tmp_path / "config.yaml"
+        names = {} if class_names is None else {"class_names": class_names}
+        torch.save({"model": make_model(*options).state_dict(), "iteration": 9, **names}, weights)
+        config_file.write_text(make_cfg(*options, *config).dump())
+        return config_file, weights
+
+    return save
+
+
+@pytest.fixture
 def make_original():
     """A function that builds the original network for a config, with random weights, in evaluation mode."""
 

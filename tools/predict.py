@@ -9,6 +9,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from detr_d2.data.inputs import find_inputs
+from detr_d2.engine.cli import take_options
 from detr_d2.engine.predicting import Summary, predict_files
 from detr_d2.engine.predictor import Predictor, prediction_config
 from detr_d2.errors import UserError
@@ -39,8 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures, which takes most of the time")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, after all the rest")
-    args = parser.parse_intermixed_args(arguments)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys")
+    words, options = take_options(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(words)
+    args.opts += options
     setup_logger(name="detr_d2", abbrev_name="detr_d2")
     try:
         return report(predict(args), args.output)
@@ -84,7 +87,7 @@ def report(summary: Summary, output: str) -> int:
         print(f"not read: {failed['error']}", file=sys.stderr)
     print(f"written to {output}")
     if summary.failed:
-        print(f"error: {len(summary.failed)} inputs could not be read, the others are done.", file=sys.stderr)
+        print(f"error: {len(summary.failed)} of the inputs could not be read; the others are done.", file=sys.stderr)
     return 1 if summary.failed else 0
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_d2.data.images import read_image
+from detr_d2.engine.cli import take_options
 from detr_d2.engine.predictor import Predictor, prediction_config
 from detr_d2.errors import UserError
 from detr_d2.modeling import record_attention
@@ -46,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--encoder-point", type=float, nargs=2, action="append", metavar=("X", "Y"))
     parser.add_argument("--layer", type=int, default=-1, help="from 0, or from the end with -1 (default: -1, the last)")
     parser.add_argument("--per-head", action="store_true", help="a map for every head instead of their mean")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, after all the rest")
-    args = parser.parse_intermixed_args(arguments)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys")
+    words, options = take_options(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(words)
+    args.opts += options
     setup_logger(name="detr_d2", abbrev_name="detr_d2")
     try:
         picture = visualize(args)

@@ -1,10 +1,12 @@
 """How the scripts end: with an exit code and, for a user's mistake, one message."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.config import get_cfg
 from detectron2.engine import launch
 from torch.multiprocessing import ProcessRaisedException
 
@@ -36,6 +38,20 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         sys.stderr.write(f"error: {str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()}\n")
         return 1
     return 0
+
+
+def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the words of a command line into flags with their values, and ``KEY VALUE`` pairs of the config.
+
+    For parsers whose flags take any number of values, and would take the pairs for some of them.
+    """
+    sections = get_cfg()
+    rest, pairs = list(words), []
+    for i in reversed(range(len(rest))):
+        if rest[i].partition(".")[0] in sections and not os.path.exists(rest[i]):
+            pairs[:0] = rest[i : i + 2]
+            del rest[i : i + 2]
+    return rest, pairs
 
 
 def _check_gpus(wanted: int) -> None:

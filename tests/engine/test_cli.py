@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detr_d2.engine import run
+from detr_d2.engine.cli import take_options
 from detr_d2.errors import UserError
 
 
@@ -50,3 +51,15 @@ def test_more_gpus_than_there_are(args, capsys, monkeypatch):
     args.num_gpus = 8
     assert run(lambda args: None, args) == 1
     assert "--num-gpus is 8, but this machine has 2" in capsys.readouterr().err
+
+
+def test_config_keys_are_parted_from_values_of_flags(tmp_path, monkeypatch):
+    """Also from flags that take any number; files called like keys stay where they are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "INPUT.JPG").touch()
+    words = ["--input", "a.jpg", "INPUT.JPG", "DSC_1.JPG", "MODEL.WEIGHTS", "w.pth", "SEED", "3", "--top", "2"]
+    assert take_options(words) == (
+        ["--input", "a.jpg", "INPUT.JPG", "DSC_1.JPG", "--top", "2"],
+        ["MODEL.WEIGHTS", "w.pth", "SEED", "3"],
+    )
+    assert take_options(["--input", "a.jpg", "MODEL.WEIGHTS"]) == (["--input", "a.jpg"], ["MODEL.WEIGHTS"])

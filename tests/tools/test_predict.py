@@ -1,0 +1,165 @@
+"""tools/predict.py, in this process, with a small model that has learned nothing."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from detr_d2.data.videos import VideoReader
+from detr_d2.engine.predictor import Predictor, prediction_config
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "predict.py"
+NAMES = ["cat", "dog", "bird", "fish", "horse"]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("predict_under_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def predict(tool, save_trained, tmp_path):
+    """A function that runs the tool on inputs; returns the exit code."""
+    config, weights = save_trained(class_names=NAMES)
+
+    def run(*words) -> int:
+        flags = ["--config-file", str(config), "--output", str(tmp_path / "out")]
+        return tool.main([*flags, *map(str, words), "MODEL.WEIGHTS", str(weights)])
+
+    return run
+
+
+@pytest.fixture
+def photos(real_data, tmp_path):
+    """Three photographs in two folders, two of one name."""
+    source = sorted((real_data / "coco" / "val2017").iterdir())
+    for name, path in zip(("a.jpg", "b.jpg", "more/a.jpg"), source, strict=False):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(path.read_bytes())
+    return tmp_path / "photos"
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_a_folder(predict, photos, tmp_path, capsys):
+    """Pictures beside results that pycocotools opens, and that are the model's."""
+    assert predict("--input", photos, "--score-thresh", 0, "--batch-size", 2) == 0
+    out = tmp_path / "out"
+    overlays = sorted(x.relative_to(out).as_posix() for x in (out / "overlays").rglob("*.*"))
+    assert overlays == ["overlays/a.jpg", "overlays/b.jpg", "overlays/more/a.jpg"]
+    for name in ("a.jpg", "more/a.jpg"):
+        before, after = (np.asarray(Image.open(x / name).convert("RGB")) for x in (photos, out / "overlays"))
+        assert before.shape == after.shape
+        assert not np.array_equal(before, after)
+
+    coco = COCO(str(out / "images.json"))
+    results = coco.loadRes(str(out / "predictions.json"))
+    assert [x["name"] for x in coco.loadCats([1, 5])] == ["cat", "horse"]
+    assert len(results.anns) == 3 * 7
+    cfg = prediction_config(str(tmp_path / "config.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")])
+    predictor = Predictor.from_config(cfg)
+    for image in coco.loadImgs(coco.getImgIds()):
+        (instances,) = predictor([np.asarray(Image.open(image["file_name"]).convert("RGB"))])
+        assert (image["height"], image["width"]) == instances.image_size
+        order = instances.scores.argsort(descending=True)
+        boxes = instances.pred_boxes.tensor[order]
+        found = results.loadAnns(results.getAnnIds([image["id"]]))
+        assert np.allclose([x["score"] for x in found], instances.scores[order], atol=1e-4)
+        assert [x["category_id"] for x in found] == (instances.pred_classes[order] + 1).tolist()
+        assert np.allclose([x["bbox"][:2] for x in found], boxes[:, :2], atol=0.02)
+        assert np.allclose([x["bbox"][2:] for x in found], boxes[:, 2:] - boxes[:, :2], atol=0.02)
+
+    summary = read(out, "summary.json")
+    assert (summary["images"], summary["detections"], summary["failed"]) == (3, 21, [])
+    assert sum(summary["detections_by_class"].values()) == 21
+    assert summary["weights"] == str(tmp_path / "model_final.pth")
+    assert "21 detections with a score of 0 or more in 3 images" in capsys.readouterr().out
+
+
+def test_a_video(predict, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, (64, 48))
+    for i in range(6):
+        writer.write(np.full((48, 64, 3), 40 * i, dtype=np.uint8))
+    writer.release()
+    assert predict("--input", tmp_path / "clip.avi", "--score-thresh", 0, "--batch-size", 4) == 0
+    out = tmp_path / "out"
+    overlay = VideoReader(out / "overlays" / "clip.avi.mp4")
+    assert overlay.frames_per_second == pytest.approx(12.5)
+    frames = list(overlay)
+    assert [x.shape for x in frames] == [(48, 64, 3)] * 6
+    images = read(out, "images.json")["images"]
+    assert [(x["id"], x["frame"]) for x in images] == [(i + 1, i) for i in range(6)]
+    results = read(out, "predictions.json")
+    assert len(results) == 6 * 7
+    assert all(x["frame"] == x["image_id"] - 1 for x in results)
+    summary = read(out, "summary.json")
+    assert (summary["images"], summary["videos"], summary["frames"]) == (0, 1, 6)
+
+
+def test_files_that_can_not_be_read_are_left_out_and_named(predict, photos, tmp_path, capsys):
+    """Edge case C20. The others are done; the exit code tells."""
+    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:3000])
+    (photos / "broken.mp4").write_bytes(b"no video")
+    assert predict("--input", photos, "--no-overlays") == 1
+    out = tmp_path / "out"
+    summary = read(out, "summary.json")
+    assert summary["images"] == 3
+    assert [x["file"] for x in summary["failed"]] == [str(photos / x) for x in ("broken.jpg", "broken.mp4")]
+    assert len(read(out, "images.json")["images"]) == 3
+    assert not (out / "overlays").exists()
+    errors = capsys.readouterr().err
+    assert "error: 2 of the inputs could not be read" in errors
+    assert "broken.jpg can't be read" in errors
+
+
+def test_nothing_found(predict, photos, tmp_path, capsys):
+    assert predict("--score-thresh", "1", "--no-overlays", "--input", photos / "a.jpg") == 0
+    assert read(tmp_path / "out", "predictions.json") == []
+    assert "The highest score is 0." in capsys.readouterr().out
+
+
+def test_nothing_that_can_be_read_leaves_no_output(predict, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("hello")
+    assert predict("--input", tmp_path / "text.jpg") == 1
+    assert "error: None of the 1 files can be read; the first: Image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_that_can_not_be_written_become_png(predict, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.gif")
+    image.convert("L").save(tmp_path / "b.PNG")
+    assert predict("--input", tmp_path / "a.gif", tmp_path / "b.PNG") == 0
+    overlays = tmp_path / "out" / "overlays"
+    assert sorted(x.name for x in overlays.iterdir()) == ["a.gif.png", "b.PNG"]
+    assert {Image.open(x).size for x in overlays.iterdir()} == {(50, 40)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--input", "nowhere.jpg"), "nowhere.jpg does not exist"),
+        (("--input", "{photos}", "--score-thresh", "50"), "--score-thresh is 50.0: give a number from 0 to 1"),
+        (("--input", "{photos}", "--batch-size", "0"), "--batch-size is 0"),
+        (("--input", "{photos}", "MODEL.DETR.NHEDS", "8"), "Did you mean MODEL.DETR.NHEADS?"),
+        (("--input", "{photos}", "--output", "{photos}"), "holds other files"),
+    ],
+)
+def test_mistakes(predict, photos, tmp_path, capsys, words, message):
+    """One line, no traceback, no output."""
+    assert predict(*(x.format(photos=photos) for x in words)) == 1
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list(tmp_path.glob("out*"))
+    assert len(list(photos.rglob("*.jpg"))) == 3
