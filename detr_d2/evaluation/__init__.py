@@ -3,7 +3,7 @@
 from detr_d2.evaluation.analysis import ClassResult, Evaluation, OperatingPoint, analyze
 from detr_d2.evaluation.coco import evaluate_results, load_annotations, load_results
 from detr_d2.evaluation.evaluator import DetrCOCOEvaluator
-from detr_d2.evaluation.files import write_evaluation
+from detr_d2.evaluation.files import summary, summary_table, write_evaluation
 
 __all__ = [
     "ClassResult",
@@ -14,5 +14,7 @@ __all__ = [
     "evaluate_results",
     "load_annotations",
     "load_results",
+    "summary",
+    "summary_table",
     "write_evaluation",
 ]

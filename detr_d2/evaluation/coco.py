@@ -82,6 +82,8 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         raise UserError(f"{path} is no list: it is not a COCO file of results.")
     needed = ("image_id", "category_id", "score", SHAPES[task])
     for i, result in enumerate(results):
+        if not isinstance(result, dict):
+            raise UserError(f"{path}: result {i} is not an object with keys, but {result!r:.40}.")
         missing = [key for key in needed if key not in result]
         if missing:
             raise UserError(f"{path}: result {i} has no {missing[0]!r}, which the task {task!r} needs.")

@@ -29,9 +29,7 @@ def write_evaluation(evaluation: Evaluation, folder: str) -> None:
     os.makedirs(folder, exist_ok=True)
     remove_evaluation(folder)
     names = [x.name for x in evaluation.classes]
-    header = ["class", "images", "objects", "AP", "AP50", "AR", "threshold", "precision", "recall", "F1", "detections"]
-    results = [evaluation.overall, *evaluation.classes]
-    _write_csv(os.path.join(folder, PER_CLASS), [header, *map(_row, results)])
+    _write_csv(os.path.join(folder, PER_CLASS), summary_table(evaluation))
     matrix = zip([*names, "(no object)"], evaluation.confusion.tolist(), strict=True)
     header = ["what is there / detected as", *names, "(missed)"]
     _write_csv(os.path.join(folder, CONFUSION), [header, *([name, *counts] for name, counts in matrix)])
@@ -65,6 +63,12 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
             "precision": [row.round(2).tolist() for row in evaluation.precision],
         },
     }
+
+
+def summary_table(evaluation: Evaluation) -> list[list[Any]]:
+    """A header and a row for all classes and for each; rates in percent, rounded, "" where one is not defined."""
+    header = ["class", "images", "objects", "AP", "AP50", "AR", "threshold", "precision", "recall", "F1", "detections"]
+    return [header, *map(_row, [evaluation.overall, *evaluation.classes])]
 
 
 def _row(x: ClassResult) -> list[Any]:
