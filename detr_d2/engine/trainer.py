@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,7 @@ from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
+from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import DetrCOCOEvaluator
 
 
@@ -64,6 +66,10 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as e:
             rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
             raise FloatingPointError(f"In iteration {self.iter}, at learning rates {rates}: {e}") from e
+
+    def build_writers(self) -> list[EventWriter]:
+        writers = super().build_writers()
+        return [FoldedMetricPrinter(self.max_iter) if isinstance(x, CommonMetricPrinter) else x for x in writers]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

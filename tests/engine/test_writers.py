@@ -1,0 +1,62 @@
+import json
+import logging
+
+import pytest
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
+
+from detr_d2.engine.writers import FoldedMetricPrinter
+
+
+@pytest.fixture
+def log_lines(caplog):
+    """A function that trains for some iterations and gives what a printer logged, and the storage."""
+
+    def run(printer: CommonMetricPrinter, iterations: int = 3, **losses: float) -> tuple[list[str], EventStorage]:
+        with caplog.at_level(logging.INFO, "detectron2.utils.events"), EventStorage(0) as storage:
+            for i in range(iterations):
+                storage.iter = i
+                storage.put_scalars(time=0.5, **{name: value + i for name, value in losses.items()})
+                storage.put_scalars(lr=1e-4, smoothing_hint=False)
+            printer.logger.propagate = True
+            printer.write()
+        return [record.getMessage() for record in caplog.records], storage
+
+    return run
+
+
+LOSSES = {"total_loss": 60.0, "loss_ce": 1.0, "loss_bbox": 2.0, "loss_ce_0": 10.0, "loss_bbox_0": 20.0, "loss_ce_1": 30}
+
+
+def test_the_log_folds_auxiliary_losses(log_lines):
+    (line,), _ = log_lines(FoldedMetricPrinter(10), **LOSSES)
+    # Medians of three iterations, at which every loss was one higher than before.
+    assert "total_loss: 61  loss_ce: 2  loss_bbox: 3  loss_aux: 63" in line
+    assert "loss_ce_0" not in line
+    assert "eta: 0:00:03  iter: 2" in line
+    assert "lr: 0.0001" in line
+
+
+def test_without_auxiliary_losses_the_line_is_detectron2s(log_lines):
+    (ours,), _ = log_lines(FoldedMetricPrinter(10), total_loss=3.0, loss_ce=1.0)
+    assert "loss_aux" not in ours
+    both, _ = log_lines(CommonMetricPrinter(10), total_loss=3.0, loss_ce=1.0)
+    assert both == [ours, ours]
+
+
+def test_the_other_writers_keep_every_loss(log_lines, tmp_path):
+    _, storage = log_lines(FoldedMetricPrinter(10), **LOSSES)
+    with storage:
+        writer = JSONWriter(str(tmp_path / "metrics.json"))
+        writer.write()
+        writer.close()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(record) == {*LOSSES, "time", "lr", "iteration", "eta_seconds"}
+    assert record["loss_ce_1"] == 31
+
+
+def test_the_window_is_the_last_iterations(log_lines):
+    """After a hundred iterations, the median of the last 20 losses, as Detectron2 has it for each of them."""
+    (line,), _ = log_lines(FoldedMetricPrinter(1000), iterations=100, loss_ce_0=0.0, loss_ce_1=0.0)
+    (plain,) = log_lines(CommonMetricPrinter(1000), iterations=100, loss_ce_0=0.0, loss_ce_1=0.0)[0][1:]
+    median = float(plain.split("loss_ce_0: ")[1].split()[0])
+    assert f"loss_aux: {2 * median:.4g} " in line
