@@ -32,6 +32,19 @@ def add_detr_config(cfg: CN) -> None:
     mask.FOCAL_WEIGHT = 1.0
     mask.DICE_WEIGHT = 1.0
 
+    # Panoptic results in inference, one segment a pixel; needs the mask head. See docs/PANOPTIC.md.
+    panoptic = detr.PANOPTIC = CN()
+    panoptic.ENABLED = False
+    # The classes of the first rows are things, those after them stuff. None: as the metadata of DATASETS say, and
+    # COCO's 80 where a model has COCO's 133 classes.
+    panoptic.NUM_THINGS = None
+    # Queries whose class is less probable are left out.
+    panoptic.SCORE_THRESHOLD = 0.85
+    # Segments of this many pixels or fewer are removed.
+    panoptic.MIN_AREA = 4
+    # False: as the original, which no longer merges stuff of one class once a small segment was removed.
+    panoptic.MERGE_AFTER_REMOVAL = True
+
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
 
@@ -153,8 +166,27 @@ def check_detr_config(cfg: CN) -> None:
         raise UserError("MODEL.DETR.BATCH_INVARIANT True is not available yet: set False.")
     if cfg.MODEL.MASK_ON:
         raise UserError("MODEL.MASK_ON True: this version of detr_d2 finds boxes, not masks. Set MODEL.MASK_ON False.")
+    _check_panoptic(cfg)
     if detr.FROZEN_WEIGHTS:
         raise UserError(
             "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model, which this version "
             "does not have: set MODEL.WEIGHTS to start from a checkpoint."
+        )
+
+
+def _check_panoptic(cfg: CN) -> None:
+    detr = cfg.MODEL.DETR
+    panoptic = detr.PANOPTIC
+    if panoptic.ENABLED and not cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.DETR.PANOPTIC.ENABLED needs masks: set MODEL.MASK_ON True.")
+    if not 0 <= panoptic.SCORE_THRESHOLD <= 1:
+        raise UserError(
+            f"MODEL.DETR.PANOPTIC.SCORE_THRESHOLD is {panoptic.SCORE_THRESHOLD}: set a probability from 0 to 1."
+        )
+    if panoptic.MIN_AREA < 0:
+        raise UserError(f"MODEL.DETR.PANOPTIC.MIN_AREA is {panoptic.MIN_AREA}: set 0 or more, in pixels.")
+    if panoptic.NUM_THINGS is not None and not 0 <= panoptic.NUM_THINGS <= detr.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.DETR.PANOPTIC.NUM_THINGS is {panoptic.NUM_THINGS}: set how many of the "
+            f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES} classes are things."
         )
