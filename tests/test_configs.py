@@ -61,8 +61,8 @@ def shrink(cfg: CfgNode, dataset: str, output: Path) -> CfgNode:
     detr, crop, resnets = cfg.MODEL.DETR, cfg.INPUT.CROP, cfg.MODEL.RESNETS
     detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.NUM_OBJECT_QUERIES, detr.NUM_CLASSES = 32, 48, 8, 2
     detr.ENC_LAYERS = detr.DEC_LAYERS = 1
-    # Group norm needs multiples of 32 channels.
-    if resnets.NORM != "GN":
+    # Detectron2's small ResNets come in one width.
+    if resnets.DEPTH > 34:
         for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
             resnets[key] //= 4
     for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):

@@ -1,5 +1,6 @@
 """What a dataset of shapes is made of."""
 
+import math
 from dataclasses import dataclass
 
 from detr_d2.errors import UserError
@@ -16,15 +17,15 @@ class ShapesSpec:
         num_images: how many.
         seed: datasets of different seeds share no image.
         sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: in [0, 1]. More of it means smaller objects that hide more of each other, in colours closer to
-            what is behind them, under more noise.
+        difficulty: in [0, 1]. More of it means smaller objects, turned further, that hide more of each other, in
+            colours closer to what is behind them, under more noise.
         max_objects: an image holds one to so many objects, but for one in twenty, which holds none.
     """
 
     num_images: int
     seed: int = 0
     sides: tuple[int, int] = (128, 192)
-    difficulty: float = 0.5
+    difficulty: float = 0.3
     max_objects: int = 10
 
     def __post_init__(self) -> None:
@@ -46,6 +47,11 @@ class ShapesSpec:
         return 0.14 - 0.08 * self.difficulty
 
     @property
+    def largest_turn(self) -> float:
+        """Radians by which objects are turned, at most, to either side."""
+        return math.radians(10 + 30 * self.difficulty)
+
+    @property
     def least_visible(self) -> float:
         """The share of every object that neither other objects nor the border hide."""
         return 0.8 - 0.5 * self.difficulty
@@ -58,4 +64,4 @@ class ShapesSpec:
     @property
     def noise(self) -> float:
         """Standard deviation of the camera's noise, of 255."""
-        return 4 + 12 * self.difficulty
+        return 3 + 12 * self.difficulty
