@@ -40,7 +40,7 @@ def test_scenes_are_varied(scenes):
     assert {thing for scene in scenes for thing in scene.things} == set(range(len(THING_CLASSES)))
     assert {stuff for scene in scenes for stuff in scene.stuff} == set(range(len(STUFF_CLASSES)))
     sizes = np.concatenate([np.sqrt(areas(scene)) for scene in scenes])
-    assert np.percentile(sizes, 90) > 3 * np.percentile(sizes, 10)
+    assert np.percentile(sizes, 90) > 2.5 * np.percentile(sizes, 10)
 
 
 def test_every_segment_is_seen_and_numbers_have_no_gaps(scenes):
