@@ -72,18 +72,17 @@ def load_content(json_file: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{json_file} holds a json {type(content).__name__}, where COCO's format has an object.")
-    if "images" not in content and any(isinstance(x, dict) and "regions" in x for x in content.values()):
+    is_via = "_via_img_metadata" in content or any(isinstance(x, dict) and "regions" in x for x in content.values())
+    if is_via and "images" not in content:
         raise UserError(
             f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with tools/via_to_coco.py."
         )
+    keys = ", ".join(map(str, content)) or "none"
     content["annotations_missing"] = "annotations" not in content
     content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise UserError(
-                f"{json_file} has no list {key!r}, which COCO's format asks for; its keys are "
-                f"{', '.join(map(str, content)) or 'none'}."
-            )
+            raise UserError(f"{json_file} has no list {key!r}, which COCO's format asks for; its keys are {keys}.")
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
     return content

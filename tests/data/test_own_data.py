@@ -102,9 +102,16 @@ def test_other_contents(name, write, tmp_path, changes, message):
     assert name not in DatasetCatalog
 
 
-def test_via_files_are_told(name, real_data):
+@pytest.mark.parametrize("file", ["via1_region_data.json", "via2_project.json"])
+def test_via_files_are_told(name, real_data, file):
     with pytest.raises(UserError, match=r"VGG Image Annotator.*via_to_coco\.py"):
-        register_coco_dataset(name, real_data / "via" / "via1_region_data.json", real_data)
+        register_coco_dataset(name, real_data / "via" / file, real_data)
+
+
+def test_the_keys_of_other_files_are_told(name, tmp_path):
+    (tmp_path / "other.json").write_text('{"license": 1, "image": []}')
+    with pytest.raises(UserError, match=r"no list 'images'.*its keys are license, image\."):
+        register_coco_dataset(name, tmp_path / "other.json", tmp_path)
 
 
 def test_wrong_paths(name, write, tmp_path):
