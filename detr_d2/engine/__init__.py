@@ -3,11 +3,13 @@
 from detr_d2.engine.cli import run
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.own_data import add_data_arguments, use_own_data
+from detr_d2.engine.predictor import Predictor, prediction_config
 from detr_d2.engine.progress import ProgressBar
 from detr_d2.engine.setup import load_config, setup
 from detr_d2.engine.trainer import Trainer, class_names, loading_options
 
 __all__ = [
+    "Predictor",
     "ProgressBar",
     "Trainer",
     "add_data_arguments",
@@ -15,6 +17,7 @@ __all__ = [
     "class_names",
     "load_config",
     "loading_options",
+    "prediction_config",
     "run",
     "setup",
     "use_own_data",

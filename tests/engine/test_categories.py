@@ -9,7 +9,7 @@ THINGS = [x for x in COCO_CATEGORIES if x["isthing"]]
 
 @pytest.fixture
 def pets():
-    MetadataCatalog.get("test_pets").set(thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id={23: 1, 7: 0})
+    MetadataCatalog.get("test_pets").set(thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id={7: 1, 23: 0})
     yield "test_pets"
     MetadataCatalog.pop("test_pets")
 
@@ -21,8 +21,8 @@ def find(make_cfg, datasets, num_classes, held=None):
 
 def test_a_dataset_gives_ids_and_names(make_cfg, pets):
     """Edge case C14: the dataset's own ids."""
-    assert find(make_cfg, [pets], 2) == [(7, "cat"), (23, "dog")]
-    assert find(make_cfg, [pets], 2, ["cat", "dog"]) == [(7, "cat"), (23, "dog")]
+    assert find(make_cfg, [pets], 2) == [(23, "cat"), (7, "dog")]
+    assert find(make_cfg, [pets], 2, ["cat", "dog"]) == [(23, "cat"), (7, "dog")]
 
 
 def test_the_checkpoint_comes_first(make_cfg, pets):
