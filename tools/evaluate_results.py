@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> Evaluation:
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: name a folder.")
+    if args.score_thresh is not None and not 0 <= args.score_thresh <= 1:
+        raise UserError(f"--score-thresh is {args.score_thresh}: give a number from 0 to 1.")
     annotations = load_annotations(args.annotations)
     results = load_results(args.results, annotations, args.task)
     evaluation = analyze(evaluate_results(annotations, results, args.task), args.score_thresh)

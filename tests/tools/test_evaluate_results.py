@@ -76,3 +76,8 @@ def test_the_output_is_a_folder(evaluate, tmp_path):
     (tmp_path / "report").write_text("")
     with pytest.raises(SystemExit, match="--output report is a file"):
         evaluate()
+
+
+def test_the_threshold_is_a_score(evaluate):
+    with pytest.raises(SystemExit, match=r"--score-thresh is 50\.0: give a number from 0 to 1"):
+        evaluate(CONTENT, [RESULT], "--score-thresh", "50")
