@@ -9,9 +9,7 @@ import sys
 
 import pytest
 import torch
-from detectron2.engine import DefaultPredictor
 
-from detr_d2.data.images import read_image
 from detr_d2.engine import load_config
 
 SMALL = {
@@ -104,13 +102,12 @@ def test_from_via_to_predictions(script, coco_checkpoint, options, repository, r
     assert {x["image_id"] for x in results} == {x["id"] for x in val["images"]}
     assert {x["category_id"] for x in results} <= {x["id"] for x in val["categories"]}
 
-    # In Python, with Detectron2's predictor: 30 queries, boxes in the image's own pixels.
-    image = read_image(str(images / val["images"][0]["file_name"]), "BGR")
-    cfg = load_config(str(dumped[1]), [str(word) for word in weights])
-    instances = DefaultPredictor(cfg)(image)["instances"]
-    assert len(instances) == 30
-    assert instances.image_size == image.shape[:2]
-    assert instances.pred_classes.max() < 23
+    photo = images / val["images"][0]["file_name"]
+    where = ("--input", photo, "--output", "predicted", "--score-thresh", "0")
+    script("tools/predict.py", *dumped, *where, *weights)
+    detections = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
+    assert len(detections) == 30  # as many as queries
+    assert (tmp_path / "predicted" / "overlays" / photo.name).is_file()
 
 
 @pytest.mark.slow
