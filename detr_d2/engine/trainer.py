@@ -7,6 +7,7 @@ import weakref
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
@@ -20,7 +21,7 @@ from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.writers import FoldedMetricPrinter
-from detr_d2.evaluation import DetrCOCOEvaluator
+from detr_d2.evaluation import build_evaluator
 
 
 class Trainer(DefaultTrainer):
@@ -85,9 +86,8 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, is_train=False))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DetrCOCOEvaluator:
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return DetrCOCOEvaluator(dataset_name, folder)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
 def distribute(model: nn.Module) -> nn.Module:

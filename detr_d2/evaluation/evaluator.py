@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
 
@@ -31,8 +32,16 @@ class DetrCOCOEvaluator(COCOEvaluator):
         self.folder = os.path.join(output_dir, dataset_name)
         self._dataset_name = dataset_name
         self._do_evaluation = self._do_evaluation and has_objects(self._coco_api)
+        # Of a panoptic dataset the first classes are things; only these have boxes to compare with.
+        is_panoptic = bool(self._metadata.get("stuff_dataset_id_to_contiguous_id"))
+        self._num_things = len(self._metadata.thing_dataset_id_to_contiguous_id) if is_panoptic else None
         # By task; the last evaluation's, on the main process.
         self.evaluations: dict[str, Evaluation] = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        if self._num_things is not None:
+            outputs = [{"instances": _first_classes(x["instances"], self._num_things)} for x in outputs]
+        super().process(inputs, outputs)
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, Any]:
         self.evaluations = {}
@@ -53,6 +62,7 @@ class DetrCOCOEvaluator(COCOEvaluator):
     ) -> dict[str, float]:
         if coco_eval is None:
             coco_eval = evaluate_results(self._coco_api, [], iou_type)
+        class_names = class_names and class_names[: self._num_things]
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         evaluation = self.evaluations[iou_type] = analyze(coco_eval)
         folder = self._task_folder(iou_type)
@@ -66,3 +76,7 @@ class DetrCOCOEvaluator(COCOEvaluator):
 
     def _task_folder(self, task: str) -> str:
         return self.folder if task == "bbox" else os.path.join(self.folder, task)
+
+
+def _first_classes(instances: Instances, count: int) -> Instances:
+    return instances[instances.pred_classes < count]

@@ -1,0 +1,56 @@
+"""Which evaluators datasets get."""
+
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators
+
+from detr_d2.data.panoptic import coco_panoptic_categories
+from detr_d2.errors import UserError
+from detr_d2.evaluation import DetrCOCOEvaluator, PanopticEvaluator, build_evaluator
+
+BOXES = ()
+PANOPTIC = ("MODEL.DETR.PANOPTIC.ENABLED", True)
+INSTANCES = "instances_val2017.json"
+
+
+@pytest.fixture
+def register(request, real_data):
+    """A function that registers a dataset of boxes, or of panoptic examples, with or without instances."""
+    names = []
+
+    def add(*, panoptic: bool, instances: str | None = None) -> str:
+        name = f"{request.node.name}_{len(names)}"
+        names.append(name)
+        examples = real_data / "coco_panoptic"
+        metadata = MetadataCatalog.get(name)
+        metadata.set(json_file=instances and str(real_data / "coco" / "annotations" / instances))
+        if panoptic:
+            metadata.set(panoptic_json=str(examples / "panoptic_examples.json"), evaluator_type="coco_panoptic_seg")
+            metadata.set(panoptic_root=str(examples / "panoptic_examples"), **coco_panoptic_categories().metadata())
+        return name
+
+    yield add
+    for name in names:
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "expected"),
+    [
+        ({"panoptic": False, "instances": INSTANCES}, BOXES, [DetrCOCOEvaluator]),
+        ({"panoptic": False, "instances": INSTANCES}, PANOPTIC, [DetrCOCOEvaluator]),
+        ({"panoptic": True, "instances": INSTANCES}, BOXES, [DetrCOCOEvaluator]),
+        ({"panoptic": True, "instances": INSTANCES}, PANOPTIC, [DetrCOCOEvaluator, PanopticEvaluator]),
+        ({"panoptic": True}, PANOPTIC, [PanopticEvaluator]),
+        ({"panoptic": True, "instances": "not_there.json"}, PANOPTIC, [PanopticEvaluator]),
+    ],
+)
+def test_evaluators(register, make_cfg, tmp_path, dataset, options, expected):
+    evaluator = build_evaluator(make_cfg(*options), register(**dataset), str(tmp_path))
+    found = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    assert [type(x) for x in found] == expected
+
+
+def test_a_panoptic_dataset_alone_needs_panoptic_results(register, make_cfg, tmp_path):
+    with pytest.raises(UserError, match=r"PANOPTIC.ENABLED True"):
+        build_evaluator(make_cfg(), register(panoptic=True), str(tmp_path))
