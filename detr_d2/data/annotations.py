@@ -1,12 +1,12 @@
 """From the annotation dicts of one image to the boxes and classes that a model learns from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from detr_d2.errors import UserError
 
@@ -22,17 +22,25 @@ class ImageTargets(NamedTuple):
     classes: np.ndarray
     # The N annotation dicts these came from, unchanged; what else they hold (masks) is read from here.
     annotations: list[dict]
+    # What to call them in messages.
+    names: list[str]
+
+    def select(self, objects: np.ndarray) -> "ImageTargets":
+        """Those with the given indices."""
+        lists = [[items[index] for index in objects] for items in (self.annotations, self.names)]
+        return ImageTargets(self.boxes[objects], self.classes[objects], *lists)
 
 
-class DroppedBoxes:
-    """Counts boxes without area inside their image, and logs the first of them."""
+class DropCounter:
+    """Counts what is left out of the data for one reason, and logs the first of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self.what = what
         self.count = 0
 
     def add(self, names: Sequence[str]) -> None:
         if names and self.count == 0:
-            logger.warning("Dropped a box without area inside its image: %s. Others are dropped too.", names[0])
+            logger.warning("Dropped %s: %s. Others are dropped too.", self.what, names[0])
         self.count += len(names)
 
 
@@ -49,7 +57,7 @@ def name_annotation(annotation: dict, index: int, file_name: str) -> str:
 
 
 def read_targets(
-    annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: DroppedBoxes
+    annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: DropCounter
 ) -> ImageTargets:
     """Read the annotations of one image, none of which is changed.
 
@@ -72,7 +80,7 @@ def read_targets(
     classes = np.array(classes, dtype=np.int64)
     keep = has_area(boxes)
     dropped.add([names[index] for index in np.flatnonzero(~keep)])
-    return ImageTargets(boxes[keep], classes[keep], [items[index] for index in np.flatnonzero(keep)])
+    return ImageTargets(boxes, classes, items, names).select(np.flatnonzero(keep))
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
@@ -129,22 +137,34 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
-def build_instances(boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]) -> Instances:
+def build_instances(
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    image_size: tuple[int, int],
+    draw_masks: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Instances:
     """What the model receives for one augmented image.
 
-    Boxes are clipped to the image; what a crop left nothing of is removed.
+    Boxes are clipped to the image; an object is removed if a crop left nothing of its box, or of its mask.
 
     Args:
         boxes: (N, 4) absolute XYXY in the augmented image.
         classes: (N,) int.
         image_size: height and width of the augmented image.
+        draw_masks: takes (M,) indices, M > 0, of objects to (M, H, W) bool in the augmented image.
 
     Returns:
-        ``gt_boxes``: (M, 4) float32 ``Boxes``; ``gt_classes``: (M,) int64.
+        ``gt_boxes``: (K, 4) float32 ``Boxes``; ``gt_classes``: (K,) int64; with ``draw_masks`` also ``gt_masks``:
+        (K, H, W) ``BitMasks``.
     """
     boxes = clip_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), image_size)
-    keep = has_area(boxes)
+    kept = np.flatnonzero(has_area(boxes))
     instances = Instances(image_size)
-    instances.gt_boxes = Boxes(torch.from_numpy(boxes[keep]))
-    instances.gt_classes = torch.from_numpy(classes[keep].astype(np.int64))
+    if draw_masks is not None:
+        masks = draw_masks(kept) if len(kept) else np.zeros((0, *image_size), dtype=bool)
+        visible = masks.reshape(len(kept), -1).any(axis=1) if len(kept) else np.zeros(0, dtype=bool)
+        masks, kept = masks if visible.all() else masks[visible], kept[visible]
+        instances.gt_masks = BitMasks(torch.from_numpy(masks))
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept]))
+    instances.gt_classes = torch.from_numpy(classes[kept].astype(np.int64))
     return instances

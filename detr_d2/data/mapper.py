@@ -1,5 +1,6 @@
 """The mapper: from a dataset record to what the model takes."""
 
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -9,9 +10,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-from detr_d2.data.annotations import DroppedBoxes, build_instances, read_targets
+from detr_d2.data.annotations import DropCounter, ImageTargets, build_instances, read_targets
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import IMAGE_FORMATS, check_image_size, read_image
+from detr_d2.data.masks import MaskReader, ObjectMasks
 from detr_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class DetrDatasetMapper:
         is_train: bool,
         augmentations: Sequence[T.Augmentation | Transform],
         image_format: str = "RGB",
+        with_masks: bool = False,
     ):
         """
         Args:
@@ -38,23 +41,24 @@ class DetrDatasetMapper:
             augmentations: applied in order.
             image_format: "RGB" or "BGR", as the backbone's weights expect it; "L" and "YUV-BT.601" as
                 in Detectron2.
+            with_masks: whether targets have masks.
         """
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"INPUT.FORMAT is {image_format!r}: set it to one of {', '.join(IMAGE_FORMATS)}.")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
-        self.dropped_boxes = DroppedBoxes()
+        self.dropped_boxes = DropCounter("a box without area inside its image")
+        self.mask_reader = MaskReader() if with_masks else None
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        if cfg.MODEL.MASK_ON:
-            raise UserError("MODEL.MASK_ON is True but masks are not available yet: set MODEL.MASK_ON False.")
         return {
             "is_train": is_train,
             "augmentations": build_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "with_masks": cfg.MODEL.MASK_ON,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -67,8 +71,8 @@ class DetrDatasetMapper:
 
             - "image": (C, H, W) uint8 tensor, augmented;
             - "height", "width": of the file, before augmentation;
-            - "instances", in training: ``gt_boxes``, absolute XYXY in the augmented image, and
-              ``gt_classes``; empty where nothing is annotated.
+            - "instances", in training: ``gt_boxes``, absolute XYXY in the augmented image, ``gt_classes`` and,
+              with masks, ``gt_masks``, (N, H, W) ``BitMasks``; empty where nothing is annotated.
 
         Raises:
             UserError: an image or an annotation that can't be used; the message names it.
@@ -78,19 +82,25 @@ class DetrDatasetMapper:
         image = read_image(sample["file_name"], self.image_format)
         check_image_size(sample, image)
         if not self.is_train:
-            sample["image"] = _to_tensor(self._augment(image).image)
+            self._augment(sample, image)
             return sample
         targets = read_targets(annotations, sample["file_name"], image.shape[:2], self.dropped_boxes)
-        augmented = self._augment(image, targets.boxes)
-        sample["image"] = _to_tensor(augmented.image)
-        sample["instances"] = build_instances(augmented.boxes, targets.classes, augmented.image.shape[:2])
+        targets, masks = self._read_masks(targets, image.shape[:2])
+        augmented, transforms = self._augment(sample, image, targets.boxes)
+        draw = None if masks is None else functools.partial(masks.draw, transforms=transforms)
+        sample["instances"] = build_instances(augmented.boxes, targets.classes, augmented.image.shape[:2], draw)
         return sample
 
-    def _augment(self, image: np.ndarray, boxes: np.ndarray | None = None) -> T.AugInput:
+    def _read_masks(self, targets: ImageTargets, size: tuple[int, int]) -> tuple[ImageTargets, ObjectMasks | None]:
+        if self.mask_reader is None:
+            return targets, None
+        kept, masks = self.mask_reader.read(targets.annotations, targets.names, size)
+        return targets.select(kept), masks
+
+    def _augment(
+        self, sample: dict, image: np.ndarray, boxes: np.ndarray | None = None
+    ) -> tuple[T.AugInput, T.TransformList]:
         augmented = T.AugInput(image, boxes=boxes)
-        self.augmentations(augmented)
-        return augmented
-
-
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        transforms = self.augmentations(augmented)
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        return augmented, transforms

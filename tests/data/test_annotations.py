@@ -7,14 +7,14 @@ import pytest
 import torch
 from detectron2.structures import BoxMode
 
-from detr_d2.data.annotations import DroppedBoxes, build_instances, read_targets
+from detr_d2.data.annotations import DropCounter, build_instances, read_targets
 from detr_d2.errors import UserError
 
 SIZE = (40, 60)
 
 
 def read(*annotations, dropped=None):
-    return read_targets(annotations, "a.jpg", SIZE, dropped or DroppedBoxes())
+    return read_targets(annotations, "a.jpg", SIZE, dropped or DropCounter("a box"))
 
 
 def test_crowds_are_left_out(make_annotation):
@@ -55,7 +55,7 @@ def test_boxes_are_clipped_and_dropped(make_annotation, caplog):
         6: [-9, 3, 9, 9],
         7: [10, 10, -3, 5],
     }
-    dropped = DroppedBoxes()
+    dropped = DropCounter("a box")
     annotations = [make_annotation(id=number, bbox=box) for number, box in boxes.items()]
     with caplog.at_level(logging.WARNING):
         targets = read(*annotations, dropped=dropped)

@@ -141,11 +141,6 @@ def test_format_is_the_configs(make_cfg, tmp_path):
         DetrDatasetMapper(make_cfg("INPUT.FORMAT", "HSV"), is_train=False)
 
 
-def test_masks_are_refused(make_cfg):
-    with pytest.raises(UserError, match=r"MODEL\.MASK_ON"):
-        DetrDatasetMapper(make_cfg("MODEL.MASK_ON", True), is_train=True)
-
-
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda mapper: pickle.loads(pickle.dumps(mapper))])
 def test_copies_do_the_same(make_cfg, coco_records, duplicate):
     """Edge case C39, for the mapper."""

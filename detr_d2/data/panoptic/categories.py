@@ -27,7 +27,7 @@ class PanopticCategory(NamedTuple):
 class PanopticCategories(tuple[PanopticCategory, ...]):
     """All classes of a dataset; the place of each is its row in the model's class head.
 
-    The model has ``len(categories)`` foreground classes, its ``MODEL.DETR.NUM_CLASSES``; no-object is the row after them.
+    The model has ``len(categories)`` foreground classes (``MODEL.DETR.NUM_CLASSES``); no-object is the row after them.
     """
 
     __slots__ = ()
