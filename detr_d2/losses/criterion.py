@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detr_d2.config import choice
 from detr_d2.losses import metrics, terms
 from detr_d2.losses.classification import CLASS_LOSSES, Totals
+from detr_d2.losses.masks import MaskPredictor, mask_losses, matched_pairs
 from detr_d2.matching import Matcher, MatchingCost, build_matcher
 from detr_d2.precision import without_autocast
 from detr_d2.structures import Predictions, Targets
@@ -26,6 +27,8 @@ class SetCriterion(nn.Module):
         class_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        focal_weight: float = 1.0,
+        dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
         class_loss: str = "softmax",
     ):
@@ -33,6 +36,7 @@ class SetCriterion(nn.Module):
         Args:
             num_classes: foreground classes.
             class_weight, l1_weight, giou_weight: weights of the terms of the loss.
+            focal_weight, dice_weight: weights of the losses of masks.
             no_object_weight: weight of the no-object class within the cross entropy; the others have 1.
             class_loss: "softmax" or "focal".
         """
@@ -42,6 +46,7 @@ class SetCriterion(nn.Module):
         self.cost = cost
         self.matcher = matcher
         self.weights = {"loss_ce": class_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
+        self.mask_weights = {"loss_mask": focal_weight, "loss_dice": dice_weight}
         self.no_object_weight = no_object_weight
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
@@ -57,37 +62,56 @@ class SetCriterion(nn.Module):
             "class_weight": detr.CLASS_WEIGHT,
             "l1_weight": detr.L1_WEIGHT,
             "giou_weight": detr.GIOU_WEIGHT,
+            "focal_weight": detr.MASK.FOCAL_WEIGHT,
+            "dice_weight": detr.MASK.DICE_WEIGHT,
             "no_object_weight": detr.NO_OBJECT_WEIGHT,
             "class_loss": detr.CLASS_LOSS,
         }
 
-    def forward(self, predictions: Predictions, targets: Targets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Computes in float32 under any autocast.
+
+        Args:
+            masks: makes the masks of the matched pairs, where ``targets`` have masks.
 
         Returns:
             The weighted losses to sum: ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer,
-            and with the suffix ``_0``, ``_1``, … of the layers before it. And what to watch: ``class_error``,
-            ``cardinality_error`` and the losses without their weights, ``unweighted/ce`` and so on.
+            and with the suffix ``_0``, ``_1``, … of the layers before it; with masks also ``loss_mask`` and
+            ``loss_dice`` of the last layer. And what to watch: ``class_error``, ``cardinality_error`` and the losses
+            without their weights, ``unweighted/ce`` and so on.
         """
-        with without_autocast(predictions.logits.device):
-            predictions = Predictions(predictions.logits.float(), predictions.boxes.float())
+        device = predictions.logits.device
+        with without_autocast(device):
+            predictions = predictions._replace(logits=predictions.logits.float(), boxes=predictions.boxes.float())
             matches = self.matcher(self.cost(predictions, targets), targets.counts)
-            values = self._losses(predictions, targets, matches)
+            totals = self._totals(targets, predictions.logits.shape[2], device)
+            values = self._losses(predictions, targets, matches, totals)
             watched = self._metrics(predictions, targets, matches, values)
-        losses = {name: self.weights[name] * value for name, value in values.items()}
-        return _by_layer(losses), watched
+        losses = _by_layer({name: self.weights[name] * value for name, value in values.items()})
+        if masks is not None:
+            values = self._mask_losses(masks, targets, matches[-1], totals)
+            losses.update({name: self.mask_weights[name] * value for name, value in values.items()})
+            watched.update(_unweighted(values))
+        return losses, watched
 
-    def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor) -> dict[str, Tensor]:
-        logits, boxes = predictions.logits, predictions.boxes
-        num_queries = logits.shape[2]
-        totals = self._totals(targets, num_queries, logits.device)
-        classes = terms.target_classes(targets.labels, matches, num_queries, self.num_classes)
-        l1, giou = terms.box_losses(boxes, targets.boxes, matches)
+    def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
+        classes = terms.target_classes(targets.labels, matches, predictions.logits.shape[2], self.num_classes)
+        l1, giou = terms.box_losses(predictions.boxes, targets.boxes, matches)
         return {
-            "loss_ce": self.class_loss(logits, classes, self.class_weights, totals),
+            "loss_ce": self.class_loss(predictions.logits, classes, self.class_weights, totals),
             "loss_bbox": l1 / totals.boxes,
             "loss_giou": giou / totals.boxes,
         }
+
+    @staticmethod
+    def _mask_losses(masks: MaskPredictor, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
+        pairs = matched_pairs(matches, targets.counts, masks.num_queries)
+        logits = masks.predict(pairs)
+        with without_autocast(logits.device):
+            focal, dice = mask_losses(logits.float(), pairs, targets, masks.image_size)
+            return {"loss_mask": focal / totals.boxes, "loss_dice": dice / totals.boxes}
 
     def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:
         # Both are known on the host. Their average makes the gradients those of one process with the joint batch.
@@ -104,11 +128,15 @@ class SetCriterion(nn.Module):
     def _metrics(
         predictions: Predictions, targets: Targets, matches: Tensor, values: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        watched = {name.replace("loss_", "unweighted/"): value.detach() for name, value in values.items()}
+        watched = _unweighted(values)
         watched["cardinality_error"] = metrics.cardinality_error(predictions.logits, targets)
         watched = _by_layer(watched)
         error = metrics.class_error(predictions.logits[-1], targets, matches[-1])
         return watched if error is None else {"class_error": error, **watched}
+
+
+def _unweighted(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("loss_", "unweighted/"): value.detach() for name, value in values.items()}
 
 
 def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
