@@ -11,7 +11,7 @@ from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
 from detr_d2.data.shapes.textures import paint, smooth_noise
 
 _SHARE_EMPTY = 0.05
-_LARGEST_OBJECT = 0.5
+_LARGEST_OBJECT = 0.55
 _MOST_TRIES = 12
 # Less than this is nothing that one could recognise.
 _LEAST_PIXELS = 24

@@ -43,13 +43,13 @@ class ShapesSpec:
 
     @property
     def smallest_object(self) -> float:
-        """Diameter relative to the image's shorter side; the largest is half of that side."""
-        return 0.14 - 0.08 * self.difficulty
+        """Diameter relative to the image's shorter side; the largest is a little over half of that side."""
+        return 0.16 - 0.1 * self.difficulty
 
     @property
     def largest_turn(self) -> float:
         """Radians by which objects are turned, at most, to either side."""
-        return math.radians(10 + 30 * self.difficulty)
+        return math.radians(4 + 20 * self.difficulty)
 
     @property
     def least_visible(self) -> float:
@@ -59,9 +59,9 @@ class ShapesSpec:
     @property
     def least_contrast(self) -> float:
         """Distance of an object's colour from the mean colour behind it, in [0, 255 √3]."""
-        return 160 - 100 * self.difficulty
+        return 180 - 100 * self.difficulty
 
     @property
     def noise(self) -> float:
         """Standard deviation of the camera's noise, of 255."""
-        return 3 + 12 * self.difficulty
+        return 1 + 10 * self.difficulty
