@@ -1,5 +1,6 @@
 """Panoptic data: things and stuff, one segment a pixel."""
 
 from detr_d2.data.panoptic.categories import PanopticCategories, PanopticCategory, coco_panoptic_categories
+from detr_d2.data.panoptic.things import things_of_model
 
-__all__ = ["PanopticCategories", "PanopticCategory", "coco_panoptic_categories"]
+__all__ = ["PanopticCategories", "PanopticCategory", "coco_panoptic_categories", "things_of_model"]
