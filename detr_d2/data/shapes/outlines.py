@@ -1,5 +1,7 @@
 """The forms of the things, drawn from their corners."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -7,7 +9,9 @@ from PIL import Image, ImageDraw
 _OVERSAMPLING = 3
 
 
-def draw(name: str, size: tuple[int, int], centre: tuple[float, float], diameter: float, angle: float) -> np.ndarray:
+def draw(
+    name: str, size: tuple[int, int], centre: tuple[float, float], diameter: float, angle: float
+) -> tuple[np.ndarray, float]:
     """How much of each pixel a form covers.
 
     Args:
@@ -18,16 +22,29 @@ def draw(name: str, size: tuple[int, int], centre: tuple[float, float], diameter
         angle: that the form is turned by, in radians.
 
     Returns:
-        (H, W) float32 in [0, 1].
+        (H, W) float32 in [0, 1]; and the form's whole area in pixels, with what lies outside the image.
     """
-    height, width = size
-    canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
+    # Only the surroundings of the form are drawn.
+    left, top = (math.floor(x - diameter / 2) - 1 for x in centre)
+    side = math.ceil(diameter) + 3
+    canvas = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     for corners, value in zip(_FORMS[name], (255, 0), strict=False):
         x, y = (corners * diameter / 2).T
         turned = np.stack((x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)), axis=1)
-        pen.polygon([tuple(point) for point in (turned + centre) * _OVERSAMPLING], fill=value)
-    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
+        pen.polygon([tuple(x) for x in (turned + centre - (left, top)) * _OVERSAMPLING], fill=value)
+    patch = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+    coverage = np.zeros(size, dtype=np.float32)
+    rows, columns = (_overlap(start, side, end) for start, end in zip((top, left), size, strict=True))
+    coverage[rows[1], columns[1]] = patch[rows[0], columns[0]]
+    return coverage, float(patch.sum())
+
+
+def _overlap(start: int, length: int, end: int) -> tuple[slice, slice]:
+    """What a patch from ``start`` and an axis from 0 to ``end`` share, counted on the patch and on the axis."""
+    first, last = max(start, 0), min(start + length, end)
+    last = max(first, last)
+    return slice(first - start, last - start), slice(first, last)
 
 
 def _circle(radius: float, corners: int, first: float = 0.0) -> np.ndarray:

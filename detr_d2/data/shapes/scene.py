@@ -73,9 +73,7 @@ def _draw_outline(rng: Generator, spec: ShapesSpec, size: tuple[int, int], thing
     diameter = min(size) * np.exp(rng.uniform(low, high))
     centre = (rng.uniform(0, size[1]), rng.uniform(0, size[0]))
     angle = rng.uniform(-spec.largest_turn, spec.largest_turn)
-    side = int(np.ceil(diameter)) + 2
-    area = draw(THING_CLASSES[thing], (side, side), (side / 2, side / 2), diameter, angle).sum()
-    return draw(THING_CLASSES[thing], size, centre, diameter, angle), float(area)
+    return draw(THING_CLASSES[thing], size, centre, diameter, angle)
 
 
 def _all_visible(segments: np.ndarray, first: int, areas: list[float], share: float) -> bool:

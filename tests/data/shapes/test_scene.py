@@ -86,11 +86,13 @@ def test_forms_have_the_area_of_geometry():
         "star": 5 * 0.42 * r**2 * np.sin(np.pi / 5),
     }
     for name, area in expected.items():
-        assert draw(name, (80, 90), (45.0, 40.0), 2 * r, 0.4).sum() == pytest.approx(area, rel=0.02), name
+        coverage, whole = draw(name, (80, 90), (45.0, 40.0), 2 * r, 0.4)
+        assert coverage.sum() == pytest.approx(area, rel=0.02), name
+        assert whole == pytest.approx(coverage.sum()), name
 
 
 def test_a_form_is_centred_where_asked():
-    y, x = np.nonzero(draw("disc", (80, 90), (30.0, 50.0), 20.0, 0.0) > 0.5)
+    y, x = np.nonzero(draw("disc", (80, 90), (30.0, 50.0), 20.0, 0.0)[0] > 0.5)
     assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (20, 40, 40, 60)
 
 
@@ -108,3 +110,12 @@ def test_a_form_is_centred_where_asked():
 def test_impossible_parameters_are_named(wrong, name):
     with pytest.raises(UserError, match=name):
         replace(SPEC, **wrong)
+
+
+def test_a_form_at_the_border_is_cut_off():
+    for centre in ((0.0, 40.0), (90.0, 40.0), (45.0, 0.0), (45.0, 80.0)):
+        coverage, whole = draw("disc", (80, 90), centre, 30.0, 0.0)
+        assert coverage.sum() == pytest.approx(whole / 2, rel=0.03)
+    coverage, whole = draw("disc", (80, 90), (-40.0, 40.0), 30.0, 0.0)
+    assert coverage.sum() == 0
+    assert whole == pytest.approx(np.pi * 15**2, rel=0.03)
