@@ -7,7 +7,7 @@ check_detectron2()
 from detr_d2 import model_zoo  # noqa: E402
 from detr_d2.checkpoint import allow_original_checkpoints  # noqa: E402
 from detr_d2.config import add_detr_config  # noqa: E402
-from detr_d2.data import DetrDatasetMapper  # noqa: E402
+from detr_d2.data import DetrDatasetMapper, register_coco_dataset  # noqa: E402
 from detr_d2.engine import Trainer, build_optimizer  # noqa: E402
 from detr_d2.errors import UserError  # noqa: E402
 from detr_d2.matching import DETR_MATCHER_REGISTRY  # noqa: E402
@@ -30,4 +30,5 @@ __all__ = [
     "add_detr_config",
     "build_optimizer",
     "model_zoo",
+    "register_coco_dataset",
 ]
