@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names
+from detr_d2.data.panoptic import coco_panoptic_categories
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def find_categories(cfg: CfgNode, num_classes: int, held_names: Sequence[str | N
     names = list(held_names) if held_names and len(held_names) == num_classes else None
     if names is None and fitting:
         names = list(fitting[0].thing_classes)
+    if names is None and num_classes == len(coco_panoptic_categories()):
+        names = coco_panoptic_categories().names
     if names is None:
         names = coco_names(num_classes + 1)
     if names is None:
@@ -53,13 +56,19 @@ def find_categories(cfg: CfgNode, num_classes: int, held_names: Sequence[str | N
 
 def _ids_of_datasets(fitting: list, names: list[str | None]) -> list[int] | None:
     for metadata in fitting:
-        ids = metadata.get("thing_dataset_id_to_contiguous_id")
-        if ids and list(metadata.thing_classes) == names:
+        # Of a panoptic dataset, the rows of stuff too.
+        ids = {
+            **(metadata.get("thing_dataset_id_to_contiguous_id") or {}),
+            **(metadata.get("stuff_dataset_id_to_contiguous_id") or {}),
+        }
+        if len(ids) == len(names) and list(metadata.thing_classes) == names:
             return sorted(ids, key=ids.get)
     return None
 
 
 def _ids_of_coco(names: list[str | None]) -> list[int] | None:
+    if names == coco_panoptic_categories().names:
+        return [x.id for x in coco_panoptic_categories()]
     if names == [x["name"] for x in COCO_CLASSES]:
         return [x["id"] for x in COCO_CLASSES]
     # Heads over category ids: a row is its id.

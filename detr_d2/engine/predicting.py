@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.structures import Instances
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -18,9 +17,10 @@ from detr_d2.data.images import read_image
 from detr_d2.data.inputs import InputFile
 from detr_d2.data.videos import VideoReader, VideoWriter
 from detr_d2.engine.output_folder import output_folder
+from detr_d2.engine.panoptic_output import PanopticOutput, encode_mask
 from detr_d2.engine.predictor import Predictor
 from detr_d2.errors import UserError
-from detr_d2.visualization import draw_instances
+from detr_d2.visualization import draw_instances, draw_panoptic
 
 SUMMARY = "summary.json"
 # What overlays are written as; others get .png behind their name.
@@ -65,10 +65,14 @@ def predict_files(
     """Predict on images and videos and write to the folder ``output``, which appears when all is done:
 
     - ``predictions.json``: a list of COCO results (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in
-      pixels, ``score``) from ``score_thresh`` up; in a video also ``frame``, counted from 0;
+      pixels, ``score``, and of a model with masks ``segmentation`` as RLE) from ``score_thresh`` up; in a video also
+      ``frame``, counted from 0;
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
-    - ``overlays/``: the images and videos (as mp4) with the detections drawn, under their names;
+    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, a picture of segment ids an
+      image or frame;
+    - ``overlays/``: the images and videos (as mp4) with the detections drawn, or the segments of a panoptic model,
+      under their names;
     - ``summary.json``: counts, speed, the files that could not be read, and ``run``.
 
     A file that can't be read is left out and listed.
@@ -81,8 +85,8 @@ def predict_files(
         writer = _Writer(folder, predictor, score_thresh, overlays)
         with tqdm(total=len(inputs), unit="file", disable=None) as bar:
             images = _readable((x for x in inputs if not x.is_video), writer.summary, bar)
-            for file, image, instances in predictor.predict(images, batch_size):
-                writer.add_image(file, image, instances)
+            for file, image, result in predictor.predict(images, batch_size):
+                writer.add_image(file, image, result)
             for file in (x for x in inputs if x.is_video):
                 writer.add_video(file, batch_size)
                 bar.update()
@@ -115,13 +119,15 @@ class _Writer:
         self.summary = Summary(score_thresh)
         self.images: list[dict] = []
         self.results: list[dict] = []
+        rules = getattr(predictor.model, "panoptic", None)
+        self.panoptic = rules and PanopticOutput(folder, predictor.categories, rules.is_thing)
 
-    def add_image(self, file: InputFile, image: NDArray[np.uint8], instances: Instances) -> None:
-        self._add(instances, {"file_name": str(file.path)}, image)
+    def add_image(self, file: InputFile, image: NDArray[np.uint8], result: dict[str, Any]) -> None:
+        self._add(result, {"file_name": str(file.path)}, image)
         self.summary.images += 1
         if self.overlays:
             path = self._overlay_path(file, file.name if file.path.suffix.lower() in _WRITABLE else f"{file.name}.png")
-            Image.fromarray(self._draw(image, instances)).save(path, quality=_JPEG_QUALITY)
+            Image.fromarray(self._draw(image, result)).save(path, quality=_JPEG_QUALITY)
 
     def add_video(self, file: InputFile, batch_size: int) -> None:
         writer = None
@@ -131,11 +137,11 @@ class _Writer:
                 name = file.name if file.path.suffix.lower() == ".mp4" else f"{file.name}.mp4"
                 writer = VideoWriter(self._overlay_path(file, name), video.frames_per_second)
             frames = tqdm(video, str(file.path), video.frame_count, leave=False, unit="frame", disable=None)
-            for number, image, instances in self.predictor.predict(enumerate(frames), batch_size):
-                self._add(instances, {"file_name": str(file.path), "frame": number}, image)
+            for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
+                self._add(result, {"file_name": str(file.path), "frame": number}, image)
                 self.summary.frames += 1
                 if writer:
-                    writer.write(self._draw(image, instances))
+                    writer.write(self._draw(image, result))
             self.summary.videos += 1
         except UserError as e:
             self.summary.failed.append({"file": str(file.path), "error": str(e)})
@@ -149,9 +155,12 @@ class _Writer:
         lines = ",\n".join(json.dumps(x) for x in self.results)
         (self.folder / "predictions.json").write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
         self._write("images.json", {"info": {"description": "what detr_d2 predicted on"}, **dataset})
+        if self.panoptic:
+            self.panoptic.finish(self.images)
         self._write(SUMMARY, {**self.summary.to_json(), **run})
 
-    def _add(self, instances: Instances, image_of: dict, image: NDArray[np.uint8]) -> None:
+    def _add(self, found: dict[str, Any], image_of: dict, image: NDArray[np.uint8]) -> None:
+        instances = found["instances"]
         image_id = len(self.images) + 1
         height, width = image.shape[:2]
         self.images.append({"id": image_id, **image_of, "height": height, "width": width})
@@ -160,18 +169,23 @@ class _Writer:
         frame = {"frame": image_of["frame"]} if "frame" in image_of else {}
         kept = instances[instances.scores >= self.summary.score_thresh]
         kept = kept[kept.scores.argsort(descending=True)]
-        for box, index, score in zip(
-            kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), kept.scores.tolist(), strict=True
-        ):
-            x0, y0, x1, y1 = box
+        boxes, classes, scores = kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), kept.scores.tolist()
+        for i, ((x0, y0, x1, y1), index, score) in enumerate(zip(boxes, classes, scores, strict=True)):
             result = {"image_id": image_id, "category_id": self.predictor.categories.ids[index]}
             result["bbox"] = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+            if kept.has("pred_masks"):
+                result["segmentation"] = encode_mask(kept.pred_masks[i].numpy())
             self.results.append({**result, "score": round(score, 5), **frame})
             self.summary.detections_by_class[self.predictor.categories.names[index]] += 1
         self.summary.detections += len(kept)
+        if self.panoptic:
+            self.panoptic.add(image_id, found["panoptic_seg"])
 
-    def _draw(self, image: NDArray[np.uint8], instances: Instances) -> NDArray[np.uint8]:
-        return draw_instances(image, instances, self.predictor.categories.names, self.summary.score_thresh)
+    def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8]:
+        names = self.predictor.categories.names
+        if "panoptic_seg" in result:
+            return draw_panoptic(image, *result["panoptic_seg"], names)
+        return draw_instances(image, result["instances"], names, self.summary.score_thresh)
 
     def _overlay_path(self, file: InputFile, name: str) -> Path:
         path = self.folder / "overlays" / name

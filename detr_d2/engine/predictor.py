@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -90,27 +90,40 @@ class Predictor:
 
     def __call__(self, images_rgb: Sequence[NDArray[np.uint8]], batch_size: int = 1) -> list[Instances]:
         """The detections in (H, W, 3) images: as many as the model has queries, on the CPU, boxes in pixels."""
-        return [instances for _, _, instances in self.predict(enumerate(images_rgb), batch_size)]
+        return [result["instances"] for _, _, result in self.predict(enumerate(images_rgb), batch_size)]
 
     def predict(
         self, images: Iterable[tuple[Key, NDArray[np.uint8]]], batch_size: int = 1
-    ) -> Iterator[tuple[Key, NDArray[np.uint8], Instances]]:
-        """As calling, for pairs of whatever names an image and the image; in their order, read as they are needed."""
+    ) -> Iterator[tuple[Key, NDArray[np.uint8], dict[str, Any]]]:
+        """For pairs of whatever names an image and the image, in their order, read as they are needed.
+
+        Yields:
+            the pair, and what the model gives for the image, on the CPU: ``instances``, as calling gives them, and
+            ``panoptic_seg`` of a panoptic model.
+        """
         images = iter(images)
         while window := list(islice(images, _WINDOW * batch_size if batch_size > 1 else 1)):
             found = self._predict_window([self.prepare(image) for _, image in window], batch_size)
-            for (key, image), instances in zip(window, found, strict=True):
-                yield key, image, instances
+            for (key, image), result in zip(window, found, strict=True):
+                yield key, image, result
 
     @torch.no_grad()
-    def _predict_window(self, inputs: list[dict], batch_size: int) -> list[Instances]:
+    def _predict_window(self, inputs: list[dict], batch_size: int) -> list[dict[str, Any]]:
         found = {}
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
         for _, group in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
             while batch := list(islice(group, batch_size)):
                 results = self.model([inputs[i] for i in batch])
-                found.update((i, result["instances"].to("cpu")) for i, result in zip(batch, results, strict=True))
+                found.update((i, _to_cpu(result)) for i, result in zip(batch, results, strict=True))
         return [found[i] for i in range(len(inputs))]
+
+
+def _to_cpu(result: dict[str, Any]) -> dict[str, Any]:
+    moved = {"instances": result["instances"].to("cpu")}
+    if "panoptic_seg" in result:
+        ids, segments = result["panoptic_seg"]
+        moved["panoptic_seg"] = ids.cpu(), segments
+    return moved
 
 
 def prediction_config(config_file: str, options: list[str]) -> CfgNode:

@@ -1,4 +1,4 @@
-"""Boxes and labels drawn over an image."""
+"""Boxes, masks and labels drawn over an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +23,10 @@ def draw_instances(
 
     Args:
         image_rgb: (H, W, 3).
-        instances: detections (``pred_boxes``, ``pred_classes``, ``scores``), ground truth (``gt_boxes``,
-            ``gt_classes``), or the annotations of a Detectron2 record: dicts with ``bbox``, ``category_id`` (counted
-            from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes are in pixels of the image.
+        instances: detections (``pred_boxes``, ``pred_classes``, ``scores``, perhaps ``pred_masks``), ground truth
+            (``gt_boxes``, ``gt_classes``), or the annotations of a Detectron2 record: dicts with ``bbox``,
+            ``category_id`` (counted from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes are in
+            pixels of the image.
         class_names: by class; "class 3" where there is none.
         score_thresh: detections below it are not drawn.
         scale: of the picture, for images too small for labels.
@@ -43,6 +44,7 @@ def draw_instances(
         labels = [f"{label} {score:.0%}" for label, score in zip(labels, scores[kept], strict=True)]
     picture = Visualizer(image_rgb, scale=scale).overlay_instances(
         boxes=boxes,
+        masks=_masks(instances, kept),
         # What stands between dollars is a formula to matplotlib.
         labels=[label.replace("$", r"\$") for label in labels],
         assigned_colors=[class_colour(c) for c in classes],
@@ -59,6 +61,13 @@ def class_name(class_names: Sequence[str | None] | None, index: int) -> str:
 def class_colour(index: int) -> tuple[float, float, float]:
     """Red, green and blue in [0, 1], the same for a class wherever it is drawn."""
     return tuple(_COLOURS[index % len(_COLOURS)])
+
+
+def _masks(instances: Instances | Sequence[Mapping[str, Any]], kept: NDArray) -> list[NDArray[np.bool_]] | None:
+    """The (H, W) masks of the detections that are drawn, if they have some."""
+    if not isinstance(instances, Instances) or not instances.has("pred_masks"):
+        return None
+    return [instances.pred_masks[i].cpu().numpy() for i in kept.tolist()]
 
 
 def _read(
