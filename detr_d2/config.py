@@ -31,6 +31,14 @@ def add_detr_config(cfg: CN) -> None:
     mask = detr.MASK = CN()
     mask.FOCAL_WEIGHT = 1.0
     mask.DICE_WEIGHT = 1.0
+    # A pixel belongs to a mask if its probability is higher.
+    mask.THRESHOLD = 0.5
+    # For how many queries at once masks are made, which bounds the memory. None: as is fast on the device.
+    mask.CHUNK = None
+
+    # Detections with a lower score are left out of the results, and their masks are not computed.
+    detr.TEST = CN()
+    detr.TEST.SCORE_THRESHOLD = 0.0
 
     # Panoptic results in inference, one segment a pixel; needs the mask head. See docs/PANOPTIC.md.
     panoptic = detr.PANOPTIC = CN()
@@ -164,13 +172,17 @@ def check_detr_config(cfg: CN) -> None:
         )
     if detr.BATCH_INVARIANT:
         raise UserError("MODEL.DETR.BATCH_INVARIANT True is not available yet: set False.")
-    if cfg.MODEL.MASK_ON:
-        raise UserError("MODEL.MASK_ON True: this version of detr_d2 finds boxes, not masks. Set MODEL.MASK_ON False.")
+    if not 0 < detr.MASK.THRESHOLD < 1:
+        raise UserError(f"MODEL.DETR.MASK.THRESHOLD is {detr.MASK.THRESHOLD}: set a probability between 0 and 1.")
+    if detr.MASK.CHUNK is not None and detr.MASK.CHUNK < 1:
+        raise UserError(f"MODEL.DETR.MASK.CHUNK is {detr.MASK.CHUNK}: set 1 or more, or None.")
+    if not 0 <= detr.TEST.SCORE_THRESHOLD <= 1:
+        raise UserError(f"MODEL.DETR.TEST.SCORE_THRESHOLD is {detr.TEST.SCORE_THRESHOLD}: set a score from 0 to 1.")
     _check_panoptic(cfg)
-    if detr.FROZEN_WEIGHTS:
+    if detr.FROZEN_WEIGHTS and not cfg.MODEL.MASK_ON:
         raise UserError(
-            "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model, which this version "
-            "does not have: set MODEL.WEIGHTS to start from a checkpoint."
+            "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model: set MODEL.MASK_ON True, or "
+            "set MODEL.WEIGHTS to start from a checkpoint."
         )
 
 

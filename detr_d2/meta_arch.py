@@ -1,9 +1,11 @@
 """DETR as a Detectron2 meta-architecture."""
 
+from functools import partial
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
@@ -14,12 +16,13 @@ from detr_d2.losses import SetCriterion
 from detr_d2.modeling import (
     BackboneWithPosition,
     DetrNetwork,
+    build_mask_modules,
     build_masked_backbone,
     build_position_embedding,
     build_transformer,
 )
-from detr_d2.postprocess import box_instances
-from detr_d2.structures import Predictions, Targets
+from detr_d2.postprocess import QueryMasks, box_instances, resized_masks
+from detr_d2.structures import MaskFeatures, Predictions, Targets
 from detr_d2.target_checks import check_instances
 
 # What a sigmoid class head says of every class at the start: most are not there.
@@ -43,6 +46,8 @@ class Detr(nn.Module):
         pixel_std: tuple[float, ...],
         deep_supervision: bool = True,
         class_loss: str = "softmax",
+        score_threshold: float = 0.0,
+        mask_threshold: float = 0.5,
     ):
         """
         Args:
@@ -51,12 +56,16 @@ class Detr(nn.Module):
             pixel_mean, pixel_std: a value a channel, in the order of the images' channels, on a scale of 255.
             deep_supervision: losses after every decoder layer, not the last alone.
             class_loss: "softmax" or "focal", which decides how detections are ranked.
+            score_threshold: detections with a lower score are not returned.
+            mask_threshold: a pixel belongs to a mask if its probability is higher.
         """
         super().__init__()
         self.detr = network
         self.criterion = criterion
         self.deep_supervision = deep_supervision
         self.class_loss = class_loss
+        self.score_threshold = score_threshold
+        self.mask_threshold = mask_threshold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -64,12 +73,17 @@ class Detr(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         check_detr_config(cfg)
         detr = cfg.MODEL.DETR
+        backbone = build_masked_backbone(cfg)
+        attention_maps, mask_head = build_mask_modules(cfg, backbone.level_channels)
         network = DetrNetwork(
-            backbone=BackboneWithPosition(build_masked_backbone(cfg), build_position_embedding(cfg)),
+            backbone=BackboneWithPosition(backbone, build_position_embedding(cfg)),
             transformer=build_transformer(cfg),
             num_classes=detr.NUM_CLASSES,
             num_queries=detr.NUM_OBJECT_QUERIES,
             class_prior=_CLASS_PRIOR if detr.CLASS_LOSS == "focal" else None,
+            attention_maps=attention_maps,
+            mask_head=mask_head,
+            mask_chunk=detr.MASK.CHUNK,
         )
         return {
             "network": network,
@@ -78,6 +92,8 @@ class Detr(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "deep_supervision": detr.DEEP_SUPERVISION,
             "class_loss": detr.CLASS_LOSS,
+            "score_threshold": detr.TEST.SCORE_THRESHOLD,
+            "mask_threshold": detr.MASK.THRESHOLD,
         }
 
     @property
@@ -93,7 +109,8 @@ class Detr(nn.Module):
 
         Returns:
             In training the weighted losses by name; their sum is the loss. In inference a dict an image whose
-            ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query.
+            ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
+            score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool.
         """
         images = self.preprocess_image(batched_inputs)
         if self.training:
@@ -105,8 +122,31 @@ class Detr(nn.Module):
             (int(x.get("height", size[0])), int(x.get("width", size[1])))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        results = box_instances(predictions, sizes, self.class_loss)
+        results = box_instances(predictions, sizes, self.class_loss, self.score_threshold)
+        if predictions.mask_features is not None:
+            for index, instances in enumerate(results):
+                masks = self._query_masks(predictions, index)
+                instances.pred_masks = self._instance_masks(instances, masks, images, index)
         return [{"instances": instances} for instances in results]
+
+    def _query_masks(self, predictions: Predictions, index: int) -> QueryMasks:
+        features = predictions.mask_features.of_image(index)
+        make = partial(self._mask_logits_of_image, features)
+        return QueryMasks(make, features.hidden.shape[1], self.device)
+
+    def _mask_logits_of_image(self, features: MaskFeatures, queries: Tensor) -> Tensor:
+        return self.detr.mask_logits(features, torch.zeros_like(queries), queries)
+
+    def _instance_masks(self, instances: Instances, masks: QueryMasks, images: ImageList, index: int) -> Tensor:
+        if not len(instances):
+            return torch.zeros((0, *instances.image_size), dtype=torch.bool, device=self.device)
+        return resized_masks(
+            masks(instances.queries),
+            padded_size=images.tensor.shape[-2:],
+            image_size=images.image_sizes[index],
+            output_size=instances.image_size,
+            threshold=self.mask_threshold,
+        )
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them with zeros, right and below, to the largest of the batch."""

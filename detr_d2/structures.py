@@ -28,6 +28,13 @@ class MaskFeatures(NamedTuple):
     levels: tuple[Tensor, ...]
     """The backbone's finer levels, coarse to fine, each (B, channels of the level, h, w)."""
 
+    def of_image(self, index: int) -> "MaskFeatures":
+        """Those of one image, as a batch of one."""
+        one = slice(index, index + 1)
+        padding_mask = None if self.padding_mask is None else self.padding_mask[one]
+        levels = tuple(x[one] for x in self.levels)
+        return MaskFeatures(self.hidden[one], self.source[one], self.memory[one], padding_mask, levels)
+
 
 class Predictions(NamedTuple):
     """What the model says after L decoder layers (the last one last) of B images with Q queries each."""
@@ -47,6 +54,8 @@ class Decoded(NamedTuple):
     """(L, B, Q, C) output of the decoder layers, the last one last."""
     reference: Tensor | None = None
     """(B, Q, 2) x and y, before the sigmoid, that the centre of a query's box is predicted relative to."""
+    memory: Tensor | None = None
+    """(B, C, H, W) output of the encoder."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
 from detr.models.detr import DETR, SetCriterion
 from detr.models.matcher import HungarianMatcher
 from detr.models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
+from detr.models.segmentation import DETRsegm, MaskHeadSmallConv
 from detr.models.transformer import Transformer
 from detr.util.box_ops import box_xyxy_to_cxcywh
 from detr.util.misc import NestedTensor, nested_tensor_from_tensor_list
@@ -108,7 +109,7 @@ def make_original():
         dilation = {} if cfg.MODEL.RESNETS.RES5_DILATION == 1 else {"replace_stride_with_dilation": [0, 0, 1]}
         resnet = getattr(torchvision.models, f"resnet{cfg.MODEL.RESNETS.DEPTH}")
         body = resnet(weights=None, norm_layer=FrozenBatchNorm2d, **dilation)
-        backbone = BackboneBase(body, True, body.fc.in_features, return_interm_layers=False)
+        backbone = BackboneBase(body, True, body.fc.in_features, return_interm_layers=cfg.MODEL.MASK_ON)
         half = detr.HIDDEN_DIM // 2
         positions = {
             "sine": lambda: PositionEmbeddingSine(half, normalize=True),
@@ -129,6 +130,24 @@ def make_original():
         classes = detr.NUM_CLASSES if num_classes is None else num_classes
         model = DETR(joiner, transformer, classes, detr.NUM_OBJECT_QUERIES, aux_loss=detr.DEEP_SUPERVISION)
         randomize(model)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_original_segmentation(make_original):
+    """As ``make_original``, with the original's mask head: ``HIDDEN_DIM`` is 128 or 256, and ``NHEADS`` 8."""
+
+    def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETRsegm:
+        detr = cfg.MODEL.DETR
+        model = DETRsegm(make_original(cfg, seed, num_classes))
+        channels = [cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * x for x in (4, 2, 1)]
+        model.mask_head = MaskHeadSmallConv(detr.HIDDEN_DIM + detr.NHEADS, channels, detr.HIDDEN_DIM)
+        for module in model.mask_head.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                torch.nn.init.normal_(module.weight, 1.0, 0.1)
+                torch.nn.init.normal_(module.bias, 0.0, 0.1)
         return model.eval()
 
     return make

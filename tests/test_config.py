@@ -61,7 +61,9 @@ def test_the_recipe(repository):
         ("MODEL.DETR.TRANSFORMER", "Perceiver"),
         ("MODEL.DETR.BATCH_INVARIANT", True),
         ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth"),
-        ("MODEL.MASK_ON", True),
+        ("MODEL.DETR.MASK.THRESHOLD", 1.0),
+        ("MODEL.DETR.MASK.CHUNK", 0),
+        ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
     ],
 )
 def test_refused_values_name_their_key(make_cfg, key, value):

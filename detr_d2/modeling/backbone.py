@@ -20,23 +20,31 @@ class Features(NamedTuple):
     """(B, H, W) bool, True where padded; None when the images of the batch are of one size."""
     extents: Tensor
     """(B, 2) float32 width and height of the unpadded images, measured in features. On the host."""
+    levels: tuple[Tensor, ...] = ()
+    """The backbone's other levels, coarse to fine, as far as it gives them."""
 
 
 class MaskedBackbone(nn.Module):
-    """The coarsest level of a Detectron2 backbone, with its padding mask."""
+    """The coarsest level of a Detectron2 backbone, with its padding mask, and the finer levels."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
         shapes = backbone.output_shape()
-        self.level = max(shapes, key=lambda name: shapes[name].stride)
+        # In dilated ResNets two levels have one stride, and the deeper one more channels; in a ViT all are alike, and
+        # the last is the deepest.
+        *finer, self.level = sorted(shapes, key=lambda name: (shapes[name].stride, shapes[name].channels))
+        self.finer_levels = finer[::-1]
+        self.level_channels = tuple(shapes[name].channels for name in self.finer_levels)
         self.num_channels = shapes[self.level].channels
         self.stride = shapes[self.level].stride
 
     def forward(self, images: ImageList) -> Features:
-        features = self.backbone(images.tensor)[self.level]
+        levels = self.backbone(images.tensor)
+        features = levels[self.level]
         sizes = torch.tensor([(width, height) for height, width in images.image_sizes], dtype=torch.float32)
-        return Features(features, padding_mask(images, features.shape[-2:]), sizes / self.stride)
+        mask = padding_mask(images, features.shape[-2:])
+        return Features(features, mask, sizes / self.stride, tuple(levels[name] for name in self.finer_levels))
 
 
 class BackboneWithPosition(nn.Sequential):

@@ -3,16 +3,17 @@
 import math
 
 from detectron2.structures import ImageList
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.heads import MLP
-from detr_d2.structures import Predictions
+from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
+from detr_d2.structures import MaskFeatures, Predictions
 
 
 class DetrNetwork(nn.Module):
-    """Images in, classes and boxes of the object queries out."""
+    """Images in, classes and boxes of the object queries out, and on request their masks."""
 
     def __init__(
         self,
@@ -22,12 +23,17 @@ class DetrNetwork(nn.Module):
         num_classes: int,
         num_queries: int,
         class_prior: float | None = None,
+        attention_maps: AttentionMaps | None = None,
+        mask_head: MaskHead | None = None,
+        mask_chunk: int | None = None,
     ):
         """
         Args:
             num_classes: foreground classes; the no-object class is added here.
             num_queries: the largest number of objects that can be found in an image.
             class_prior: initial probability of each class, for a sigmoid head (arXiv 1708.02002, section 3.3).
+            attention_maps, mask_head: both or none; what makes masks.
+            mask_chunk: for how many queries at once masks are made; see :class:`MaskHead`.
         """
         super().__init__()
         hidden_dim = transformer.hidden_dim
@@ -39,6 +45,9 @@ class DetrNetwork(nn.Module):
         if class_prior is not None:
             nn.init.constant_(self.class_embed.bias, math.log(class_prior / (1 - class_prior)))
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
+        self.bbox_attention = attention_maps
+        self.mask_head = mask_head
+        self.mask_chunk = mask_chunk
 
     def forward(self, images: ImageList, *, all_layers: bool) -> Predictions:
         """
@@ -47,13 +56,27 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
         """
         features, pos = self.backbone(images)
-        hidden, reference = self.transformer(
-            features._replace(tensor=self.input_proj(features.tensor)),
-            pos,
-            self.query_embed.weight,
-            all_layers=all_layers,
+        source = self.input_proj(features.tensor)
+        hidden, reference, memory = self.transformer(
+            features._replace(tensor=source), pos, self.query_embed.weight, all_layers=all_layers
         )
         boxes = self.bbox_embed(hidden).float()
         if reference is not None:
             boxes = boxes + F.pad(reference.float(), (0, 2))
-        return Predictions(self.class_embed(hidden), boxes.sigmoid())
+        mask_features = None
+        if self.mask_head is not None:
+            mask_features = MaskFeatures(hidden[-1], source, memory, features.padding_mask, features.levels)
+        return Predictions(self.class_embed(hidden), boxes.sigmoid(), mask_features)
+
+    def mask_logits(self, features: MaskFeatures, images: Tensor, queries: Tensor) -> Tensor:
+        """The masks of M chosen object queries.
+
+        Args:
+            features: of :meth:`forward`, of a model with a mask head.
+            images: (M,) int64 indices in the batch. queries: (M,) int64.
+
+        Returns:
+            (M, h, w) logits over the padded images, at the size of the backbone's finest level.
+        """
+        maps = self.bbox_attention(features.hidden, features.memory, features.padding_mask)
+        return self.mask_head(features.source, maps[images, queries], features.levels, images, self.mask_chunk)

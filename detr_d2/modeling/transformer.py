@@ -181,7 +181,8 @@ class DetrTransformer(nn.Module):
         pos = pos.flatten(2).transpose(1, 2)
         mask = None if features.padding_mask is None else features.padding_mask.flatten(1)
         memory = self.encoder(src, pos, mask)
-        return self.decode(memory, pos, mask, query_pos, features, all_layers)
+        decoded = self.decode(memory, pos, mask, query_pos, features, all_layers)
+        return decoded._replace(memory=memory.transpose(1, 2).unflatten(-1, features.tensor.shape[-2:]))
 
     def decoder_layer(self, index: int, *sizes) -> DecoderLayer:
         """Make decoder layer number ``index``; variants of the decoder change this."""

@@ -10,9 +10,12 @@ from detr_d2.structures import Predictions
 
 
 def box_instances(
-    predictions: Predictions, image_sizes: list[tuple[int, int]], class_loss: str = "softmax"
+    predictions: Predictions,
+    image_sizes: list[tuple[int, int]],
+    class_loss: str = "softmax",
+    score_threshold: float = 0.0,
 ) -> list[Instances]:
-    """As many detections an image as there are queries, from the last decoder layer.
+    """As many detections an image as there are queries, or those with the higher scores, from the last decoder layer.
 
     With "softmax" every query is a detection of its best foreground class, also where no-object is the most
     probable one: average precision wants the whole ranking. With "focal" the best pairs of a query and a
@@ -22,6 +25,7 @@ def box_instances(
     Args:
         image_sizes: (height, width) in pixels of each of the B results.
         class_loss: what the model was trained with, "softmax" or "focal".
+        score_threshold: detections with a lower score are left out.
 
     Returns:
         B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query that
@@ -36,7 +40,9 @@ def box_instances(
     scale = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=torch.float32)
     boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
     rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
-    return [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
+    found = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
+    # Choosing makes the host wait for the device.
+    return [x[x.scores >= score_threshold] for x in found] if score_threshold > 0 else found
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -1,0 +1,204 @@
+"""Masks of object queries (arXiv 2005.12872, section 4.4): attention over the memory, refined by a small FPN."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_d2.errors import UserError
+from detr_d2.precision import without_autocast
+
+# Channels of a layer are normalised in this many groups, or as many as divide them.
+_GROUPS = 8
+_NUM_LEVELS = 3
+# Queries at once.
+_CHUNK_CPU = 4
+_CHUNK = 50
+
+_PHASES = (((1, 1, 0), (0, 0, 1)), ((1, 0, 0), (0, 1, 1)))
+"""[s][t][k]: whether tap k of a kernel of three falls on input t of two, for outputs of the phase s."""
+
+
+class AttentionMaps(nn.Module):
+    """Where the object queries look: attention weights without values."""
+
+    def __init__(self, hidden_dim: int, nheads: int):
+        super().__init__()
+        self.nheads = nheads
+        self.q_linear = nn.Linear(hidden_dim, hidden_dim)
+        self.k_linear = nn.Linear(hidden_dim, hidden_dim)
+        for layer in (self.q_linear, self.k_linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor, memory: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            hidden: (B, Q, C) of the object queries.
+            memory: (B, C, H, W) output of the encoder.
+            padding_mask: (B, H, W) bool, True where padded, or None.
+
+        Returns:
+            (B, Q, heads, H, W), which sums to 1 over heads and positions together.
+        """
+        q = self.q_linear(hidden).unflatten(-1, (self.nheads, -1))
+        k = self.k_linear(memory.flatten(2).transpose(1, 2)).unflatten(-1, (self.nheads, -1))
+        logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        if padding_mask is not None:
+            logits = logits.masked_fill(padding_mask.flatten(1)[:, None, None], -torch.inf)
+        weights = logits.transpose(1, 2).flatten(2).softmax(-1)
+        return weights.unflatten(-1, (self.nheads, *memory.shape[-2:]))
+
+
+class MaskHead(nn.Module):
+    """A convolutional head that brings the attention maps of queries to the finest level of the backbone.
+
+    Convolutions are linear: what they make of the image is computed once an image, whatever the number of queries.
+    """
+
+    def __init__(self, hidden_dim: int, nheads: int, level_channels: tuple[int, int, int]):
+        """
+        Args:
+            hidden_dim: channels of the projected features.
+            nheads: of the attention maps.
+            level_channels: of the backbone's three finer levels, coarse to fine.
+        """
+        super().__init__()
+        if hidden_dim < 16:
+            raise UserError(f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: masks (MODEL.MASK_ON True) take 16 or more.")
+        self.hidden_dim = hidden_dim
+        dim = hidden_dim + nheads
+        sizes = [dim, dim, *(hidden_dim // x for x in (2, 4, 8, 16))]
+        for i, (before, after) in enumerate(pairwise(sizes), start=1):
+            setattr(self, f"lay{i}", nn.Conv2d(before, after, 3, padding=1))
+            setattr(self, f"gn{i}", nn.GroupNorm(math.gcd(_GROUPS, after), after))
+        self.out_lay = nn.Conv2d(sizes[-1], 1, 3, padding=1)
+        for i, channels in enumerate(level_channels, start=1):
+            setattr(self, f"adapter{i}", nn.Conv2d(channels, sizes[i + 1], 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, source: Tensor, maps: Tensor, levels: Sequence[Tensor], images: Tensor, chunk: int | None = None
+    ) -> Tensor:
+        """
+        Args:
+            source: (B, C, H, W) projected features.
+            maps: (M, heads, H, W) attention maps of M object queries.
+            levels: the backbone's finer levels, coarse to fine, (B, channels, h, w) each; the first three are read.
+            images: (M,) int64: the image, of B, of each query.
+            chunk: for how many queries to compute at once. None: for few on the CPU, where their features should stay
+                in the caches, for more elsewhere.
+
+        Returns:
+            (M, h, w) mask logits at the size of the finest level.
+        """
+        if chunk is None:
+            chunk = _CHUNK_CPU if source.device.type == "cpu" else _CHUNK
+        of_source, of_maps = self.lay1.weight.split((self.hidden_dim, maps.shape[1]), dim=1)
+        stages = self._stages(levels)
+        first = F.conv2d(source, of_source, self.lay1.bias, padding=1)
+        logits = []
+        for some_maps, some_images in zip(maps.split(chunk), images.split(chunk), strict=True):
+            x = _take(first, some_images) + F.conv2d(some_maps, of_maps, padding=1)
+            x = F.relu_(self.gn2(self.lay2(F.relu_(self.gn1(x)))))
+            for stage in stages:
+                x = _take(stage.of_image, some_images) + stage.upsampling(x)
+                x = F.relu_(stage.norm(x))
+            logits.append(self.out_lay(x)[:, 0])
+        return torch.cat(logits)
+
+    def _stages(self, levels: Sequence[Tensor]) -> list["_Stage"]:
+        parts = (
+            (self.adapter1, self.lay3, self.gn3),
+            (self.adapter2, self.lay4, self.gn4),
+            (self.adapter3, self.lay5, self.gn5),
+        )
+        return [
+            _Stage(conv(adapter(level)), UpsamplingConv(conv.weight, level.shape[-2:]), norm)
+            for level, (adapter, conv, norm) in zip(levels, parts, strict=False)
+        ]
+
+
+class _Stage(NamedTuple):
+    """From one level to the next finer one."""
+
+    of_image: Tensor
+    """(B, channels, h, w) what the level itself adds."""
+    upsampling: "UpsamplingConv"
+    norm: nn.GroupNorm
+
+
+class UpsamplingConv:
+    """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the upsampled features.
+
+    Where the size doubles, a kernel of 3 x 3 sees only 2 x 2 features before the upsampling: which ones, depends on
+    whether the row and the column of the output are even or odd. Four smaller kernels do with 4/9 of the work.
+    """
+
+    def __init__(self, weight: Tensor, size: Sequence[int]):
+        """
+        Args:
+            weight: (outputs, inputs, 3, 3).
+            size: height and width of the output.
+        """
+        self.weight = weight
+        self.size = tuple(size)
+        with without_autocast(weight.device):
+            taps = weight.new_tensor(_PHASES)
+            self.phases = torch.einsum("stk,rvl,oikl->osritv", taps, taps, weight).flatten(0, 2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        height, width = self.size
+        size = tuple(x.shape[-2:])
+        if size == self.size:
+            return F.conv2d(x, self.weight, padding=1)
+        if size != ((height + 1) // 2, (width + 1) // 2):
+            return self._direct(x, self.size)
+        # Position p of the small convolution sees features p - 1 and p: the odd row before, the even row after them.
+        y = F.pixel_shuffle(F.conv2d(x, self.phases, padding=1), 2)[..., 1 : height + 1, 1 : width + 1]
+        # At an odd end the last feature is repeated once only, and then there are zeros.
+        if height % 2:
+            y[..., -1, :] = self._direct(x[..., -2:, :], (min(2, size[0]), width))[..., -1, :]
+        if width % 2:
+            y[..., -1] = self._direct(x[..., -2:], (height, min(2, size[1])))[..., -1]
+        return y
+
+    def _direct(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.conv2d(F.interpolate(x, size=size, mode="nearest"), self.weight, padding=1)
+
+
+def build_mask_modules(
+    cfg: CfgNode, level_channels: Sequence[int]
+) -> tuple[AttentionMaps, MaskHead] | tuple[None, None]:
+    """The attention maps and the mask head of a config, None for both without ``MODEL.MASK_ON``.
+
+    Args:
+        level_channels: of the levels of the backbone that are finer than the transformer's, coarse to fine.
+
+    Raises:
+        UserError: the backbone gives too few levels.
+    """
+    if not cfg.MODEL.MASK_ON:
+        return None, None
+    if len(level_channels) < _NUM_LEVELS:
+        raise UserError(
+            f"MODEL.MASK_ON True: the mask head reads three finer levels beside the coarsest; the backbone gives "
+            f"{len(level_channels)}. Set MODEL.RESNETS.OUT_FEATURES ['res2', 'res3', 'res4', 'res5'], or "
+            "MODEL.TIMM.OUT_INDICES (-4, -3, -2, -1)."
+        )
+    detr = cfg.MODEL.DETR
+    head = MaskHead(detr.HIDDEN_DIM, detr.NHEADS, tuple(level_channels[:_NUM_LEVELS]))
+    return AttentionMaps(detr.HIDDEN_DIM, detr.NHEADS), head
+
+
+def _take(of_images: Tensor, images: Tensor) -> Tensor:
+    """(B, ...) -> (M, ...), or (1, ...) if there is one image only."""
+    return of_images if len(of_images) == 1 else of_images[images]
