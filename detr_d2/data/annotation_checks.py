@@ -112,17 +112,33 @@ def _check_queries(table: AnnotationTable, expected: Expectations) -> Iterator[F
 
 
 def _check_repetition(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    keys = np.column_stack([table.image_index, table.classes, table.boxes])[table.is_readable()]
+    # Two segments can't lie on the same pixels, whatever their boxes.
+    rows = np.flatnonzero(table.is_readable() & ~table.of_segments)
+    keys = np.column_stack([table.image_index, table.classes, table.boxes])[rows]
     order = np.lexsort(keys.T)
     same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1))
     if len(same) == 0:
         return
-    example = table.name(int(np.flatnonzero(table.is_readable())[order[same[0] + 1]]))
+    example = table.name(int(rows[order[same[0] + 1]]))
     message = (
         f"{len(same)} objects are annotated twice, with the same box and class, e.g. {example}: a query is asked for "
         "each; remove what is double."
     )
     yield Finding("note", "object-repeated", message, len(same), example)
+
+
+def _check_masks(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+    if not expected.masks or len(table) == 0:
+        return
+    rows = [row for row in range(len(table)) if table.lacks_mask(row)]
+    if len(rows) == 0:
+        return
+    message = (
+        f"{len(rows)} of {len(table)} objects have no mask and are dropped, with their boxes, e.g. "
+        f"{table.name(rows[0])}: add 'segmentation', or set MODEL.MASK_ON False to train on boxes."
+    )
+    severity = "error" if len(rows) == len(table) else "warning"
+    yield Finding(severity, "object-without-mask", message, len(rows), table.name(rows[0]))
 
 
 def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
@@ -144,5 +160,6 @@ _CHECKS = (
     _check_fractions,
     _check_queries,
     _check_repetition,
+    _check_masks,
     _check_unused_classes,
 )

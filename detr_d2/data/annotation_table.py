@@ -6,9 +6,12 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from detr_d2.data.annotations import (
+    annotations_of,
     has_area,
     is_crowd,
+    is_panoptic,
     name_annotation,
+    name_segment,
     read_box,
     read_category,
 )
@@ -18,7 +21,7 @@ _COMMON_MODES = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
 
 
 class AnnotationTable:
-    """The annotations of a dataset that are no crowds, one a row.
+    """The annotations of a dataset that are no crowds, one a row; of panoptic records their segments.
 
     Attributes:
         boxes: (N, 4) float32, absolute XYXY, as annotated; NaN where unreadable.
@@ -26,13 +29,14 @@ class AnnotationTable:
         image_index: (N,) int64, which record the annotation belongs to.
         image_sizes: (N, 2) float32, height and width; infinite where the dataset doesn't say.
         declared_xywh: (N,) bool, whether "bbox_mode" is XYWH_ABS.
+        of_segments: (N,) bool, whether the object is a segment of a panoptic map.
         num_crowds: how many annotations were left out as crowds.
         unreadable: (row, message) of every box or category that is missing, malformed or not finite.
     """
 
     def __init__(self, records: Sequence[dict]) -> None:
         self._records = records
-        lists = [record.get("annotations") or () for record in records]
+        lists = self._lists = [annotations_of(record) for record in records]
         objects = [[item for item in items if not is_crowd(item)] for items in lists]
         self._items = [item for items in objects for item in items]
         self.image_index = np.repeat(np.arange(len(records)), [len(items) for items in objects])
@@ -43,6 +47,7 @@ class AnnotationTable:
         sizes = np.array([_image_size(record) for record in records], dtype=np.float32).reshape(-1, 2)
         self.image_sizes = sizes[self.image_index]
         self.declared_xywh = np.array([item.get("bbox_mode") == BoxMode.XYWH_ABS for item in self._items], bool)
+        self.of_segments = np.array([is_panoptic(record) for record in records], bool)[self.image_index]
         self.boxes = self._read_boxes()
         self.classes = self._read_classes()
 
@@ -51,8 +56,11 @@ class AnnotationTable:
 
     def name(self, row: int) -> str:
         """What to call the annotation of a row in a message."""
-        item, record = self._items[row], self._records[self.image_index[row]]
-        position = next(index for index, other in enumerate(record["annotations"]) if other is item)
+        item, image = self._items[row], self.image_index[row]
+        record = self._records[image]
+        if self.of_segments[row]:
+            return name_segment(item, record)
+        position = next(index for index, other in enumerate(self._lists[image]) if other is item)
         return name_annotation(item, position, record["file_name"])
 
     def image_name(self, index: int) -> str:
@@ -61,6 +69,12 @@ class AnnotationTable:
     def category(self, row: int) -> object:
         """The category of a row, as annotated."""
         return self._items[row]["category_id"]
+
+    def lacks_mask(self, row: int) -> bool:
+        """Whether there is nothing to draw the object of a row from."""
+        segmentation = self._items[row].get("segmentation")
+        missing = segmentation is None or (isinstance(segmentation, Sequence) and len(segmentation) == 0)
+        return missing and not self.of_segments[row]
 
     def is_readable(self) -> np.ndarray:
         """(N,) bool: whether all four numbers of the box are known."""

@@ -49,6 +49,27 @@ def is_crowd(annotation: dict) -> bool:
     return bool(annotation.get("iscrowd", 0))
 
 
+def is_panoptic(record: dict) -> bool:
+    """Whether the objects of a record are the segments of its panoptic map; they are not if it has annotations."""
+    return not record.get("annotations") and "pan_seg_file_name" in record and "segments_info" in record
+
+
+def annotations_of(record: dict) -> list[dict]:
+    """The annotations of a record; of a panoptic one its segments, with the boxes that the json says.
+
+    A segment without one counts with the box of the whole image: training has the right one from the PNG.
+    """
+    if not is_panoptic(record):
+        return record.get("annotations") or []
+    whole = {"bbox": [0, 0, record["width"], record["height"]]} if "width" in record and "height" in record else {}
+    return [{**whole, **segment, "bbox_mode": BoxMode.XYWH_ABS} for segment in record["segments_info"]]
+
+
+def name_segment(segment: dict, record: dict) -> str:
+    """What to call a segment of a panoptic record in a message."""
+    return f"segment id {segment.get('id')} of {record['pan_seg_file_name']}"
+
+
 def name_annotation(annotation: dict, index: int, file_name: str) -> str:
     """What to call an annotation in a message: by its id, or by its place if ids were not loaded."""
     if "id" in annotation:

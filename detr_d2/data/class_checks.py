@@ -1,20 +1,23 @@
 """Whether several datasets, and the model, agree about classes and images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from detr_d2.data.findings import Finding
 from detr_d2.data.wording import abbreviate, describe_difference
 
 
-def check_num_classes(classes: Mapping[str, Sequence[str] | None], num_classes: int | None) -> list[Finding]:
-    """Whether each dataset, by name, has ``num_classes`` classes. None: unknown."""
+def check_num_classes(
+    classes: Mapping[str, Sequence[str] | None], num_classes: int | None, panoptic: Collection[str] = ()
+) -> list[Finding]:
+    """Whether each dataset, by name, has ``num_classes`` classes. None: unknown. ``panoptic`` ones count stuff too."""
     findings = []
     for name, known in classes.items():
         if known is None or num_classes is None or len(known) == num_classes:
             continue
         noun = "class" if len(known) == 1 else "classes"
+        noun = f"{noun} of things and stuff" if name in panoptic else f"thing {noun}"
         message = (
-            f"MODEL.DETR.NUM_CLASSES is {num_classes} but dataset {name!r} has {len(known)} thing {noun} "
+            f"MODEL.DETR.NUM_CLASSES is {num_classes} but dataset {name!r} has {len(known)} {noun} "
             f"({abbreviate(known)}): set MODEL.DETR.NUM_CLASSES {len(known)}. "
             "Do not count a no-object class."
         )

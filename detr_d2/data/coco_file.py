@@ -59,19 +59,7 @@ def load_content(json_file: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is no json, or lacks the lists that the format consists of.
     """
-    try:
-        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{json_file} does not exist: give the path of a json file in COCO's format.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{json_file} can't be read: {error}.") from error
-    except ValueError as error:
-        raise UserError(
-            f"{json_file} is not valid json ({error}): perhaps it was cut off while it was copied; make it anew."
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} holds a json {type(content).__name__}, where COCO's format has an object.")
+    content = load_json(json_file)
     is_via = "_via_img_metadata" in content or any(isinstance(x, dict) and "regions" in x for x in content.values())
     if is_via and "images" not in content:
         raise UserError(
@@ -85,6 +73,28 @@ def load_content(json_file: str) -> dict[str, Any]:
             raise UserError(f"{json_file} has no list {key!r}, which COCO's format asks for; its keys are {keys}.")
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
+    return content
+
+
+def load_json(json_file: str) -> dict[str, Any]:
+    """The object in a json file.
+
+    Raises:
+        UserError: the file is missing, or no json object.
+    """
+    try:
+        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{json_file} does not exist: give the path of a json file in COCO's format.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{json_file} can't be read: {error}.") from error
+    except ValueError as error:
+        raise UserError(
+            f"{json_file} is not valid json ({error}): perhaps it was cut off while it was copied; make it anew."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file} holds a json {type(content).__name__}, where COCO's format has an object.")
     return content
 
 

@@ -35,7 +35,7 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         if not isinstance(dataset.records, list):
             logger.warning("Dataset %r is no list of records: its annotations are not checked.", dataset.name)
     detr = cfg.MODEL.DETR
-    result = check_loaded(datasets, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES)
+    result = check_loaded(datasets, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks=cfg.MODEL.MASK_ON)
     errors = _log_or_keep(result.between_datasets)
     for report in result.datasets:
         logger.info("Dataset %r: %s.", report.name, report.summary())

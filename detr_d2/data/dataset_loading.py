@@ -9,10 +9,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.annotation_checks import check_annotations
 from detr_d2.data.annotation_table import AnnotationTable
+from detr_d2.data.annotations import is_panoptic
 from detr_d2.data.coco_file import read_coco_file
 from detr_d2.data.expectations import Expectations
 from detr_d2.data.findings import Finding
 from detr_d2.data.image_checks import is_missing
+from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.errors import UserError
 
 MAX_FAULTS_SHOWN = 3
@@ -28,6 +30,7 @@ class LoadedDataset:
         records: in Detectron2's format.
         classes: names by label; None if unknown.
         findings: what was found on the way.
+        panoptic: whether ``classes`` are things and stuff.
     """
 
     name: str
@@ -35,6 +38,7 @@ class LoadedDataset:
     records: Sequence[dict]
     classes: Sequence[str] | None
     findings: Sequence[Finding] = ()
+    panoptic: bool = False
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
@@ -67,12 +71,22 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
     if from_json and _is_coco(name):
         return load_coco(metadata.json_file, metadata.get("image_root") or "", train, name)
     records = _load(name)
-    return LoadedDataset(name, train, records, metadata.get("thing_classes"))
+    panoptic = isinstance(records, list) and any(map(is_panoptic, records))
+    if panoptic:
+        # Raises if things and stuff are not counted as rows of one class head.
+        PanopticCategories.from_metadata(metadata)
+    return LoadedDataset(name, train, records, metadata.get("thing_classes"), panoptic=panoptic)
 
 
 def _is_coco(name: str) -> bool:
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") == "coco" and bool(metadata.get("json_file"))
+
+
+def _json_key(name: str) -> str:
+    """What the metadata call the json that a dataset is loaded from."""
+    panoptic = MetadataCatalog.get(name).get("evaluator_type") == "coco_panoptic_seg"
+    return "panoptic_json" if panoptic else "json_file"
 
 
 def _check_registered(name: str) -> None:
@@ -88,7 +102,7 @@ def _check_registered(name: str) -> None:
 
 def _check_paths(name: str) -> None:
     metadata = MetadataCatalog.get(name)
-    for key in ("json_file", "image_root"):
+    for key in (_json_key(name), "image_root", "panoptic_root"):
         path = metadata.get(key)
         if path and is_missing(path):
             raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {_path_hint(path)}")
@@ -104,7 +118,7 @@ def _path_hint(path: str) -> str:
 
 def _load(name: str) -> Sequence[dict]:
     """The records of a dataset. Errors of Detectron2's json reader get the path and the place they lack."""
-    json_file = MetadataCatalog.get(name).get("json_file")
+    json_file = MetadataCatalog.get(name).get(_json_key(name))
     try:
         records = DatasetCatalog.get(name)
     except UserError:

@@ -73,6 +73,7 @@ def check_loaded(
     num_classes: int | None = None,
     num_queries: int | None = None,
     open_images: bool = False,
+    masks: bool = False,
 ) -> CheckResult:
     """Check datasets, and what they have to do with each other.
 
@@ -81,19 +82,20 @@ def check_loaded(
         num_classes: of the model; None if unknown.
         num_queries: the most objects that the model finds in an image; None if unknown.
         open_images: whether to open and decode all image files, which takes minutes for 100,000.
+        masks: whether the model learns masks.
     """
     classes = {x.name: x.classes for x in datasets}
     lists = [x for x in datasets if isinstance(x.records, list)]
     between = [
         *check_same_classes(classes),
-        *check_num_classes(classes, num_classes),
+        *check_num_classes(classes, num_classes, [x.name for x in lists if x.panoptic]),
         *check_shared_images(
             {x.name: x.records for x in lists if x.train}, {x.name: x.records for x in lists if not x.train}
         ),
     ]
     reports = []
     for dataset in lists:
-        expected = Expectations(dataset.train, num_classes, num_queries, dataset.classes)
+        expected = Expectations(dataset.train, num_classes, num_queries, dataset.classes, masks and dataset.train)
         reports.append(_check(dataset, expected, open_images))
     return CheckResult(reports, between)
 
@@ -101,7 +103,8 @@ def check_loaded(
 def _check(dataset: LoadedDataset, expected: Expectations, open_images: bool) -> DatasetReport:
     records = dataset.records
     table = AnnotationTable(records)
-    findings = [*dataset.findings, *check_files_exist(records), *check_annotations(table, expected)]
+    files = [*check_files_exist(records), *check_files_exist(records, "pan_seg_file_name", "panoptic map")]
+    findings = [*dataset.findings, *files, *check_annotations(table, expected)]
     if open_images:
         findings += check_image_files(records, dataset.name)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))

@@ -39,12 +39,12 @@ class ImageFacts:
     error: str = ""
 
 
-def check_files_exist(records: Sequence[dict]) -> list[Finding]:
-    """Look for all image files, a folder at a time; addresses (``https://…``) are not looked for."""
+def check_files_exist(records: Sequence[dict], key: str = "file_name", what: str = "image") -> list[Finding]:
+    """Look for all files under ``key``, a folder at a time; addresses (``https://…``) are not looked for."""
     folders: dict[str, set[str]] = {}
     missing = []
     for record in records:
-        path = record.get("file_name")
+        path = record.get(key)
         if not path or is_address(path):
             continue
         folder, name = os.path.split(path)
@@ -55,8 +55,8 @@ def check_files_exist(records: Sequence[dict]) -> list[Finding]:
             missing.append(path)
     if not missing:
         return []
-    others = f", as {len(missing)} of {len(records)} images" if len(missing) > 1 else ""
-    message = f"needs image {missing[0]}, which does not exist{others}: correct its folder."
+    others = f", as {len(missing)} of {len(records)} {what}s" if len(missing) > 1 else ""
+    message = f"needs {what} {missing[0]}, which does not exist{others}: correct its folder."
     return [Finding("error", "image-missing", message, len(missing), missing[0])]
 
 

@@ -12,7 +12,7 @@ from detr_d2.errors import UserError
 IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 # What Pillow's decoders raise, depending on the format, for a damaged file.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -39,7 +39,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         image = detection_utils._apply_exif_orientation(image)
     except FileNotFoundError as error:
         raise UserError(f"Image {file_name} does not exist: check the dataset's image folder.") from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise UserError(
             f"Image {file_name} can't be read ({error}): replace the file or remove it from the dataset."
         ) from error

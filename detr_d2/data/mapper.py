@@ -10,10 +10,18 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-from detr_d2.data.annotations import DropCounter, ImageTargets, build_instances, read_targets
+from detr_d2.data.annotations import (
+    DropCounter,
+    ImageTargets,
+    annotations_of,
+    build_instances,
+    is_panoptic,
+    read_targets,
+)
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import IMAGE_FORMATS, check_image_size, read_image
 from detr_d2.data.masks import MaskReader, ObjectMasks
+from detr_d2.data.panoptic.segments import read_segments
 from detr_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +32,9 @@ class DetrDatasetMapper:
 
     A drop-in for Detectron2's ``DatasetMapper``, in training and in inference:
     ``build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True))``.
+
+    The objects of an image are its "annotations". A record without them that has a "pan_seg_file_name" is a panoptic
+    one: its objects are the things and stuff of "segments_info", read from the PNG.
     """
 
     @configurable
@@ -49,7 +60,8 @@ class DetrDatasetMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.dropped_boxes = DropCounter("a box without area inside its image")
-        self.mask_reader = MaskReader() if with_masks else None
+        self.with_masks = with_masks
+        self.mask_reader = MaskReader()
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
 
     @classmethod
@@ -67,7 +79,7 @@ class DetrDatasetMapper:
             dataset_dict: a record in Detectron2's dataset format; left as it is.
 
         Returns:
-            the record, without "annotations", with
+            the record, without "annotations" and "segments_info", with
 
             - "image": (C, H, W) uint8 tensor, augmented;
             - "height", "width": of the file, before augmentation;
@@ -77,22 +89,27 @@ class DetrDatasetMapper:
         Raises:
             UserError: an image or an annotation that can't be used; the message names it.
         """
-        sample = dict(dataset_dict)
-        annotations = sample.pop("annotations", None) or []
+        sample = {key: dataset_dict[key] for key in dataset_dict if key not in ("annotations", "segments_info")}
         image = read_image(sample["file_name"], self.image_format)
         check_image_size(sample, image)
         if not self.is_train:
             self._augment(sample, image)
             return sample
-        targets = read_targets(annotations, sample["file_name"], image.shape[:2], self.dropped_boxes)
-        targets, masks = self._read_masks(targets, image.shape[:2])
+        targets, masks = self._read_objects(dataset_dict, image.shape[:2])
         augmented, transforms = self._augment(sample, image, targets.boxes)
+        size = augmented.image.shape[:2]
         draw = None if masks is None else functools.partial(masks.draw, transforms=transforms)
-        sample["instances"] = build_instances(augmented.boxes, targets.classes, augmented.image.shape[:2], draw)
+        instances = build_instances(augmented.boxes, targets.classes, size, draw)
+        if not self.with_masks and instances.has("gt_masks"):
+            instances.remove("gt_masks")
+        sample["instances"] = instances
         return sample
 
-    def _read_masks(self, targets: ImageTargets, size: tuple[int, int]) -> tuple[ImageTargets, ObjectMasks | None]:
-        if self.mask_reader is None:
+    def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, ObjectMasks | None]:
+        if is_panoptic(record):
+            return read_segments(record, size)
+        targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped_boxes)
+        if not self.with_masks:
             return targets, None
         kept, masks = self.mask_reader.read(targets.annotations, targets.names, size)
         return targets.select(kept), masks

@@ -3,7 +3,9 @@
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data.annotations import is_crowd
+from detr_d2.data.annotations import annotations_of, is_crowd, is_panoptic
+from detr_d2.data.panoptic import PanopticCategories
+from detr_d2.data.panoptic.registration import EVALUATION_METADATA
 from detr_d2.errors import UserError
 
 
@@ -31,10 +33,14 @@ def _register_first_images(dataset: str, count: int) -> str:
     name = f"{dataset}_first_{count}"
     if name in DatasetCatalog:
         return name
-    images = [x for x in DatasetCatalog.get(dataset) if not all(is_crowd(a) for a in x.get("annotations", []))][:count]
+    images = [x for x in DatasetCatalog.get(dataset) if not all(is_crowd(a) for a in annotations_of(x))][:count]
     if len(images) < count:
         raise UserError(f"{count} images are to be learned, but dataset {dataset!r} has {len(images)} with objects.")
     DatasetCatalog.register(name, lambda: images)
     source = MetadataCatalog.get(dataset)
-    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=source.thing_classes)
+    metadata = {"evaluator_type": "coco", "thing_classes": source.thing_classes}
+    if any(map(is_panoptic, images)):
+        paths = {key: source.get(key) for key in ("panoptic_json", "panoptic_root", "image_root")}
+        metadata = {**paths, **EVALUATION_METADATA, **PanopticCategories.from_metadata(source).metadata()}
+    MetadataCatalog.get(name).set(**metadata)
     return name

@@ -2,10 +2,10 @@
 
 import os
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from detr_d2.data.catalog import make_room
 from detr_d2.data.coco_file import load_content
 from detr_d2.errors import UserError
 
@@ -34,32 +34,12 @@ def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[st
     categories = _read_categories(json_file)
     if not PathManager.isdir(image_root):
         raise UserError(f"The image folder {image_root} of {json_file} does not exist: correct its path.")
-    _make_room(name, json_file, image_root)
+    make_room(name, {"json_file": json_file, "image_root": image_root})
     ids = {category: label for label, category in enumerate(categories)}
     classes = list(categories.values())
     metadata = {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": ids}
     register_coco_instances(name, metadata, json_file, image_root)
     return classes
-
-
-def _make_room(name: str, json_file: str, image_root: str) -> None:
-    """Let go of the same files under this name."""
-    if name not in DatasetCatalog:
-        return
-    held = MetadataCatalog.get(name)
-    paths = (held.get("json_file"), held.get("image_root"))
-    if None in paths or list(map(_absolute, paths)) != [_absolute(json_file), _absolute(image_root)]:
-        known = "a dataset that is made otherwise" if None in paths else f"{paths[0]} with images in {paths[1]}"
-        raise UserError(
-            f"The dataset name {name!r} stands for {known}; it can't stand for {json_file} with images in "
-            f"{image_root} too: take another name."
-        )
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.realpath(path)
 
 
 def _read_categories(json_file: str) -> dict[int, str]:

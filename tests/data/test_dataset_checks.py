@@ -261,3 +261,23 @@ def test_addresses_are_not_looked_for(cfg_for, catalog, one_image, make_annotati
     records[0]["file_name"] = address
     catalog("remote", records, thing_classes=CLASSES, image_root="https://example.com")
     check_datasets(cfg_for(["remote"]))
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0, None), (0.5, "warning"), (1, "error")])
+def test_objects_without_mask(make_cfg, catalog, make_image, make_annotation, caplog, share, severity):
+    """Edge case C19: told before training; where no object has a mask, the dataset is of boxes."""
+    without = [make_annotation(id=i, segmentation=[] if i % 2 else ...) for i in range(round(10 * share))]
+    others = [make_annotation(id=i, segmentation=[[5, 6, 25, 6, 25, 16]]) for i in range(len(without), 10)]
+    catalog("drawn", [{"file_name": make_image(), "annotations": without + others}], thing_classes=["a"])
+    cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 1, "MODEL.DETR.NUM_OBJECT_QUERIES", 20)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("drawn",)
+    message = f"{len(without)} of 10 objects have no mask"
+    check_datasets(cfg)
+    cfg.MODEL.MASK_ON = True
+    if severity == "error":
+        with pytest.raises(UserError, match=message):
+            check_datasets(cfg)
+        return
+    with caplog.at_level(logging.WARNING):
+        check_datasets(cfg)
+    assert (message in caplog.text) == (severity == "warning")

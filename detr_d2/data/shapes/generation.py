@@ -36,7 +36,7 @@ def write_dataset(spec: ShapesSpec, folder: Path) -> None:
         Image.fromarray(_to_rgb(scene.segments + 1)).save(folder / PANOPTIC_MAPS / f"{name}.png")
         segments = [*_annotate_stuff(scene), *(_as_segment(x, scene, i) for i, x in enumerate(objects))]
         panoptic.append({"image_id": index + 1, "file_name": f"{name}.png", "segments_info": segments})
-    things, stuff = _categories()
+    things, stuff = categories()
     info = {"description": f"drawn by detr_d2 from {spec}"}
     instances = {"info": info, "images": images, "annotations": annotations, "categories": things}
     (folder / INSTANCES).write_text(json.dumps(instances))
@@ -44,7 +44,9 @@ def write_dataset(spec: ShapesSpec, folder: Path) -> None:
     (folder / PANOPTIC).write_text(json.dumps(panoptic))
 
 
-def _categories() -> tuple[list[dict], list[dict]]:
+def categories() -> tuple[list[dict], list[dict]]:
+    """Things and stuff, as the json files list them."""
+
     def describe(names: tuple[str, ...], first_id: int, is_thing: int) -> list[dict]:
         return [{"id": i, "name": name, "isthing": is_thing} for i, name in enumerate(names, first_id)]
 

@@ -1,0 +1,131 @@
+"""Registering panoptic annotations in COCO's format, with errors before anything is loaded."""
+
+import logging
+import os
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from detr_d2.data.catalog import make_room
+from detr_d2.data.coco_file import load_json
+from detr_d2.data.panoptic.categories import PanopticCategories
+from detr_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What Detectron2 and the Visualizer read for panoptic datasets.
+EVALUATION_METADATA = {"evaluator_type": "coco_panoptic_seg", "ignore_label": 255, "label_divisor": 1000}
+
+
+def register_coco_panoptic_dataset(
+    name: str, panoptic_json: str, panoptic_root: str, image_root: str, instances_json: str | None = None
+) -> list[str]:
+    """Register a dataset in COCO's panoptic format with Detectron2.
+
+    Its classes are the things, then the stuff of the json's "categories", each in the order of their ids. COCO's own
+    files are registered already, as Detectron2's ``coco_2017_train_panoptic`` and ``coco_2017_val_panoptic``.
+
+    Registering the same files under the same name again is fine, also when they have changed in between.
+
+    Args:
+        name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
+        panoptic_json: "images", "annotations" with their "segments_info", "categories" with "isthing".
+        panoptic_root: the folder of the PNGs, which "file_name" in "annotations" is relative to.
+        image_root: the folder of the images, which "file_name" in "images" is relative to.
+        instances_json: the things in COCO's instances format, for evaluating boxes and masks of things too.
+
+    Returns:
+        The names of the classes, in the order of the class head's rows: set ``MODEL.DETR.NUM_CLASSES`` to their number.
+
+    Raises:
+        UserError: a path does not exist, the file is not in COCO's panoptic format, or the name stands for other files.
+    """
+    paths = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
+    paths |= {"json_file": instances_json} if instances_json is not None else {}
+    paths = {key: os.fspath(path) for key, path in paths.items()}
+    categories = read_categories(paths["panoptic_json"])
+    for key in ("panoptic_root", "image_root"):
+        if not PathManager.isdir(paths[key]):
+            raise UserError(f"The folder {paths[key]} of {panoptic_json} does not exist: correct {key}.")
+    if "json_file" in paths and not PathManager.isfile(paths["json_file"]):
+        raise UserError(f"{paths['json_file']} does not exist: correct instances_json.")
+    make_room(name, paths)
+    DatasetCatalog.register(name, lambda: load_panoptic_json(*list(paths.values())[:3]))
+    MetadataCatalog.get(name).set(**paths, **EVALUATION_METADATA, **categories.metadata())
+    return categories.names
+
+
+def read_categories(panoptic_json: str) -> PanopticCategories:
+    """The classes of a json file in COCO's panoptic format.
+
+    Raises:
+        UserError: the file is missing or not in this format.
+    """
+    content = load_json(panoptic_json)
+    return PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
+
+
+def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) -> list[dict]:
+    """The records of a dataset, as Detectron2's ``load_coco_panoptic_json`` makes them, with "height" and "width".
+
+    Images without segments in the json are left out, which is logged.
+
+    Raises:
+        UserError: the file is missing or not in COCO's panoptic format; the message names the item.
+    """
+    content = load_json(panoptic_json)
+    categories = PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
+    annotations = _list_of(content, "annotations", panoptic_json)
+    rows, is_thing = categories.rows, categories.is_thing
+    try:
+        images = {image["id"]: image for image in _list_of(content, "images", panoptic_json)}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"An image in {panoptic_json} lacks an 'id': correct it.") from error
+    records = []
+    for annotation in annotations:
+        record = _read_annotation(annotation, images, panoptic_json, panoptic_root, image_root)
+        for segment in record["segments_info"]:
+            row = rows.get(segment.get("category_id"))
+            if row is None:
+                raise UserError(
+                    f"category_id {segment.get('category_id')!r} of segment id {segment.get('id')} of "
+                    f"{record['pan_seg_file_name']} is not in 'categories' of {panoptic_json}: correct it."
+                )
+            segment.update(category_id=row, isthing=is_thing[row])
+        records.append(record)
+    if not records:
+        raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
+    left = len(images) - len({record["image_id"] for record in records})
+    if left:
+        logger.warning("%d of %d images in %s have no annotation and are left out.", left, len(images), panoptic_json)
+    return records
+
+
+def _read_annotation(item: Any, images: dict, panoptic_json: str, panoptic_root: str, image_root: str) -> dict:
+    try:
+        image = images[item["image_id"]]
+        segments = [dict(segment) for segment in item["segments_info"]]
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "image_id": item["image_id"],
+            "pan_seg_file_name": os.path.join(panoptic_root, item["file_name"]),
+            "segments_info": segments,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        shown = {key: item[key] for key in item if key != "segments_info"} if isinstance(item, dict) else item
+        raise UserError(
+            f"The annotation {shown} in {panoptic_json} can't be read ({reason}): it takes 'file_name', "
+            "'segments_info' and the 'image_id' of an image with 'file_name'."
+        ) from error
+    return record | {key: image[key] for key in ("height", "width") if key in image}
+
+
+def _list_of(content: dict, key: str, panoptic_json: str) -> list:
+    if not isinstance(content.get(key), list):
+        raise UserError(
+            f"{panoptic_json} has no list {key!r}, which COCO's panoptic format asks for; its keys are "
+            f"{', '.join(map(str, content)) or 'none'}."
+        )
+    return content[key]

@@ -1,0 +1,130 @@
+"""The objects of a panoptic image: things and stuff, from a PNG of segment ids and its list of segments."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from scipy import ndimage
+
+from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
+from detr_d2.data.images import DECODING_ERRORS
+from detr_d2.data.pixel_selection import apply_to_mask, follow
+from detr_d2.data.wording import abbreviate
+from detr_d2.errors import UserError
+
+# Pixels of no segment.
+VOID = 0
+_PNG_SIGNATURE, _PLACE_OF_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+_FORMAT = "COCO's format asks for an RGB PNG of 8 bits, in which a segment's id is R + 256 G + 65536 B"
+
+
+class SegmentMasks:
+    """Masks that do not overlap, kept as one map."""
+
+    def __init__(self, numbers: np.ndarray, objects: Sequence[int]) -> None:
+        """
+        Args:
+            numbers: (H, W), the number of each pixel's segment.
+            objects: the numbers of the segments that are objects.
+        """
+        self.numbers = numbers
+        self.objects = np.asarray(objects, dtype=numbers.dtype)
+
+    def draw(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+        """See :class:`~detr_d2.data.masks.ObjectMasks`."""
+        wanted = self.objects[objects][:, None, None]
+        selection = follow(transforms, self.numbers.shape)
+        if selection is not None:
+            return selection.take(self.numbers) == wanted
+        masks = (self.numbers == wanted).astype(np.uint8)
+        return np.stack([apply_to_mask(transforms, mask) for mask in masks]).view(bool)
+
+
+def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTargets, SegmentMasks]:
+    """Read the things and stuff of a panoptic record; crowds are left out.
+
+    Boxes are the extents of the segments in the PNG: [x, y) of the pixels, as COCO has them for things.
+
+    Args:
+        record: with "pan_seg_file_name" and "segments_info", whose "category_id" is the row of the class head.
+        image_size: height and width of the image in pixels.
+
+    Raises:
+        UserError: the PNG is missing, can't be read, is not of COCO's format or of the image's size, or has other
+            segments than "segments_info"; the message names the file.
+    """
+    path, segments = record["pan_seg_file_name"], record["segments_info"]
+    names = [name_segment(segment, record) for segment in segments]
+    numbers, extents = _number_segments(read_segment_map(path, image_size), segments, path)
+    kept = [number for number, segment in enumerate(segments) if not is_crowd(segment)]
+    classes = [read_category(segments[number], names[number]) for number in kept]
+    targets = ImageTargets(
+        np.array([extents[number] for number in kept], dtype=np.float32).reshape(-1, 4),
+        np.array(classes, dtype=np.int64),
+        [segments[number] for number in kept],
+        [names[number] for number in kept],
+    )
+    return targets, SegmentMasks(numbers, np.array(kept, dtype=np.int64) + 1)
+
+
+def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
+    """Read a panoptic PNG.
+
+    Returns:
+        (H, W) int32, the id of each pixel's segment; 0 where there is none.
+
+    Raises:
+        UserError: see :func:`read_segments`.
+    """
+    try:
+        with PathManager.open(path, "rb") as file:
+            data = file.read()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except FileNotFoundError as error:
+        raise UserError(f"Panoptic map {path} does not exist: check the folder of the dataset's PNGs.") from error
+    except DECODING_ERRORS as error:
+        raise UserError(f"Panoptic map {path} can't be read ({error}): replace the file.") from error
+    # Pillow opens 16 bits of RGB as 8, without a word.
+    bits = data[_PLACE_OF_BIT_DEPTH] if data.startswith(_PNG_SIGNATURE) else None
+    if bits != 8 or image.mode != "RGB":
+        found = f"a {image.format} of mode {image.mode}" if bits is None else f"a PNG of mode {image.mode}, {bits} bits"
+        raise UserError(f"Panoptic map {path} is {found}: {_FORMAT}.")
+    if (image.height, image.width) != tuple(image_size):
+        raise UserError(
+            f"Panoptic map {path} is {image.width} x {image.height} pixels (width x height), its image {image_size[1]} "
+            f"x {image_size[0]} (EXIF rotation applied): replace one of them."
+        )
+    red, green, blue = np.moveaxis(np.asarray(image).astype(np.int32), -1, 0)
+    return red + 256 * green + 65536 * blue
+
+
+def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tuple[np.ndarray, list[tuple]]:
+    """(H, W) number from 1 of each pixel's segment, 0 for none; and (x0, y0, x1, y1) of each segment."""
+    flat = ids.ravel()
+    # Maps are of long runs: it is quicker to look at each run once than at each pixel.
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    present, inverse = np.unique(flat[starts], return_inverse=True)
+    number_by_id = {segment.get("id"): number for number, segment in enumerate(segments, start=1)}
+    if len(number_by_id) < len(segments):
+        raise UserError(f"The segments of {path} share ids: give each in 'segments_info' its own.")
+    unknown = [i for i in present.tolist() if i != VOID and i not in number_by_id]
+    if unknown:
+        raise UserError(
+            f"Panoptic map {path} has segments that its json does not list, of ids {abbreviate(unknown)}: add them to "
+            f"'segments_info', or paint what is no segment with id {VOID}."
+        )
+    missing = sorted(set(number_by_id) - set(present.tolist()), key=str)
+    if missing or VOID in number_by_id:
+        missing = missing or [VOID]
+        raise UserError(
+            f"Panoptic map {path} has no pixel of the segments {abbreviate(missing)} in its json: remove them from "
+            "'segments_info', or replace the PNG."
+        )
+    by_present = np.array([number_by_id.get(i, 0) for i in present.tolist()], dtype=np.int32)
+    numbers = np.repeat(by_present[inverse], np.diff(starts, append=flat.size)).reshape(ids.shape)
+    found = ndimage.find_objects(numbers, max_label=len(segments))
+    return numbers, [(x.start, y.start, x.stop, y.stop) for y, x in found]
