@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detr_d2.checkpoint import native_state_dict
 from detr_d2.config import check_detr_config
+from detr_d2.data.panoptic import things_of_model
 from detr_d2.errors import UserError
 from detr_d2.losses import SetCriterion
 from detr_d2.modeling import (
@@ -21,7 +22,13 @@ from detr_d2.modeling import (
     build_position_embedding,
     build_transformer,
 )
-from detr_d2.postprocess import QueryMasks, box_instances, resized_masks
+from detr_d2.postprocess import (
+    PanopticRules,
+    QueryMasks,
+    box_instances,
+    panoptic_segmentation,
+    resized_masks,
+)
 from detr_d2.structures import MaskFeatures, Predictions, Targets
 from detr_d2.target_checks import check_instances
 
@@ -48,6 +55,7 @@ class Detr(nn.Module):
         class_loss: str = "softmax",
         score_threshold: float = 0.0,
         mask_threshold: float = 0.5,
+        panoptic: PanopticRules | None = None,
     ):
         """
         Args:
@@ -58,6 +66,7 @@ class Detr(nn.Module):
             class_loss: "softmax" or "focal", which decides how detections are ranked.
             score_threshold: detections with a lower score are not returned.
             mask_threshold: a pixel belongs to a mask if its probability is higher.
+            panoptic: which queries become segments; None: no panoptic results.
         """
         super().__init__()
         self.detr = network
@@ -66,6 +75,7 @@ class Detr(nn.Module):
         self.class_loss = class_loss
         self.score_threshold = score_threshold
         self.mask_threshold = mask_threshold
+        self.panoptic = panoptic
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -94,6 +104,7 @@ class Detr(nn.Module):
             "class_loss": detr.CLASS_LOSS,
             "score_threshold": detr.TEST.SCORE_THRESHOLD,
             "mask_threshold": detr.MASK.THRESHOLD,
+            "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
         }
 
     @property
@@ -110,7 +121,8 @@ class Detr(nn.Module):
         Returns:
             In training the weighted losses by name; their sum is the loss. In inference a dict an image whose
             ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
-            score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool.
+            score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
+            rules also ``panoptic_seg``, see :func:`~detr_d2.postprocess.panoptic_segmentation`.
         """
         images = self.preprocess_image(batched_inputs)
         if self.training:
@@ -122,12 +134,22 @@ class Detr(nn.Module):
             (int(x.get("height", size[0])), int(x.get("width", size[1])))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        results = box_instances(predictions, sizes, self.class_loss, self.score_threshold)
+        instances = box_instances(predictions, sizes, self.class_loss, self.score_threshold)
+        results = [{"instances": x} for x in instances]
         if predictions.mask_features is not None:
-            for index, instances in enumerate(results):
+            for index, result in enumerate(results):
                 masks = self._query_masks(predictions, index)
-                instances.pred_masks = self._instance_masks(instances, masks, images, index)
-        return [{"instances": instances} for instances in results]
+                instances[index].pred_masks = self._instance_masks(instances[index], masks, images, index)
+                if self.panoptic is not None:
+                    result["panoptic_seg"] = panoptic_segmentation(
+                        predictions.logits[-1, index],
+                        masks,
+                        padded_size=tuple(images.tensor.shape[-2:]),
+                        image_size=images.image_sizes[index],
+                        output_size=sizes[index],
+                        rules=self.panoptic,
+                    )
+        return results
 
     def _query_masks(self, predictions: Predictions, index: int) -> QueryMasks:
         features = predictions.mask_features.of_image(index)
