@@ -23,9 +23,9 @@ def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Config keys and the values that ``tensors``, under our names, were made with.
 
     Keys that the tensors say nothing about are absent: dilation and dropout change no shape, and the number of heads
-    only that of SMCA's tensors.
+    only that of SMCA's and the mask head's tensors.
     """
-    return {**_transformer(tensors), **_resnet(tensors)}
+    return {**_transformer(tensors), **_resnet(tensors), **_masks(tensors)}
 
 
 def describe_architecture(architecture: Mapping[str, Any]) -> str:
@@ -42,7 +42,9 @@ def describe_architecture(architecture: Mapping[str, Any]) -> str:
         ("POSITION_EMBEDDING", "{} position embedding"),
     ]
     text = [form.format(detr[key]) for key, form in parts if key in detr]
-    return ", ".join(family + text + (["pre-norm"] if detr.get("PRE_NORM") else []))
+    return ", ".join(
+        family + text + (["pre-norm"] if detr.get("PRE_NORM") else []) + (["masks"] if detr.get("MASK_ON") else [])
+    )
 
 
 def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -62,6 +64,18 @@ def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     found["POSITION_EMBEDDING"] = "learned" if learned else "sine"
     found.update(_smca(tensors) or {"TRANSFORMER": "DetrTransformer"})
     return {f"MODEL.DETR.{key}": value for key, value in found.items()}
+
+
+def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of models with a mask head; empty for others."""
+    first = tensors.get("detr.mask_head.lay1.weight")
+    keys = tensors.get("detr.bbox_attention.k_linear.weight")
+    if first is None or keys is None:
+        return {}
+    # The mask head reads the projected features and a map a head.
+    found = {"MODEL.MASK_ON": True, "MODEL.DETR.NHEADS": first.shape[1] - keys.shape[0]}
+    levels = ["res2", "res3", "res4", "res5"]
+    return {**found, "MODEL.RESNETS.OUT_FEATURES": levels} if f"{BACKBONE}stem.conv1.weight" in tensors else found
 
 
 def _smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from detr_d2.checkpoint.architecture import describe_architecture, infer_architecture
-from detr_d2.checkpoint.class_head import COCO_CLASSES, COCO_ID_ROWS, HEAD, coco_id_head, coco_names, head_rows
+from detr_d2.checkpoint.class_head import (
+    COCO_ID_ROWS,
+    COCO_PANOPTIC_ID_ROWS,
+    HEAD,
+    coco_id_head,
+    coco_id_rows,
+    coco_names,
+    head_rows,
+)
 from detr_d2.checkpoint.comparison import compare, explain, group_names
 from detr_d2.checkpoint.export import check_output, write_checkpoint
 from detr_d2.checkpoint.formats import NativeWeights, to_native
@@ -68,10 +76,11 @@ def convert_checkpoint(
         output: the file to write; its folder is made if need be.
         to: one of :data:`~detr_d2.checkpoint.export.TARGETS`.
         num_classes: foreground classes of the model to be loaded. None keeps the head, but for "d2" brings one over
-            COCO's category ids (92 rows) to the 80 contiguous classes; 91 keeps that one too. A head that does not
-            fit the number is left out of "d2", and refused for the others.
-        coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, filled
-            as :func:`~detr_d2.checkpoint.class_head.coco_id_head` says. Not for "d2".
+            COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or 250
+            keep these too. A head that does not fit the number is left out of "d2", and refused for the others.
+        coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, or one
+            over 133 to the 251 rows of the panoptic ones, filled as
+            :func:`~detr_d2.checkpoint.class_head.coco_id_head` says. Not for "d2".
         settings: config keys that no tensor tells and the source's other contents may not tell: MODEL.DETR.NHEADS,
             MODEL.RESNETS.RES5_DILATION.
         force: overwrite ``output``.
@@ -82,8 +91,7 @@ def convert_checkpoint(
     """
     check_output(output, to, force)
     checkpoint = read_checkpoint(source, trust=trust)
-    brings_to_80 = to == "d2" and num_classes is None
-    weights = to_native(checkpoint, len(COCO_CLASSES) if brings_to_80 else num_classes, source)
+    weights = to_native(checkpoint, num_classes, source, contiguous=to == "d2" and num_classes is None)
     if weights.format.backbone_only:
         raise UserError(
             f"{source} holds the weights of a backbone ({weights.format.name}), which need no conversion: "
@@ -106,7 +114,7 @@ def convert_checkpoint(
         raise UserError(f"{source}: {head}. Only --to d2 can do without a class head.")
     if coco_ids:
         tensors, labels, head = _spread_head(tensors, labels, to, source)
-        architecture["MODEL.DETR.NUM_CLASSES"] = COCO_ID_ROWS - 1
+        architecture["MODEL.DETR.NUM_CLASSES"] = head_rows(tensors) - 1
     usage = write_checkpoint(
         tensors, output, to, architecture=architecture, labels=labels if HEAD[0] in tensors else None
     )
@@ -138,7 +146,8 @@ def _fit_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[str
     if rows is None:
         return weights.tensors, "the source holds none; it starts anew when the file is loaded for training"
     if weights.class_names is not None:
-        return weights.tensors, f"{COCO_ID_ROWS} -> {rows} rows: COCO's classes in contiguous order, then no-object"
+        by_id = coco_id_rows(weights.tensors)
+        return weights.tensors, f"{by_id} -> {rows} rows: COCO's classes in contiguous order, then no-object"
     if num_classes is None or rows - 1 == num_classes:
         return weights.tensors, f"{rows} rows kept: {rows - 1} classes, then no-object"
     tensors = {name: x for name, x in weights.tensors.items() if name not in HEAD}
@@ -153,16 +162,15 @@ def _spread_head(
 ) -> tuple[dict[str, Tensor], list[str | None], str]:
     """The tensors with a head over COCO's category ids, its labels, and what to say of it."""
     rows = head_rows(tensors)
-    ours = coco_names(len(COCO_CLASSES) + 1)
-    by_id = coco_names(COCO_ID_ROWS)
     if to == "d2":
         raise UserError("--coco-ids is for --to original and --to huggingface: our heads have contiguous classes.")
-    if rows == COCO_ID_ROWS and (labels is None or labels == by_id):
-        return tensors, by_id, f"{rows} rows kept: COCO's category ids, then no-object"
-    if rows != len(ours) + 1 or (labels is not None and labels != ours):
+    if rows in (COCO_ID_ROWS, COCO_PANOPTIC_ID_ROWS) and (labels is None or labels == coco_names(rows)):
+        return tensors, coco_names(rows), f"{rows} rows kept: COCO's category ids, then no-object"
+    by_id = coco_id_rows(tensors)
+    if by_id is None or (labels is not None and labels != coco_names(rows)):
         raise UserError(f"{source}: its head of {rows} rows is not over COCO's 80 classes. Leave out --coco-ids.")
-    head = f"{rows} -> {COCO_ID_ROWS} rows: COCO's category ids, then no-object; rows that are no class never win"
-    return coco_id_head(tensors), by_id, head
+    head = f"{rows} -> {by_id} rows: COCO's category ids, then no-object; rows that are no class never win"
+    return coco_id_head(tensors), coco_names(by_id), head
 
 
 def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[str | None] | None:
@@ -171,7 +179,7 @@ def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str
     if rows is None or weights.class_names is not None:
         return weights.class_names
     names = read_labels(config, rows - 1) or checkpoint.get("class_names")
-    if names is None and weights.format.has_coco_ids and rows == COCO_ID_ROWS:
+    if names is None and weights.format.has_coco_ids and rows in (COCO_ID_ROWS, COCO_PANOPTIC_ID_ROWS):
         return coco_names(rows)
     return list(names) if names is not None and len(names) == rows - 1 else None
 

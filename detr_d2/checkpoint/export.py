@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from detr_d2.checkpoint.formats import EXPORTS, from_native
+from detr_d2.checkpoint.formats import EXPORTS, MASK_EXPORTS, from_native, is_of_masks
 from detr_d2.checkpoint.huggingface_config import NAME as CONFIG_NAME
 from detr_d2.checkpoint.huggingface_config import make_config
 from detr_d2.checkpoint.key_maps.huggingface import release_4_names
@@ -68,7 +68,8 @@ def write_checkpoint(
         _write({output: {"model": tensors, **({"class_names": list(labels)} if named else {})}})
         return ""
     config = make_config(architecture, labels) if to == "huggingface" else {}
-    foreign = from_native(tensors, EXPORTS[to])
+    formats = {**EXPORTS, **MASK_EXPORTS} if any(is_of_masks(name) for name in tensors) else EXPORTS
+    foreign = from_native(tensors, formats[to])
     if to == "original":
         _write({output: {"model": foreign}})
         return "main.py --resume FILE in the original's repository, with the options that make this model"

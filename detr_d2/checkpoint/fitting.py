@@ -8,7 +8,7 @@ from torch import Tensor
 from detr_d2.checkpoint.architecture import describe_family, infer_architecture
 from detr_d2.checkpoint.class_head import HEAD, coco_names, head_rows
 from detr_d2.checkpoint.comparison import compare, explain
-from detr_d2.checkpoint.formats import NativeWeights
+from detr_d2.checkpoint.formats import NativeWeights, is_of_masks
 from detr_d2.checkpoint.key_maps.resnet import BACKBONE
 from detr_d2.checkpoint.surgery import QUERIES, resize_queries, select_classes
 from detr_d2.errors import UserError
@@ -25,6 +25,9 @@ class Allowed:
 
 
 NOTHING = Allowed(new_head=False)
+
+# What differs where a box model is loaded from a file with a mask head, or the other way round.
+_OF_MASKS = ("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES")
 
 
 class Fitter:
@@ -61,13 +64,13 @@ class Fitter:
             tensors = self._fit_backbone(weights)
         else:
             self._check_family(weights.tensors)
-            tensors = self._fit_queries(weights.tensors)
+            tensors = self._fit_queries(self._fit_masks(weights.tensors))
             if self.allowed.classes_by_name and head_rows(tensors) is not None:
                 tensors = self._select_classes(tensors, held_names, class_names)
             else:
                 tensors = self._fit_head(tensors)
         if differences := compare(tensors, self.wanted):
-            ignore = ("MODEL.DETR.NUM_CLASSES",) if self.allowed.new_head else ()
+            ignore = _OF_MASKS + (("MODEL.DETR.NUM_CLASSES",) if self.allowed.new_head else ())
             raise UserError(
                 f"{self.source} ({weights.format.name}) does not fit the model that the config builds:\n"
                 f"{explain(differences, weights.tensors, self.model, ignore=ignore)}\n"
@@ -87,6 +90,23 @@ class Fitter:
         # Stages that the model does not build are not missed.
         stages = {_stage(name) for name in self.wanted}
         return {name: x for name, x in weights.tensors.items() if _stage(name) in stages}
+
+    def _fit_masks(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A box model takes the box model in the file; a mask head that the file does not hold may start anew."""
+        held, wanted = ([name for name in x if is_of_masks(name)] for x in (tensors, self.model))
+        if held and not wanted:
+            self.notes.append("the file's mask head is left out")
+            return {name: x for name, x in tensors.items() if not is_of_masks(name)}
+        if wanted and not held:
+            if not self.allowed.new_head:
+                raise UserError(
+                    f"{self.source} holds no mask head; the model has one (MODEL.MASK_ON True). A new one can be "
+                    "trained, not evaluated or resumed: set MODEL.MASK_ON False, or MODEL.WEIGHTS to a checkpoint "
+                    "with masks."
+                )
+            self.notes.append("the mask head stays at its initialisation, the file holds none")
+            self.wanted = {name: x for name, x in self.wanted.items() if not is_of_masks(name)}
+        return tensors
 
     def _check_family(self, tensors: dict[str, Tensor]) -> None:
         held, built = infer_architecture(tensors), infer_architecture(self.model)
@@ -161,7 +181,7 @@ class Fitter:
             )
         held = "the file holds none" if rows is None else f"{rows} -> {model_rows} rows"
         self.notes.append(f"class_embed re-initialised, {held}")
-        self.wanted = {name: x for name, x in self.model.items() if name not in HEAD}
+        self.wanted = {name: x for name, x in self.wanted.items() if name not in HEAD}
         return {name: x for name, x in tensors.items() if name not in HEAD}
 
     def _query_hint(self, reshaped: list[str]) -> str:

@@ -8,12 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_d2.checkpoint.class_head import (
-    COCO_CLASSES,
-    COCO_ID_ROWS,
-    contiguous_coco_head,
-    head_rows,
-)
+from detr_d2.checkpoint.class_head import contiguous_classes, contiguous_coco_head
 from detr_d2.checkpoint.comparison import group_names
 from detr_d2.checkpoint.in_proj import join_in_proj, split_in_proj
 from detr_d2.checkpoint.key_maps import huggingface, native, original, resnet
@@ -36,6 +31,11 @@ FORMATS = (
 
 EXPORTS = {"original": original.BOX, "huggingface": huggingface.BOX}
 """Every format that is written beside our own, by the name that converter.py has for it."""
+
+MASK_EXPORTS = {"original": original.SEGMENTATION}
+"""Those that models with a mask head are written in."""
+
+_MASK_PARTS = ("detr.bbox_attention.", "detr.mask_head.")
 
 # Under which keys a training run keeps its weights.
 _WEIGHT_KEYS = ("model", "state_dict")
@@ -96,15 +96,21 @@ def extract_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], list
 
 
 def to_native(
-    checkpoint: dict[str, Any], num_classes: int | None = None, source: str = "The checkpoint"
+    checkpoint: dict[str, Any],
+    num_classes: int | None = None,
+    source: str = "The checkpoint",
+    *,
+    contiguous: bool = False,
 ) -> NativeWeights:
     """Bring what a file holds to our names.
 
     Args:
         checkpoint: as :func:`~detr_d2.checkpoint.reading.read_checkpoint` returns it.
         num_classes: of the model that is to be loaded. With 80, a head over COCO's category ids (92 rows) becomes
-            one over the 80 contiguous classes (81 rows).
+            one over the 80 contiguous classes (81 rows); with 133, one of things and stuff (251 rows) becomes one of
+            134 rows.
         source: what error messages call it.
+        contiguous: bring both to contiguous classes, whatever the number.
 
     Raises:
         UserError: the format is not known.
@@ -117,10 +123,16 @@ def to_native(
     if found.splits_in_proj:
         tensors = join_in_proj(tensors)
     class_names = None
-    if found.has_coco_ids and head_rows(tensors) == COCO_ID_ROWS and num_classes == len(COCO_CLASSES):
+    names = contiguous_classes(tensors) if found.has_coco_ids else None
+    if names is not None and (contiguous or num_classes == len(names)):
         tensors = contiguous_coco_head(tensors)
-        class_names = [x["name"] for x in COCO_CLASSES]
+        class_names = list(names)
     return NativeWeights(tensors, found, left_out, class_names)
+
+
+def is_of_masks(name: str) -> bool:
+    """Whether a tensor of ours belongs to the mask head."""
+    return name.startswith(_MASK_PARTS)
 
 
 def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[str, Tensor]:
@@ -137,14 +149,18 @@ def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[st
     return {names[name]: x for name, x in tensors.items()}
 
 
-def native_state_dict(state_dict: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+def native_state_dict(state_dict: dict[str, Tensor], num_classes: int, masks: bool = True) -> dict[str, Tensor]:
     """For a model's own loading: foreign names become ours, all else is handed back as it is.
+
+    Args:
+        masks: False leaves out the mask head of a foreign segmentation model.
 
     Returns:
         ``state_dict`` itself if it has our names already or is of no known format; torch then reports what is
-        missing. Otherwise a new dict, its head in COCO's contiguous order if ``num_classes`` is 80.
+        missing. Otherwise a new dict, its head in COCO's contiguous order if ``num_classes`` is 80 or 133.
     """
     found = find_format(state_dict)
     if found is None or (found is native.NATIVE and not any(found.native_name(x) is None for x in state_dict)):
         return state_dict
-    return to_native(state_dict, num_classes).tensors
+    tensors = to_native(state_dict, num_classes).tensors
+    return tensors if masks else {name: x for name, x in tensors.items() if not is_of_masks(name)}

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
-from detr_d2.checkpoint.class_head import COCO_CLASSES, COCO_ID_ROWS, head_rows
+from detr_d2.checkpoint.class_head import contiguous_classes, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import check_detr_config
 from detr_d2.data.augmentation import build_augmentation
@@ -162,4 +162,5 @@ def classes_in_checkpoint(path: str) -> int | None:
     rows = head_rows(weights.tensors)
     if rows is None:
         return None
-    return len(COCO_CLASSES) if weights.format.has_coco_ids and rows == COCO_ID_ROWS else rows - 1
+    contiguous = contiguous_classes(weights.tensors) if weights.format.has_coco_ids else None
+    return rows - 1 if contiguous is None else len(contiguous)

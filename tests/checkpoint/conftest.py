@@ -89,19 +89,12 @@ def save_original_shapes(tmp_path, make_cfg, make_original):
 
 
 @pytest.fixture
-def segmentation_weights(make_cfg, make_original):
+def segmentation_weights(make_cfg, make_original_segmentation):
     """Weights of the original's segmentation model around a small box model."""
 
     def make(num_classes: int = 91) -> dict[str, torch.Tensor]:
-        segmentation = pytest.importorskip("detr.models.segmentation")
-        box = make_original(make_cfg(), num_classes=num_classes)
-        hidden_dim, heads = box.transformer.d_model, box.transformer.nhead
-        # DETRsegm's own head fits ResNet-50 and the full width only; nothing here looks at its shapes.
-        whole = nn.Module()
-        whole.detr = box
-        whole.bbox_attention = segmentation.MHAttentionMap(hidden_dim, hidden_dim, heads)
-        whole.mask_head = segmentation.MaskHeadSmallConv(264, [1024, 512, 256], 256)
-        return whole.state_dict()
+        cfg = make_cfg("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
+        return make_original_segmentation(cfg, num_classes=num_classes).state_dict()
 
     return make
 

@@ -14,7 +14,7 @@ WRAPPER_SEGMENTATION = CheckpointFormat(
     signature=(r"detr\.detr\.transformer\.decoder\..+", r"detr\.detr\.backbone\.0\.backbone\..+"),
     rules=(
         (r"criterion\.empty_weight", None),
-        (r"detr\.(bbox_attention|mask_head)\..+", None),
+        # The box model sat inside the segmentation model.
         (r"detr\.(detr\..+)", r"\1"),
     ),
 )

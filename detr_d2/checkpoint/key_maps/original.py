@@ -29,6 +29,6 @@ SMCA = CheckpointFormat(
 SEGMENTATION = CheckpointFormat(
     name="original DETR segmentation",
     signature=(r"detr\.transformer\.decoder\..+", r"detr\.backbone\.0\.body\..+"),
-    rules=(*_box_rules(r"detr\."), (r"(bbox_attention|mask_head)\..+", None)),
+    rules=(*_box_rules(r"detr\."), (r"((?:bbox_attention|mask_head)\..+)", r"detr.\1")),
     has_coco_ids=True,
 )
