@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from detr_d2.data.panoptic import PanopticCategories
+from detr_d2.data.panoptic.segments import read_segment_map
 from detr_d2.errors import UserError
 from detr_d2.evaluation import panoptic_files
 from detr_d2.evaluation.panoptic_quality import (
@@ -70,12 +71,7 @@ class PanopticEvaluator(DatasetEvaluator):
             if annotation is None:
                 raise UserError(f"{self._json} has no annotation of image {sample['image_id']}, {sample['file_name']}.")
             path = os.path.join(self._root, annotation["file_name"])
-            truth = panoptic_files.read_ids(path)
-            if truth.shape != found.shape:
-                raise UserError(
-                    f"{path} has {_size(truth)} pixels and the result {_size(found)}: the segments must have the size "
-                    f"of the image, {sample['file_name']}."
-                )
+            truth = read_segment_map(path, found.shape)
             self._counts.append(count_segments(truth, annotation["segments_info"], found, segments))
             name = os.path.splitext(annotation["file_name"])[0] + ".png"
             self._predictions.append({"image_id": sample["image_id"], "file_name": name, "segments_info": segments})
@@ -141,7 +137,3 @@ def _table(groups: dict[str, Quality]) -> str:
     rows = [[name, x.pq, x.sq, x.rq, x.classes] for name, x in groups.items()]
     rows = [["-" if isinstance(x, float) and math.isnan(x) else x for x in row] for row in rows]
     return tabulate(rows, headers=["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".2f")
-
-
-def _size(ids) -> str:
-    return f"{ids.shape[1]} x {ids.shape[0]}"

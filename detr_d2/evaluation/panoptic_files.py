@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.errors import UserError
@@ -38,15 +38,6 @@ def read_annotations(path: str) -> dict[int, dict]:
         raise UserError(f"{path}: {e.strerror}.") from e
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is no json of panoptic annotations in COCO's format ({e!r}).") from e
-
-
-def read_ids(path: str) -> NDArray[np.int64]:
-    """(H, W) segment ids from a picture: red + 256 green + 65536 blue."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB")).astype(np.int64) @ np.array([1, 256, 65536])
-    except (OSError, UnidentifiedImageError) as e:
-        raise UserError(f"{path} cannot be read as a picture of segment ids: {e}.") from e
 
 
 def write_ids(path: str, ids: NDArray) -> None:
