@@ -207,7 +207,7 @@ class Detr(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Whoever loads this model, Detectron2's DefaultPredictor included, may hold a foreign checkpoint.
         if not prefix:
-            native = native_state_dict(state_dict, self.criterion.num_classes)
+            native = native_state_dict(state_dict, self.criterion.num_classes, self.detr.mask_head is not None)
             if native is not state_dict:
                 state_dict.clear()
                 state_dict.update(native)
