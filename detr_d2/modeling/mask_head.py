@@ -100,18 +100,21 @@ class MaskHead(nn.Module):
         Returns:
             (M, h, w) mask logits at the size of the finest level.
         """
+        on_cpu = source.device.type == "cpu"
         if chunk is None:
-            chunk = _CHUNK_CPU if source.device.type == "cpu" else _CHUNK
+            chunk = _CHUNK_CPU if on_cpu else _CHUNK
+        # Every layer takes over the format of what comes in. This one is a fifth faster on the CPU.
+        if on_cpu:
+            maps = maps.contiguous(memory_format=torch.channels_last)
         of_source, of_maps = self.lay1.weight.split((self.hidden_dim, maps.shape[1]), dim=1)
         stages = self._stages(levels)
         first = F.conv2d(source, of_source, self.lay1.bias, padding=1)
         logits = []
         for some_maps, some_images in zip(maps.split(chunk), images.split(chunk), strict=True):
-            x = _take(first, some_images) + F.conv2d(some_maps, of_maps, padding=1)
+            x = F.conv2d(some_maps, of_maps, padding=1) + _take(first, some_images)
             x = F.relu_(self.gn2(self.lay2(F.relu_(self.gn1(x)))))
             for stage in stages:
-                x = _take(stage.of_image, some_images) + stage.upsampling(x)
-                x = F.relu_(stage.norm(x))
+                x = F.relu_(stage.norm(stage.upsampling(x) + _take(stage.of_image, some_images)))
             logits.append(self.out_lay(x)[:, 0])
         return torch.cat(logits)
 
