@@ -106,7 +106,6 @@ def test_perfect_results_have_100(dataset, annotations, examples):
 
 def test_results_are_detectron2s(dataset, annotations, examples):
     """Detectron2's evaluator, which calls panopticapi."""
-    pytest.importorskip("panopticapi")
     inputs, outputs = perfect(annotations, examples)
     outputs = disturb(outputs)
     expected = run(COCOPanopticEvaluator(dataset), inputs, outputs)["panoptic_seg"]

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from panopticapi import evaluation
 from PIL import Image
 
 from detr_d2.evaluation.panoptic_quality import (
@@ -146,7 +147,6 @@ def disturbed(rng: np.random.Generator, ids: np.ndarray, infos: list[dict]) -> t
 @pytest.mark.parametrize("seed", range(8))
 def test_counts_are_panopticapis(seed, tmp_path):
     """The reference implementation, on random maps with void and crowds."""
-    evaluation = pytest.importorskip("panopticapi.evaluation")
     rng = np.random.default_rng(seed)
     categories = {x: {"id": x} for x in (CAT, DOG, SKY)}
     pairs, ours = [], {x: SegmentCounts() for x in categories}

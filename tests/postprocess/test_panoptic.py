@@ -54,7 +54,6 @@ def segment(logits, masks, size, output_size=None, rules=RULES, padded_size=None
 
 def original(logits, masks, size, output_size, threshold=0.85):
     """The original's id map (H, W), whose ids count from 0, and its segments."""
-    pytest.importorskip("panopticapi", reason="the original's panoptic results need panopticapi")
     post = PostProcessPanoptic(dict(enumerate(IS_THING)), threshold)
     outputs = {"pred_logits": logits[None], "pred_masks": masks[None], "pred_boxes": torch.zeros(1, len(logits), 4)}
     result = post(outputs, [size], [output_size])[0]
