@@ -13,10 +13,11 @@ from detr_d2.checkpoint import native_state_dict
 from detr_d2.config import check_detr_config
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.errors import UserError
-from detr_d2.losses import SetCriterion
+from detr_d2.losses import MASK_LOSSES, MaskPredictor, SetCriterion
 from detr_d2.modeling import (
     BackboneWithPosition,
     DetrNetwork,
+    box_modules,
     build_mask_modules,
     build_masked_backbone,
     build_position_embedding,
@@ -55,6 +56,7 @@ class Detr(nn.Module):
         class_loss: str = "softmax",
         score_threshold: float = 0.0,
         mask_threshold: float = 0.5,
+        freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
     ):
         """
@@ -66,6 +68,7 @@ class Detr(nn.Module):
             class_loss: "softmax" or "focal", which decides how detections are ranked.
             score_threshold: detections with a lower score are not returned.
             mask_threshold: a pixel belongs to a mask if its probability is higher.
+            freeze_boxes: train the mask head alone. All else has no gradients, and no dropout in training either.
             panoptic: which queries become segments; None: no panoptic results.
         """
         super().__init__()
@@ -75,6 +78,10 @@ class Detr(nn.Module):
         self.class_loss = class_loss
         self.score_threshold = score_threshold
         self.mask_threshold = mask_threshold
+        self.freeze_boxes = freeze_boxes
+        if freeze_boxes:
+            for module in box_modules(network):
+                module.requires_grad_(False)
         self.panoptic = panoptic
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -104,6 +111,7 @@ class Detr(nn.Module):
             "class_loss": detr.CLASS_LOSS,
             "score_threshold": detr.TEST.SCORE_THRESHOLD,
             "mask_threshold": detr.MASK.THRESHOLD,
+            "freeze_boxes": bool(detr.FROZEN_WEIGHTS),
             "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
         }
 
@@ -111,12 +119,23 @@ class Detr(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def has_masks(self) -> bool:
+        return self.detr.mask_head is not None
+
+    def train(self, mode: bool = True) -> "Detr":
+        super().train(mode)
+        if self.freeze_boxes:
+            for module in box_modules(self.detr):
+                module.eval()
+        return self
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: a dict an image, as Detectron2's mappers make them: ``image``, (C, H, W); in training
-                ``instances`` with ``gt_boxes`` and ``gt_classes``; in inference ``height`` and ``width`` of the
-                wanted result in pixels, by default those of ``image``.
+                ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; in inference
+                ``height`` and ``width`` of the wanted result in pixels, by default those of ``image``.
 
         Returns:
             In training the weighted losses by name; their sum is the loss. In inference a dict an image whose
@@ -127,8 +146,10 @@ class Detr(nn.Module):
         images = self.preprocess_image(batched_inputs)
         if self.training:
             targets = self._targets(batched_inputs)
-            predictions = self.detr(images, all_layers=self.deep_supervision)
-            return self._losses(predictions, targets, batched_inputs)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_boxes):
+                predictions = self.detr(images, all_layers=self.deep_supervision and not self.freeze_boxes)
+            masks = self._mask_predictor(predictions, images)
+            return self._losses(predictions, targets, masks, batched_inputs)
         predictions = self.detr(images, all_layers=False)
         sizes = [
             (int(x.get("height", size[0])), int(x.get("width", size[1])))
@@ -191,18 +212,27 @@ class Detr(nn.Module):
                 _name(x, i),
                 num_classes=self.criterion.num_classes,
                 num_queries=self.detr.query_embed.num_embeddings,
-                masks=False,
+                masks=self.has_masks,
             )
-        return Targets.from_instances([x["instances"] for x in batched_inputs], self.device)
+        return Targets.from_instances([x["instances"] for x in batched_inputs], self.device, masks=self.has_masks)
 
-    def _losses(self, predictions: Predictions, targets: Targets, batched_inputs: list[dict]) -> dict[str, Tensor]:
+    def _mask_predictor(self, predictions: Predictions, images: ImageList) -> MaskPredictor | None:
+        if not self.has_masks:
+            return None
+        make = partial(self.detr.mask_logits, predictions.mask_features)
+        return MaskPredictor(make, predictions.logits.shape[2], tuple(images.tensor.shape[-2:]))
+
+    def _losses(
+        self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None, batched_inputs: list[dict]
+    ) -> dict[str, Tensor]:
         try:
-            losses, metrics = self.criterion(predictions, targets)
+            losses, metrics = self.criterion(predictions, targets, masks)
         except FloatingPointError as e:
             names = ", ".join(_name(x, i) for i, x in enumerate(batched_inputs))
             raise FloatingPointError(f"{e} Images of the batch: {names}.") from e
         _write_metrics(metrics)
-        return losses
+        # The losses of boxes that are frozen are constants: they are watched, not minimised.
+        return {name: losses[name] for name in MASK_LOSSES} if self.freeze_boxes else losses
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Whoever loads this model, Detectron2's DefaultPredictor included, may hold a foreign checkpoint.

@@ -1,5 +1,6 @@
 """What training minimises."""
 
 from detr_d2.losses.criterion import SetCriterion
+from detr_d2.losses.masks import MASK_LOSSES, MaskPredictor
 
-__all__ = ["SetCriterion"]
+__all__ = ["MASK_LOSSES", "MaskPredictor", "SetCriterion"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detr_d2.config import choice
 from detr_d2.losses import metrics, terms
 from detr_d2.losses.classification import CLASS_LOSSES, Totals
-from detr_d2.losses.masks import MaskPredictor, mask_losses, matched_pairs
+from detr_d2.losses.masks import MASK_LOSSES, MaskPredictor, mask_losses, matched_pairs
 from detr_d2.matching import Matcher, MatchingCost, build_matcher
 from detr_d2.precision import without_autocast
 from detr_d2.structures import Predictions, Targets
@@ -46,7 +46,7 @@ class SetCriterion(nn.Module):
         self.cost = cost
         self.matcher = matcher
         self.weights = {"loss_ce": class_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
-        self.mask_weights = {"loss_mask": focal_weight, "loss_dice": dice_weight}
+        self.mask_weights = dict(zip(MASK_LOSSES, (focal_weight, dice_weight), strict=True))
         self.no_object_weight = no_object_weight
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
@@ -111,7 +111,7 @@ class SetCriterion(nn.Module):
         logits = masks.predict(pairs)
         with without_autocast(logits.device):
             focal, dice = mask_losses(logits.float(), pairs, targets, masks.image_size)
-            return {"loss_mask": focal / totals.boxes, "loss_dice": dice / totals.boxes}
+            return dict(zip(MASK_LOSSES, (focal / totals.boxes, dice / totals.boxes), strict=True))
 
     def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:
         # Both are known on the host. Their average makes the gradients those of one process with the joint batch.

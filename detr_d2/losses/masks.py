@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from detr_d2.structures import Targets
 
+MASK_LOSSES = ("loss_mask", "loss_dice")
+"""Under which names a criterion returns the focal and the dice loss: those of the original."""
+
 # Masks are compared in pixels of the image, so many at once: that bounds the memory, however many objects there are.
 _AT_ONCE = 16
 

@@ -1,0 +1,144 @@
+"""Training with masks against the original code, and two processes against one."""
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
+from detectron2.utils.events import EventStorage
+from torch.testing import assert_close
+
+from detr_d2.engine.trainer import distribute
+from detr_d2.errors import UserError
+from detr_d2.meta_arch import Detr
+
+MASKS = (
+    *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),
+    *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2),
+)
+FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
+
+
+@pytest.fixture
+def make_masked_inputs(make_inputs):
+    """As ``make_inputs``, with masks."""
+
+    def make(sizes, counts):
+        inputs = make_inputs(sizes, counts)
+        generator = torch.Generator().manual_seed(0)
+        for x in inputs:
+            instances = x["instances"]
+            masks = torch.rand(len(instances), *instances.image_size, generator=generator) < 0.3
+            instances.gt_masks = BitMasks(masks)
+        return inputs
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [([(64, 97)], [3]), ([(80, 97), (75, 110), (33, 64)], [4, 0, 2]), ([(64, 64), (64, 64)], [9, 1])],
+    ids=["one", "padded, one without objects", "more objects than queries"],
+)
+def test_losses_are_the_originals(
+    make_cfg, make_original_segmentation, make_masked_inputs, original_batch, make_original_criterion, sizes, counts
+):
+    """Defect A7, edge cases C1 and C4."""
+    cfg = make_cfg(*MASKS, "MODEL.DETR.MASK.DICE_WEIGHT", 2.0)
+    original = make_original_segmentation(cfg)
+    model = build_model(cfg)
+    model.load_state_dict(original.detr.state_dict(), strict=False)
+    for part in ("bbox_attention", "mask_head"):
+        getattr(model.detr, part).load_state_dict(getattr(original, part).state_dict())
+    inputs = make_masked_inputs(sizes, counts)
+    samples, targets = original_batch(inputs, cfg)
+    for target, x in zip(targets, inputs, strict=True):
+        target["masks"] = x["instances"].gt_masks.tensor
+    criterion = make_original_criterion(cfg)
+    criterion.losses.append("masks")
+    criterion.weight_dict.update(loss_mask=1.0, loss_dice=2.0)
+    with torch.no_grad():
+        losses = model.train()(inputs)
+        expected = criterion(original(samples), targets)
+    weighted = {name: expected[name] * weight for name, weight in criterion.weight_dict.items()}
+    assert losses.keys() == weighted.keys()
+    for name, value in weighted.items():
+        assert_close(losses[name], value, rtol=1e-5, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=str)
+@pytest.mark.parametrize("options", [(), FROZEN], ids=["all", "frozen boxes"])
+def test_every_parameter_has_a_gradient(make_model, make_masked_inputs, counts, options):
+    """Edge cases C1 and C3: also without any object, as distributed training needs it."""
+    model = make_model(*MASKS, *options).train()
+    losses = model(make_masked_inputs([(64, 64), (64, 96)], counts))
+    sum(losses.values()).backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_frozen_boxes_are_watched_and_only_masks_are_learned(make_model, make_masked_inputs):
+    """Need A5: no gradients, no dropout, and a total loss of what is trained."""
+    model = make_model(*MASKS, *FROZEN, "MODEL.DETR.DROPOUT", 0.5).train()
+    inputs = make_masked_inputs([(64, 64)], [3])
+    with EventStorage(19) as storage:
+        first, second = model(inputs), model(inputs)
+        assert {"unweighted/ce", "unweighted/giou", "unweighted/mask"} <= storage.latest().keys()
+    assert set(first) == {"loss_mask", "loss_dice"}
+    assert torch.equal(first["loss_mask"], second["loss_mask"])
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"bbox_attention", "mask_head"}
+    assert model.training
+    assert model.detr.mask_head.training
+    assert not any(x.training for x in model.detr.transformer.modules())
+
+
+def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_masked_inputs):
+    inputs = make_masked_inputs([(64, 64), (48, 80)], [3, 1])
+    free, frozen = (make_model(*MASKS, *options).train()(inputs) for options in ((), FROZEN))
+    for name, loss in frozen.items():
+        assert_close(loss, free[name], rtol=1e-5, atol=0)
+
+
+def test_inputs_without_masks(make_model, make_inputs):
+    with pytest.raises(UserError, match=r"image_0.jpg have none.*MODEL.MASK_ON False"):
+        make_model(*MASKS).train()(make_inputs([(64, 64)], [1]))
+
+
+def test_a_box_model_takes_no_notice_of_masks(make_model, make_masked_inputs):
+    losses = make_model().train()(make_masked_inputs([(64, 64)], [2]))
+    assert "loss_mask" not in losses
+
+
+def train_one_batch(cfg, state, shares, folder):
+    """In each process: the gradients and the losses of its share of the batch."""
+    torch.set_num_threads(1)
+    model = Detr(cfg)
+    model.load_state_dict(state)
+    model = distribute(model.train())
+    rank = torch.distributed.get_rank()
+    losses = model(shares[rank])
+    sum(losses.values()).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
+
+
+@pytest.mark.parametrize(("counts", "options"), [([3, 0], ()), ([0, 0], FROZEN)], ids=["all", "frozen boxes"])
+def test_two_processes_have_the_gradients_of_the_joint_batch(
+    make_cfg, make_model, make_masked_inputs, tmp_path, counts, options
+):
+    """Edge case C30: also when one process has no object; no hang, and every gradient is there."""
+    model = make_model(*MASKS, *options).train()
+    inputs = make_masked_inputs([(64, 64), (64, 64)], counts)
+    joint = model(inputs)
+    sum(joint.values()).backward()
+    arguments = (make_cfg(*MASKS, *options), model.state_dict(), [[x] for x in inputs], tmp_path)
+    launch(train_one_batch, 2, dist_url="auto", args=arguments)
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            scale = p.grad.abs().max().clamp(min=1e-3)
+            for rank in ranks:
+                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
+    for name, loss in joint.items():
+        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
