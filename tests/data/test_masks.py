@@ -127,7 +127,8 @@ def test_flips_keep_masks_on_their_pixels(mask_mapper, tmp_path, make_annotation
 def test_other_transforms_work_too(mask_mapper, make_image, make_annotation, square):
     """What is no choice of rows and columns goes through Detectron2's own; what it adds at the sides is no object."""
     record = {"file_name": make_image(), "annotations": [make_annotation(segmentation=[SQUARE])]}
-    sample = mask_mapper(T.PadTransform(2, 3, 4, 5, orig_w=60, orig_h=40), T.HFlipTransform(66))(record)
+    pad = T.PadTransform(2, 3, 4, 5, orig_w=60, orig_h=40, seg_pad_value=255)
+    sample = mask_mapper(pad, T.HFlipTransform(66))(record)
     expected = np.pad(square, ((3, 5), (2, 4)))[:, ::-1]
     np.testing.assert_array_equal(sample["instances"].gt_masks.tensor[0], expected)
 
