@@ -11,9 +11,9 @@ from typing import Any
 
 from detectron2.utils.logger import setup_logger
 
-from detr_d2.data.via import read_via
-from detr_d2.data.via_classes import ViaClasses
-from detr_d2.data.via_to_coco import split_images, via_to_coco
+from detr_d2.data.via.classes import ViaClasses
+from detr_d2.data.via.conversion import split_images, via_to_coco
+from detr_d2.data.via.project import read_via
 from detr_d2.errors import UserError
 from detr_d2.writing import atomic_file
 

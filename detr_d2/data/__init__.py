@@ -1,6 +1,6 @@
 """Data: images and annotations in, what the model takes out; and the checks before training."""
 
-from detr_d2.data.dataset_checks import check_datasets
+from detr_d2.data.checks.dataset_checks import check_datasets
 from detr_d2.data.loading import load_training_records
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.data.memorizing import memorizing_config

@@ -6,7 +6,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.catalog import make_room
-from detr_d2.data.coco_file import load_content
+from detr_d2.data.checks.coco_file import load_content
 from detr_d2.errors import UserError
 
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from detr_d2.data.annotation_table import AnnotationTable
 from detr_d2.data.annotations import has_area
+from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.errors import UserError
 

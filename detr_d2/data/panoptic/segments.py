@@ -10,9 +10,9 @@ from PIL import Image
 from scipy import ndimage
 
 from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
+from detr_d2.data.checks.wording import abbreviate
 from detr_d2.data.images import DECODING_ERRORS
 from detr_d2.data.pixel_selection import apply_to_mask, follow
-from detr_d2.data.wording import abbreviate
 from detr_d2.errors import UserError
 
 # Pixels of no segment.

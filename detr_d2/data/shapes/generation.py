@@ -28,7 +28,7 @@ def write_dataset(spec: ShapesSpec, folder: Path) -> None:
     for index in tqdm(range(spec.num_images), desc="drawing shapes", unit="image", disable=None, leave=False):
         scene = draw_scene(spec, index)
         name = f"{index + 1:06d}"
-        Image.fromarray(scene.image).save(folder / IMAGES / f"{name}.jpg", quality=92)
+        Image.fromarray(scene.image).save(folder / IMAGES / f"{name}.jpg", quality=92, subsampling=0)
         height, width = scene.segments.shape
         images.append({"id": index + 1, "file_name": f"{name}.jpg", "height": height, "width": width})
         objects = _annotate_things(scene, index + 1, first_id=len(annotations) + 1)

@@ -25,7 +25,7 @@ class ShapesSpec:
     num_images: int
     seed: int = 0
     sides: tuple[int, int] = (128, 192)
-    difficulty: float = 0.3
+    difficulty: float = 0.15
     max_objects: int = 10
 
     def __post_init__(self) -> None:

@@ -250,7 +250,7 @@ def test_truncated_json_is_named(cfg_for, coco_catalog):
 def test_annotations_are_read_all_at_once(cfg_for, catalog, one_image, make_annotation, monkeypatch):
     """COCO has 860,000: read one by one, for the message, only where something is wrong."""
     for reader in ("read_box", "read_category"):
-        monkeypatch.setattr(f"detr_d2.data.annotation_table.{reader}", lambda *_: pytest.fail("read one by one"))
+        monkeypatch.setattr(f"detr_d2.data.checks.annotation_table.{reader}", lambda *_: pytest.fail("read one by one"))
     catalog("large", one_image(make_annotation(), make_annotation()) * 50, thing_classes=CLASSES)
     check_datasets(cfg_for(["large"]))
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detr_d2.data.via import read_via
-from detr_d2.data.via_classes import ViaClasses
-from detr_d2.data.via_to_coco import split_images, via_to_coco
+from detr_d2.data.via.classes import ViaClasses
+from detr_d2.data.via.conversion import split_images, via_to_coco
+from detr_d2.data.via.project import read_via
 from detr_d2.errors import UserError
 
 

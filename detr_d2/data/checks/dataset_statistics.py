@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detr_d2.data.annotation_table import AnnotationTable
 from detr_d2.data.annotations import has_area
+from detr_d2.data.checks.annotation_table import AnnotationTable
 
 NUM_SMALLEST = 3
 # COCO calls objects of under 32 x 32 pixels small, and of over 96 x 96 large.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data.annotation_checks import check_annotations
-from detr_d2.data.annotation_table import AnnotationTable
 from detr_d2.data.annotations import is_panoptic
-from detr_d2.data.coco_file import read_coco_file
-from detr_d2.data.expectations import Expectations
-from detr_d2.data.findings import Finding
-from detr_d2.data.image_checks import is_missing
+from detr_d2.data.checks.annotation_checks import check_annotations
+from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.coco_file import read_coco_file
+from detr_d2.data.checks.expectations import Expectations
+from detr_d2.data.checks.findings import Finding
+from detr_d2.data.checks.image_checks import is_missing
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.errors import UserError
 

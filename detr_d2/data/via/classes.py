@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from detr_d2.data.via import ViaRegion
+from detr_d2.data.via.project import ViaRegion
 from detr_d2.errors import UserError
 
 logger = logging.getLogger(__name__)

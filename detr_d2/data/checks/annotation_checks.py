@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from detr_d2.data.annotation_table import AnnotationTable
-from detr_d2.data.expectations import Expectations
-from detr_d2.data.findings import Finding
-from detr_d2.data.wording import abbreviate
+from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.expectations import Expectations
+from detr_d2.data.checks.findings import Finding
+from detr_d2.data.checks.wording import abbreviate
 
 # Of correct XYWH boxes hardly one leaves its image; of XYXY boxes taken for XYWH about half do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25

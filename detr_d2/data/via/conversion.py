@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from detr_d2.data.images import read_image
-from detr_d2.data.polygons import area, bounding_box, clip
-from detr_d2.data.via import ViaImage, ViaRegion
-from detr_d2.data.via_classes import ViaClasses, ordered_names, read_categories
+from detr_d2.data.via.classes import ViaClasses, ordered_names, read_categories
+from detr_d2.data.via.polygons import area, bounding_box, clip
+from detr_d2.data.via.project import ViaImage, ViaRegion
 from detr_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def via_to_coco(
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
 
     Args:
-        images: as :func:`detr_d2.data.via.read_via` returns them.
+        images: as :func:`~detr_d2.data.via.project.read_via` returns them.
         image_root: the folder that their file names are relative to.
         classes: where the classes come from.
         skip_unsupported: leave out regions of other shapes than polygons, rectangles, circles and ellipses.

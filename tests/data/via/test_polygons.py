@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detr_d2.data.polygons import area, bounding_box, clip, ellipse, rectangle
+from detr_d2.data.via.polygons import area, bounding_box, clip, ellipse, rectangle
 
 
 def test_rectangle():

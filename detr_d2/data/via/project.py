@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from detr_d2.data.polygons import ellipse, rectangle
+from detr_d2.data.via.polygons import ellipse, rectangle
 from detr_d2.errors import UserError
 
 # What VIA can draw that encloses nothing.

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 
 from tabulate import tabulate
 
-from detr_d2.data.annotation_checks import check_annotations
-from detr_d2.data.annotation_table import AnnotationTable
-from detr_d2.data.class_checks import check_num_classes, check_same_classes, check_shared_images
-from detr_d2.data.dataset_loading import LoadedDataset
-from detr_d2.data.dataset_statistics import DatasetStatistics, SmallBox, compute_statistics
-from detr_d2.data.expectations import Expectations
-from detr_d2.data.findings import SEVERITIES, Finding, count_severities
-from detr_d2.data.image_checks import check_files_exist, check_image_files
+from detr_d2.data.checks.annotation_checks import check_annotations
+from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.class_checks import check_num_classes, check_same_classes, check_shared_images
+from detr_d2.data.checks.dataset_loading import LoadedDataset
+from detr_d2.data.checks.dataset_statistics import DatasetStatistics, SmallBox, compute_statistics
+from detr_d2.data.checks.expectations import Expectations
+from detr_d2.data.checks.findings import SEVERITIES, Finding, count_severities
+from detr_d2.data.checks.image_checks import check_files_exist, check_image_files
 
 LINE_LENGTH = 100
 # Above this many, the classes stand in two columns.

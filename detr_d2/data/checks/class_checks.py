@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from detr_d2.data.findings import Finding
-from detr_d2.data.wording import abbreviate, describe_difference
+from detr_d2.data.checks.findings import Finding
+from detr_d2.data.checks.wording import abbreviate, describe_difference
 
 
 def check_num_classes(

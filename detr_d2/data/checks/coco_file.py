@@ -8,8 +8,8 @@ from typing import Any
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from detr_d2.data.coco_faults import FAULTS, category_fault, image_fault, mask_faults, show
-from detr_d2.data.findings import FaultCounter, Finding
+from detr_d2.data.checks.coco_faults import FAULTS, category_fault, image_fault, mask_faults, show
+from detr_d2.data.checks.findings import FaultCounter, Finding
 from detr_d2.errors import UserError
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from detr_d2.data.findings import Fault
+from detr_d2.data.checks.findings import Fault
 
 MAX_CHARACTERS_SHOWN = 80
 

@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from detr_d2.data.findings import Finding
+from detr_d2.data.checks.findings import Finding
 from detr_d2.data.images import read_image
 from detr_d2.errors import UserError
 

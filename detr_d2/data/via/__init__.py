@@ -1,0 +1,1 @@
+"""From annotations of the VGG Image Annotator to COCO's format."""
