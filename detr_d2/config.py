@@ -16,7 +16,8 @@ def add_detr_config(cfg: CN) -> None:
     # Foreground classes only; the no-object class is added by the model.
     detr.NUM_CLASSES = 80
     # With MODEL.MASK_ON: a checkpoint whose box model is loaded after MODEL.WEIGHTS, in place of its, and kept fixed
-    # while the mask head is trained.
+    # while the mask head is trained. A resumed run loads its own checkpoint, over the same box model; --eval-only loads
+    # MODEL.WEIGHTS alone.
     detr.FROZEN_WEIGHTS = ""
 
     # "softmax": cross entropy over the classes and no-object. "focal": sigmoid focal loss a class.

@@ -7,12 +7,12 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from detr_d2.checkpoint.class_head import HEAD, head_rows
 from detr_d2.checkpoint.comparison import group_names
 from detr_d2.checkpoint.fitting import NOTHING, Allowed, Fitter
-from detr_d2.checkpoint.formats import NativeWeights, to_native
+from detr_d2.checkpoint.formats import NativeWeights, is_of_masks, to_native
 from detr_d2.checkpoint.huggingface_config import read_config, read_labels
 from detr_d2.checkpoint.key_maps.native import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
@@ -40,6 +40,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         allow_new_head: bool = True,
         resize_queries: bool = False,
         classes_by_name: bool = False,
+        frozen_weights: str = "",
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
@@ -54,12 +55,15 @@ class DetrCheckpointer(DetectionCheckpointer):
             resize_queries: load as many object queries as fit, where the file has more or fewer.
             classes_by_name: load the rows of the class head by the names of the classes; those that the file does
                 not hold start anew. COCO's heads need hold no names.
+            frozen_weights: a file or URL whose box model replaces the model's after every :meth:`resume_or_load` of
+                other weights, the class head included. A resumed run must have been trained over the same one.
             save_to_disk, checkpointables: as in Detectron2.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = None if class_names is None else list(class_names)
         self._allowed = Allowed(allow_new_head, resize_queries, classes_by_name)
         self._source = ""
+        self._frozen_weights = frozen_weights
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model from a file or URL, and ``checkpointables`` (by default all) if the file is our own.
@@ -81,14 +85,20 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in Detectron2. A resumed run must find its own class head and queries."""
+        """As in Detectron2, then the frozen weights. A resumed run must find its own class head and queries."""
         if not (resume and self.has_checkpoint()):
-            return super().resume_or_load(path, resume=resume)
+            held = super().resume_or_load(path, resume=resume)
+            if self._frozen_weights:
+                self.model.load_state_dict(self._frozen_tensors(), strict=False)
+            return held
         allowed, self._allowed = self._allowed, NOTHING
         try:
-            return super().resume_or_load(path, resume=resume)
+            held = super().resume_or_load(path, resume=resume)
         finally:
             self._allowed = allowed
+        if self._frozen_weights:
+            self._compare_frozen_tensors()
+        return held
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
@@ -131,6 +141,32 @@ class DetrCheckpointer(DetectionCheckpointer):
         logger.info("; ".join([summary, *fitter.notes, *left_out]))
         if HEAD[0] in tensors and not self._allowed.classes_by_name:
             self._compare_class_names(checkpoint.get("class_names"))
+
+    def _frozen_tensors(self) -> dict[str, Tensor]:
+        """The box model in the file of frozen weights.
+
+        Raises:
+            UserError: it does not fit, in every tensor, the box model that the config builds.
+        """
+        self._source = f"MODEL.DETR.FROZEN_WEIGHTS {self._frozen_weights}"
+        checkpoint = self._load_file(local_path(self._frozen_weights))
+        weights: NativeWeights = checkpoint["model"]
+        boxes = {name: x for name, x in self.model.state_dict().items() if not is_of_masks(name)}
+        tensors = Fitter(boxes, self._source, NOTHING).fit(weights, checkpoint.get("class_names"), self.class_names)
+        logger.info(f"loaded {len(tensors)} tensors, the box model, from {self._source} ({weights.format.name})")
+        self._compare_class_names(checkpoint.get("class_names"))
+        return tensors
+
+    def _compare_frozen_tensors(self) -> None:
+        model = self.model.state_dict()
+        differing = [
+            name for name, x in self._frozen_tensors().items() if not torch.equal(x.to(model[name]), model[name])
+        ]
+        if differing:
+            raise UserError(
+                f"The run in {self.save_dir} was trained over another box model than that of {self._source}: "
+                f"{group_names(differing)} differ. Set MODEL.DETR.FROZEN_WEIGHTS as in that run, or another OUTPUT_DIR."
+            )
 
     def _compare_class_names(self, names: list[str] | None) -> None:
         ours = self.class_names

@@ -75,7 +75,10 @@ def local_path(path: str) -> str:
             "local file."
         ) from e
     if not os.path.exists(local):
-        raise UserError(f"{path} does not exist: check the path (MODEL.WEIGHTS, or converter.py's --source_model).")
+        raise UserError(
+            f"{path} does not exist: check the path (MODEL.WEIGHTS, MODEL.DETR.FROZEN_WEIGHTS, or converter.py's "
+            "--source_model)."
+        )
     if os.path.isdir(local):
         raise UserError(f"{path} is a folder: name the checkpoint file in it.")
     if os.path.getsize(local) == 0:

@@ -49,6 +49,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             class_names=class_names(cfg.DATASETS.TRAIN),
             **loading_options(cfg),
+            frozen_weights=cfg.MODEL.DETR.FROZEN_WEIGHTS,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

@@ -5,7 +5,7 @@ from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, buil
 from detr_d2.modeling.backbone_checks import check_pixel_statistics
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
 from detr_d2.modeling.detr import DetrNetwork
-from detr_d2.modeling.freezing import box_modules, is_box_parameter
+from detr_d2.modeling.freezing import box_modules
 from detr_d2.modeling.mask_head import build_mask_modules
 from detr_d2.modeling.position_encoding import build_position_embedding
 from detr_d2.modeling.smca import SmcaTransformer
@@ -27,6 +27,5 @@ __all__ = [
     "build_position_embedding",
     "build_transformer",
     "check_pixel_statistics",
-    "is_box_parameter",
     "record_attention",
 ]

@@ -9,8 +9,3 @@ MASK_MODULES = ("bbox_attention", "mask_head")
 def box_modules(network: nn.Module) -> list[nn.Module]:
     """The children of ``network`` that classes and boxes are made with."""
     return [module for name, module in network.named_children() if name not in MASK_MODULES]
-
-
-def is_box_parameter(name: str) -> bool:
-    """Whether a tensor of a Detr's state dict belongs to its box model."""
-    return name.split(".")[1] not in MASK_MODULES
