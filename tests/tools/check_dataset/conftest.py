@@ -1,0 +1,104 @@
+"""A good dataset to plant faults in, and the tool to find them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+SCRIPT = Path(__file__).resolve().parents[3] / "tools" / "check_dataset.py"
+WIDTH, HEIGHT = 60, 40
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("check_dataset_under_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Dataset:
+    """A good dataset of three images and six objects, to plant faults in."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.json_file = folder / "train.json"
+        self.images = folder / "images"
+        self.images.mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        for number in (1, 2, 3):
+            Image.fromarray(pixels).save(self.images / f"{number}.png")
+        common = {"iscrowd": 0, "area": 200.0, "segmentation": [[5, 6, 25, 6, 25, 16]]}
+        self.content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2, 3)],
+            "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
+            "annotations": [
+                {
+                    "id": 10 + i,
+                    "image_id": 1 + i % 3,
+                    "category_id": (4, 9)[i % 2],
+                    "bbox": [5 + i, 6, 20, 10],
+                    **common,
+                }
+                for i in range(6)
+            ],
+        }
+        self.save()
+
+    def save(self):
+        self.json_file.write_text(json.dumps(self.content))
+
+    def arguments(self):
+        return ["--json", str(self.json_file), "--images", str(self.images)]
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """``make_dataset(name)``: a good dataset in a folder of its own."""
+    return lambda name: Dataset(tmp_path / name)
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    return make_dataset("data")
+
+
+@pytest.fixture
+def check(tool, tmp_path, capsys, monkeypatch):
+    """A function that runs the tool; returns the exit code, the report as a dict, and what was printed."""
+
+    def run(*arguments, draw=False):
+        if not draw:
+            monkeypatch.setattr(tool, "draw_preview", lambda *_: Figure((1, 1)))
+        output = tmp_path / "checked"
+        code = tool.main([*map(str, arguments), "--output", str(output)])
+        printed = capsys.readouterr()
+        path = output / "report.json"
+        return code, json.loads(path.read_text()) if path.exists() else None, printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def problems():
+    """``problems(report)``: (severity, code) of all errors and warnings."""
+    return _problems
+
+
+@pytest.fixture
+def notes():
+    """``notes(report)``: the codes of all notes."""
+    return _notes
+
+
+def _problems(report):
+    found = [*report["between_datasets"], *(x for part in report["datasets"] for x in part["findings"])]
+    return [(x["severity"], x["code"]) for x in found if x["severity"] != "note"]
+
+
+def _notes(report):
+    return [x["code"] for part in report["datasets"] for x in part["findings"] if x["severity"] == "note"]
