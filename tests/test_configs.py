@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from detr_d2.config import check_detr_config
+from detr_d2.data.shapes import ShapesSpec, register_shapes
 from detr_d2.engine import Trainer
 from detr_d2.engine.setup import load_config
 from detr_d2.modeling import check_pixel_statistics
@@ -50,16 +51,32 @@ def dataset(tmp_path_factory) -> str:
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
     name = "test_configs"
-    register_coco_instances(name, {}, str(folder / "annotations.json"), str(folder))
+    register_coco_instances(
+        name, {"thing_classes": ["class 1", "class 2"]}, str(folder / "annotations.json"), str(folder)
+    )
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 
 
+@pytest.fixture(scope="module")
+def panoptic_dataset(tmp_path_factory):
+    """The name of a panoptic dataset of two images, with the classes of the drawn shapes."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DETR_D2_CACHE", str(tmp_path_factory.mktemp("cache")))
+        name = "test_configs_shapes"
+        register_shapes(name, ShapesSpec(num_images=2))
+        yield f"{name}_panoptic"
+    for kind in (name, f"{name}_panoptic"):
+        DatasetCatalog.remove(kind)
+        MetadataCatalog.remove(kind)
+
+
 def shrink(cfg: CfgNode, dataset: str, output: Path) -> CfgNode:
     """Sizes cut down, in proportion where they belong together; no weights; all else as it is."""
     detr, crop, resnets = cfg.MODEL.DETR, cfg.INPUT.CROP, cfg.MODEL.RESNETS
-    detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.NUM_OBJECT_QUERIES, detr.NUM_CLASSES = 32, 48, 8, 2
+    detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.NUM_OBJECT_QUERIES = 32, 48, 8
+    detr.NUM_CLASSES = len(MetadataCatalog.get(dataset).thing_classes)
     detr.ENC_LAYERS = detr.DEC_LAYERS = 1
     # Detectron2's small ResNets come in one width.
     if resnets.DEPTH > 34:
@@ -92,12 +109,15 @@ def test_there_are_configs():
     assert {"detr_256_6_6_torchvision.yaml", "detr_r50_640.yaml"} <= set(CONFIGS)
 
 
-def test_config_trains_a_step_and_evaluates(cfg, dataset, tmp_path):
+def test_config_trains_a_step_and_evaluates(cfg, request, tmp_path):
     if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         pytest.importorskip("timm")
     check_detr_config(cfg)
+    is_panoptic = cfg.DATASETS.TRAIN[0].endswith("_panoptic")
+    dataset = request.getfixturevalue("panoptic_dataset" if is_panoptic else "dataset")
     trainer = Trainer(shrink(cfg, dataset, tmp_path))
-    head = trainer.model.detr.class_embed.weight
+    network = trainer.model.detr
+    head = network.mask_head.out_lay.weight if cfg.MODEL.DETR.FROZEN_WEIGHTS else network.class_embed.weight
     before = head.detach().clone()
     trainer.iter = 0
     trainer.model.train()
@@ -107,7 +127,10 @@ def test_config_trains_a_step_and_evaluates(cfg, dataset, tmp_path):
     trained = {name: x.grad for name, x in trainer.model.named_parameters() if x.requires_grad}
     assert not [name for name, gradient in trained.items() if gradient is None or not gradient.isfinite().all()]
     assert not torch.equal(head, before)
-    assert "AP" in Trainer.test(trainer.cfg, trainer.model)["bbox"]
+    results = Trainer.test(trainer.cfg, trainer.model)
+    assert "AP" in results["bbox"]
+    assert ("segm" in results) == cfg.MODEL.MASK_ON
+    assert ("panoptic_seg" in results) == cfg.MODEL.DETR.PANOPTIC.ENABLED
 
 
 def test_pixels_go_with_the_weights(cfg):

@@ -35,13 +35,20 @@ class DetrCOCOEvaluator(COCOEvaluator):
         # Of a panoptic dataset the first classes are things; only these have boxes to compare with.
         is_panoptic = bool(self._metadata.get("stuff_dataset_id_to_contiguous_id"))
         self._num_things = len(self._metadata.thing_dataset_id_to_contiguous_id) if is_panoptic else None
+        self._gives_masks = False
         # By task; the last evaluation's, on the main process.
         self.evaluations: dict[str, Evaluation] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         if self._num_things is not None:
             outputs = [{"instances": _first_classes(x["instances"], self._num_things)} for x in outputs]
+        self._gives_masks |= any(x["instances"].has("pred_masks") for x in outputs)
         super().process(inputs, outputs)
+
+    def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
+        # Detectron2 looks at what was found, which may be nothing.
+        tasks = super()._tasks_from_predictions(predictions)
+        return sorted({*tasks, "segm"}) if self._gives_masks else tasks
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, Any]:
         self.evaluations = {}

@@ -80,7 +80,7 @@ def test_masks_have_an_ap_of_their_own(dataset, tmp_path):
 def test_nothing_detected_with_masks(dataset, tmp_path):
     """Edge case C36."""
     results = run(DetrCOCOEvaluator(dataset, str(tmp_path)), found([], []), found([], []))
-    assert results["bbox"]["AP"] == 0
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == 0
 
 
 def test_stuff_has_no_ap(dataset, tmp_path):
