@@ -1,7 +1,7 @@
 import copy
 import logging
-from collections import Counter
 import pickle
+from collections import Counter
 
 import pytest
 import torch
