@@ -102,9 +102,11 @@ def add_detr_config(cfg: CN) -> None:
 
     # "sine" or "learned".
     detr.POSITION_EMBEDDING = "sine"
-    # False: padded batches behave as in the original code. True is reserved for results that do not
-    # depend on what an image is batched with.
-    detr.BATCH_INVARIANT = False
+    # At inference, each image's results are those that it would have alone. False: in batches of images of different
+    # sizes the padding shines into the features, as in the original code.
+    detr.BATCH_INVARIANT = True
+    # The same in training. False: as the original was trained.
+    detr.BATCH_INVARIANT_TRAINING = False
 
     # What loading weights may change; a resumed run loads exactly what it saved.
     load = detr.LOAD = CN()
@@ -171,8 +173,6 @@ def check_detr_config(cfg: CN) -> None:
             f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}: set a multiple of 4, "
             "for the sines and cosines of two axes in the position embedding."
         )
-    if detr.BATCH_INVARIANT:
-        raise UserError("MODEL.DETR.BATCH_INVARIANT True is not available yet: set False.")
     if not 0 < detr.MASK.THRESHOLD < 1:
         raise UserError(f"MODEL.DETR.MASK.THRESHOLD is {detr.MASK.THRESHOLD}: set a probability between 0 and 1.")
     if detr.MASK.CHUNK is not None and detr.MASK.CHUNK < 1:

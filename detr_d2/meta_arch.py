@@ -160,13 +160,17 @@ class Detr(nn.Module):
         if predictions.mask_features is not None:
             for index, result in enumerate(results):
                 masks = self._query_masks(predictions, index)
-                instances[index].pred_masks = self._instance_masks(instances[index], masks, images, index)
+                # The frame that the mask logits fill, and the image in it.
+                frame_sizes = {
+                    "padded_size": predictions.mask_features.frames[index],
+                    "image_size": images.image_sizes[index],
+                }
+                instances[index].pred_masks = self._instance_masks(instances[index], masks, **frame_sizes)
                 if self.panoptic is not None:
                     result["panoptic_seg"] = panoptic_segmentation(
                         predictions.logits[-1, index],
                         masks,
-                        padded_size=tuple(images.tensor.shape[-2:]),
-                        image_size=images.image_sizes[index],
+                        **frame_sizes,
                         output_size=sizes[index],
                         rules=self.panoptic,
                     )
@@ -180,13 +184,12 @@ class Detr(nn.Module):
     def _mask_logits_of_image(self, features: MaskFeatures, queries: Tensor) -> Tensor:
         return self.detr.mask_logits(features, torch.zeros_like(queries), queries)
 
-    def _instance_masks(self, instances: Instances, masks: QueryMasks, images: ImageList, index: int) -> Tensor:
+    def _instance_masks(self, instances: Instances, masks: QueryMasks, **frame_sizes: tuple[int, int]) -> Tensor:
         if not len(instances):
             return torch.zeros((0, *instances.image_size), dtype=torch.bool, device=self.device)
         return resized_masks(
             masks(instances.queries),
-            padded_size=images.tensor.shape[-2:],
-            image_size=images.image_sizes[index],
+            **frame_sizes,
             output_size=instances.image_size,
             threshold=self.mask_threshold,
         )

@@ -14,6 +14,10 @@ from detr_d2.box_ops import xyxy_to_cxcywh
 _PADDING_BOX = (0.5, 0.5, 1.0, 1.0)
 
 
+Size = tuple[int, int]
+"""Height and width."""
+
+
 class MaskFeatures(NamedTuple):
     """What the masks of any query of B images are made from."""
 
@@ -27,13 +31,27 @@ class MaskFeatures(NamedTuple):
     """(B, H, W) bool, True where padded; None when nothing is."""
     levels: tuple[Tensor, ...]
     """The backbone's finer levels, coarse to fine, each (B, channels of the level, h, w)."""
+    frames: tuple[Size, ...]
+    """For each image the size in pixels of the part of the batch that its features stand for."""
+    level_frames: tuple[tuple[Size, ...], ...]
+    """The same in features: of the coarsest level, then of the finer ones."""
 
     def of_image(self, index: int) -> "MaskFeatures":
-        """Those of one image, as a batch of one."""
-        one = slice(index, index + 1)
-        padding_mask = None if self.padding_mask is None else self.padding_mask[one]
-        levels = tuple(x[one] for x in self.levels)
-        return MaskFeatures(self.hidden[one], self.source[one], self.memory[one], padding_mask, levels)
+        """Those of one image and its frame, as a batch of one."""
+        own = [level[index] for level in self.level_frames]
+
+        def cut(x: Tensor, size: Size) -> Tensor:
+            return x[index : index + 1, ..., : size[0], : size[1]]
+
+        return MaskFeatures(
+            self.hidden[index : index + 1],
+            cut(self.source, own[0]),
+            cut(self.memory, own[0]),
+            None if self.padding_mask is None else cut(self.padding_mask, own[0]),
+            tuple(cut(x, size) for x, size in zip(self.levels, own[1:], strict=True)),
+            (self.frames[index],),
+            tuple((size,) for size in own),
+        )
 
 
 class Predictions(NamedTuple):

@@ -59,7 +59,6 @@ def test_the_recipe(repository):
         ("MODEL.DETR.NUM_OBJECT_QUERIES", 0),
         ("MODEL.DETR.POSITION_EMBEDDING", "cosine"),
         ("MODEL.DETR.TRANSFORMER", "Perceiver"),
-        ("MODEL.DETR.BATCH_INVARIANT", True),
         ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth"),
         ("MODEL.DETR.MASK.THRESHOLD", 1.0),
         ("MODEL.DETR.MASK.CHUNK", 0),

@@ -36,7 +36,7 @@ CASES = [*((name, "padded") for name in VARIANTS), *(("r18", name) for name in S
 
 def make_pair(make_cfg, make_original_segmentation, *options):
     """Ours and the original with the same weights."""
-    cfg = make_cfg(*MASKS, *options)
+    cfg = make_cfg(*MASKS, "MODEL.DETR.BATCH_INVARIANT", False, *options)
     original = make_original_segmentation(cfg)
     model = build_model(cfg)
     model.load_state_dict(original.state_dict())

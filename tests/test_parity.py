@@ -23,6 +23,8 @@ VARIANTS = {
     "one decoder layer": ("MODEL.DETR.DEC_LAYERS", 1),
     "no auxiliary losses": ("MODEL.DETR.DEEP_SUPERVISION", False),
 }
+# The original lets the padding of a batch shine into the features.
+ORIGINAL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT", False)
 SIZES = {
     "one": [(96, 128)],
     "alike": [(128, 160), (128, 160)],
@@ -33,7 +35,7 @@ SIZES = {
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def pair(request, make_cfg, make_original):
     """Ours and the original with the same weights, without dropout."""
-    cfg = make_cfg("MODEL.DETR.DROPOUT", 0.0, *request.param)
+    cfg = make_cfg(*ORIGINAL, *request.param)
     original = make_original(cfg)
     model = build_model(cfg)
     model.load_state_dict(original.state_dict())

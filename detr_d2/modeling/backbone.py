@@ -1,5 +1,6 @@
 """Detectron2's backbones, with the padding mask and the position embedding that DETR needs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from detr_d2.modeling.batch_invariance import WholeBatch, invariant_extractor
+from detr_d2.structures import Size
 
 
 class Features(NamedTuple):
@@ -22,12 +26,21 @@ class Features(NamedTuple):
     """(B, 2) float32 width and height of the unpadded images, measured in features. On the host."""
     levels: tuple[Tensor, ...] = ()
     """The backbone's other levels, coarse to fine, as far as it gives them."""
+    frames: tuple[Size, ...] = ()
+    level_frames: tuple[tuple[Size, ...], ...] = ()
+    """See :class:`~detr_d2.structures.MaskFeatures`."""
 
 
 class MaskedBackbone(nn.Module):
     """The coarsest level of a Detectron2 backbone, with its padding mask, and the finer levels."""
 
-    def __init__(self, backbone: Backbone):
+    def __init__(self, backbone: Backbone, invariant: bool = False, invariant_training: bool = False):
+        """
+        Args:
+            backbone: its levels' names are kept.
+            invariant: at inference, each image's features don't depend on what it is batched with.
+            invariant_training: the same in training.
+        """
         super().__init__()
         self.backbone = backbone
         shapes = backbone.output_shape()
@@ -38,13 +51,23 @@ class MaskedBackbone(nn.Module):
         self.level_channels = tuple(shapes[name].channels for name in self.finer_levels)
         self.num_channels = shapes[self.level].channels
         self.stride = shapes[self.level].stride
+        self._whole_batch = WholeBatch(backbone)
+        self._invariant = invariant_extractor(backbone) if invariant or invariant_training else self._whole_batch
+        self._is_invariant = {False: invariant, True: invariant_training}
 
     def forward(self, images: ImageList) -> Features:
-        levels = self.backbone(images.tensor)
+        extract = self._invariant if self._is_invariant[self.training] and _is_padded(images) else self._whole_batch
+        levels, frames, level_frames = extract(images)
         features = levels[self.level]
         sizes = torch.tensor([(width, height) for height, width in images.image_sizes], dtype=torch.float32)
-        mask = padding_mask(images, features.shape[-2:])
-        return Features(features, mask, sizes / self.stride, tuple(levels[name] for name in self.finer_levels))
+        return Features(
+            features,
+            padding_mask(images, frames, level_frames[self.level], features.shape[-2:]),
+            sizes / self.stride,
+            tuple(levels[name] for name in self.finer_levels),
+            frames,
+            tuple(level_frames[name] for name in (self.level, *self.finer_levels)),
+        )
 
 
 class BackboneWithPosition(nn.Sequential):
@@ -63,23 +86,36 @@ class BackboneWithPosition(nn.Sequential):
         return features, self[1](features.tensor, features.padding_mask)
 
 
-def padding_mask(images: ImageList, size: torch.Size) -> Tensor | None:
-    """The pixels' padding mask, sampled with ``nearest`` at (H, W) ``size`` as the original does.
+def padding_mask(
+    images: ImageList, frames: Sequence[Size], level_frames: Sequence[Size], size: torch.Size
+) -> Tensor | None:
+    """The pixels' padding mask, sampled in each image's frame with ``nearest``, as the original does in the batch.
+
+    Args:
+        frames: of each image in pixels. level_frames: the same in features.
+        size: height and width of the batch in features.
 
     Returns:
         (B, H, W) bool, True where padded; None when nothing is, so that nobody computes with it.
     """
-    padded_size = tuple(images.tensor.shape[-2:])
-    if all(tuple(image_size) == padded_size for image_size in images.image_sizes):
+    inside_frames = all(tuple(x) == tuple(frame) for x, frame in zip(images.image_sizes, frames, strict=True))
+    if inside_frames and all(tuple(frame) == tuple(size) for frame in level_frames):
         return None
     # An image is a rectangle: each axis is sampled alone, and nothing waits for the device.
     inside = []
     for axis in (0, 1):
-        extents = torch.tensor([image_size[axis] for image_size in images.image_sizes])
-        pixels = torch.arange(padded_size[axis]) < extents[:, None]
-        inside.append(F.interpolate(pixels[:, None].float(), size=size[axis])[:, 0] > 0)
+        mask = torch.zeros(len(frames), size[axis], dtype=torch.bool)
+        for row, extent, frame, features in zip(mask, images.image_sizes, frames, level_frames, strict=True):
+            pixels = torch.arange(frame[axis]) < extent[axis]
+            row[: features[axis]] = F.interpolate(pixels[None, None].float(), size=features[axis])[0, 0] > 0
+        inside.append(mask)
     rows, columns = (x.to(images.device, non_blocking=True) for x in inside)
     return ~(rows[:, :, None] & columns[:, None, :])
+
+
+def _is_padded(images: ImageList) -> bool:
+    padded_size = tuple(images.tensor.shape[-2:])
+    return any(tuple(size) != padded_size for size in images.image_sizes)
 
 
 def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
@@ -87,7 +123,8 @@ def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
     backbone = build_backbone(cfg)
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2:
         _undilate_first_block(backbone.res5)
-    return MaskedBackbone(backbone)
+    detr = cfg.MODEL.DETR
+    return MaskedBackbone(backbone, detr.BATCH_INVARIANT, detr.BATCH_INVARIANT_TRAINING)
 
 
 def _undilate_first_block(stage: nn.Sequential) -> None:

@@ -65,7 +65,15 @@ class DetrNetwork(nn.Module):
             boxes = boxes + F.pad(reference.float(), (0, 2))
         mask_features = None
         if self.mask_head is not None:
-            mask_features = MaskFeatures(hidden[-1], source, memory, features.padding_mask, features.levels)
+            mask_features = MaskFeatures(
+                hidden[-1],
+                source,
+                memory,
+                features.padding_mask,
+                features.levels,
+                features.frames,
+                features.level_frames,
+            )
         return Predictions(self.class_embed(hidden), boxes.sigmoid(), mask_features)
 
     def mask_logits(self, features: MaskFeatures, images: Tensor, queries: Tensor) -> Tensor:

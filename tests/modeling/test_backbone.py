@@ -19,12 +19,13 @@ def test_padding_mask_is_the_originals(seed):
         mask[:h, :w] = False
     size = torch.Size(-(-x // 32) for x in images.tensor.shape[-2:])
     expected = F.interpolate(pixels[None].float(), size=size).to(torch.bool)[0]
-    assert torch.equal(padding_mask(images, size), expected)
+    frames = [tuple(images.tensor.shape[-2:])] * 3
+    assert torch.equal(padding_mask(images, frames, [tuple(size)] * 3, size), expected)
 
 
 def test_no_mask_where_nothing_is_padded():
     images = ImageList.from_tensors([torch.zeros(3, 64, 96)] * 2)
-    assert padding_mask(images, torch.Size((2, 3))) is None
+    assert padding_mask(images, [(64, 96)] * 2, [(2, 3)] * 2, torch.Size((2, 3))) is None
 
 
 def test_extents_are_measured_in_features(make_cfg):
