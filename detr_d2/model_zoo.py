@@ -14,7 +14,7 @@ from torch import nn
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import add_detr_config
 from detr_d2.errors import UserError
-from detr_d2.published import PUBLISHED, PublishedModel
+from detr_d2.published import PUBLISHED
 
 __all__ = ["PUBLISHED", "get", "get_checkpoint_url", "get_config", "get_config_file"]
 
@@ -26,8 +26,6 @@ def get_config_file(name: str) -> str:
         UserError: there is none of this name; the message lists those there are.
     """
     if name in PUBLISHED:
-        if PUBLISHED[name].has_masks:
-            raise UserError(explain_panoptic(PUBLISHED[name]))
         name = PUBLISHED[name].config
     folder = _config_folder()
     path = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
@@ -49,11 +47,11 @@ def get_checkpoint_url(name: str) -> str:
     if name in PUBLISHED:
         return PUBLISHED[name].url
     file = f"{name.removesuffix('.yaml')}.yaml"
-    found = next((model for model in PUBLISHED.values() if model.config == file and not model.has_masks), None)
+    found = next((model for model in PUBLISHED.values() if model.config == file), None)
     if found is None:
         raise UserError(
             f"No weights are published for {name!r}. There are weights for "
-            f"{', '.join(x.config for x in PUBLISHED.values() if not x.has_masks)} and {', '.join(PUBLISHED)}."
+            f"{', '.join(x.config for x in PUBLISHED.values())} and {', '.join(PUBLISHED)}."
         )
     return found.url
 
@@ -62,7 +60,8 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """Detectron2's defaults, DETR's, and those of the config.
 
     Args:
-        trained: set ``MODEL.WEIGHTS`` to the published weights. Otherwise it is what the config starts training from.
+        trained: set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS`` and
+            ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
 
     Raises:
         UserError: there is no such config, or no weights are published for it.
@@ -72,6 +71,8 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     cfg.merge_from_file(get_config_file(name))
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
+        # A file with masks holds the box model as well.
+        cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
     return cfg
 
 
@@ -90,17 +91,9 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     if device is not None:
         cfg.MODEL.DEVICE = device
     model = build_model(cfg)
-    DetrCheckpointer(model, allow_new_head=not trained).load(cfg.MODEL.WEIGHTS)
+    checkpointer = DetrCheckpointer(model, allow_new_head=not trained, frozen_weights=cfg.MODEL.DETR.FROZEN_WEIGHTS)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return model
-
-
-def explain_panoptic(model: PublishedModel) -> str:
-    """What to say to those who ask for a model with masks."""
-    return (
-        f"The published model {model.name!r} finds masks, which this version of detr_d2 does not. Its box part loads: "
-        f"take the config {model.config} with MODEL.WEIGHTS detr://{model.name} MODEL.DETR.NUM_CLASSES 250; its "
-        "classes are COCO's panoptic category ids."
-    )
 
 
 def _config_folder() -> Path:

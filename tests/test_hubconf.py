@@ -1,6 +1,11 @@
+import io
+
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detr.models.segmentation import PostProcessPanoptic
+from PIL import Image
 
 from detr_d2 import Detr, UserError, model_zoo
 from detr_d2.postprocess import box_instances
@@ -12,6 +17,18 @@ BOX = {
     "detr_resnet101": "detr-r101",
     "detr_resnet101_dc5": "detr-r101-dc5",
 }
+PANOPTIC = {
+    "detr_resnet50_panoptic": "detr-r50-panoptic",
+    "detr_resnet50_dc5_panoptic": "detr-r50-dc5-panoptic",
+    "detr_resnet101_panoptic": "detr-r101-panoptic",
+}
+MASKS = (
+    *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_OBJECT_QUERIES", 20),
+    *("MODEL.DETR.FROZEN_WEIGHTS", "nowhere.pth", "MODEL.DETR.NUM_CLASSES", 133),
+    # As the original merges.
+    *("MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL", False),
+)
 
 
 @pytest.fixture
@@ -52,7 +69,65 @@ def test_pretrained(load, monkeypatch, make_cfg, make_original, tmp_path, name):
         load(name, pretrained=True, num_classes=7)
 
 
-@pytest.mark.parametrize("name", ["detr_resnet50_panoptic", "detr_resnet50_dc5_panoptic", "detr_resnet101_panoptic"])
-def test_panoptic_models_say_what_can_be_had(load, name):
-    with pytest.raises(UserError, match=r"finds masks, which this version of detr_d2 does not.*detr://"):
-        load(name, pretrained=True, threshold=0.8)
+@pytest.fixture
+def published_panoptic(monkeypatch, make_cfg, make_original_segmentation, tmp_path):
+    """The original's panoptic model, of 250 classes, in a file that stands for the published one of any name."""
+    cfg = make_cfg(*MASKS)
+    original = make_original_segmentation(cfg, num_classes=250)
+    with torch.no_grad():
+        # So that the queries are of many classes, and some are confident.
+        original.detr.class_embed.weight.normal_(0, 0.5)
+        original.detr.query_embed.weight.normal_(0, 3)
+    torch.save({"model": original.state_dict()}, tmp_path / "published.pth")
+    asked = []
+
+    def get_config(name: str, trained: bool) -> CfgNode:
+        asked.append((name, trained))
+        cfg.MODEL.WEIGHTS = str(tmp_path / "published.pth") if trained else ""
+        return cfg.clone()
+
+    monkeypatch.setattr(model_zoo, "get_config", get_config)
+    return original, cfg, asked
+
+
+@pytest.mark.parametrize("name", PANOPTIC)
+def test_panoptic_results_are_the_originals(load, published_panoptic, make_inputs, original_batch, name):
+    """With the original's arguments, and the post-processor that its entry points return."""
+    original, cfg, asked = published_panoptic
+    model, postprocessor = load(name, pretrained=True, threshold=0.05, return_postprocessor=True)
+    assert asked == [(PANOPTIC[name], True)]
+    assert not model.training
+    assert all(x.requires_grad for x in model.detr.transformer.parameters())
+    size = (72, 100)
+    (inputs,) = make_inputs([size], [0])
+    with torch.no_grad():
+        outputs = original(original_batch([inputs], cfg)[0])
+        expected = PostProcessPanoptic({i: i <= 90 for i in range(250)}, threshold=0.05)(outputs, [size], [size])[0]
+        ids, segments = model([inputs])[0]["panoptic_seg"]
+    picture = np.asarray(Image.open(io.BytesIO(expected["png_string"]))).astype(int) @ [1, 256, 65536]
+    np.testing.assert_array_equal(ids.numpy(), picture + 1)
+    print([(x["category_id"], x["area"], round(x["score"], 3)) for x in segments])
+    found = [(x["isthing"], x["category_id"], x["area"]) for x in segments]
+    assert found == [(x["isthing"], x["category_id"], x["area"]) for x in expected["segments_info"]]
+    assert {x["isthing"] for x in segments} == {True, False}
+    again = postprocessor(
+        outputs["pred_logits"][0],
+        outputs["pred_masks"][0].__getitem__,
+        padded_size=size,
+        image_size=size,
+        output_size=size,
+    )
+    assert torch.equal(again[0], ids)
+
+
+def test_panoptic_classes(load, published_panoptic):
+    """COCO's contiguous classes on request; no download without ``pretrained``."""
+    original, _, asked = published_panoptic
+    model = load("detr_resnet50_panoptic", pretrained=True, num_classes=133)
+    assert torch.equal(model.detr.class_embed.weight[132], original.detr.class_embed.weight[200])
+    assert model.panoptic.is_thing == (True,) * 80 + (False,) * 53
+    assert model.panoptic.score_threshold == 0.85
+    with pytest.raises(UserError, match=r"251 rows.*MODEL\.DETR\.NUM_CLASSES"):
+        load("detr_resnet50_panoptic", pretrained=True, num_classes=7)
+    assert load("detr_resnet101_panoptic", num_classes=100).panoptic.is_thing == (True,) * 91 + (False,) * 9
+    assert asked[-1] == ("detr-r101-panoptic", False)

@@ -37,10 +37,24 @@ def test_untrained_starts_as_the_config_says():
 
 
 @pytest.mark.parametrize("name", PANOPTIC)
-def test_panoptic_models_say_what_can_be_had(name):
-    assert model_zoo.get_checkpoint_url(name) == detr_address(name)
-    with pytest.raises(UserError, match=f"MODEL.WEIGHTS detr://{name} MODEL.DETR.NUM_CLASSES 250"):
-        model_zoo.get(name, trained=True)
+def test_config_of_a_panoptic_model(name, repository):
+    cfg = model_zoo.get_config(name, trained=True)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.DETR.FROZEN_WEIGHTS == ""
+    assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
+    assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
+    assert (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED, cfg.MODEL.DETR.NUM_CLASSES) == (True, True, 133)
+    file = Path(model_zoo.get_config_file(name)).name
+    assert model_zoo.get_checkpoint_url(file) == detr_address(name)
+    # Untrained, the mask head learns over the box model in the same file.
+    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == detr_address(name)
+
+
+def test_figures_are_the_authors():
+    """Box AP, mask AP and PQ of the README of facebookresearch/detr."""
+    found = [(x.box_ap, x.mask_ap, x.pq) for x in model_zoo.PUBLISHED.values()]
+    assert found[:4] == [(42.0, None, None), (43.3, None, None), (43.5, None, None), (44.9, None, None)]
+    assert found[4:] == [(38.8, 31.1, 43.4), (40.2, 31.9, 44.6), (40.1, 33.0, 45.1)]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +68,25 @@ def test_panoptic_models_say_what_can_be_had(name):
 def test_unknown_names(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_get_loads_frozen_weights(make_original_segmentation, make_cfg, monkeypatch, tmp_path):
+    """Of a config for masks: the box model, which the new mask head is trained over."""
+    options = (
+        *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_CLASSES", 133),
+        *("MODEL.DETR.FROZEN_WEIGHTS", str(tmp_path / "panoptic.pth")),
+    )
+    cfg = make_cfg(*options)
+    original = make_original_segmentation(cfg, num_classes=250)
+    torch.save({"model": original.state_dict()}, tmp_path / "panoptic.pth")
+    monkeypatch.setattr(model_zoo, "get_config", lambda *args: cfg)
+    model = model_zoo.get("detr-r50-panoptic", device="cpu")
+    assert torch.equal(model.detr.query_embed.weight, original.detr.query_embed.weight)
+    assert torch.equal(model.detr.class_embed.weight[132], original.detr.class_embed.weight[200])
+    assert not torch.equal(model.detr.mask_head.lay1.weight, original.mask_head.lay1.weight)
+    trained = {name.split(".")[1] for name, x in model.named_parameters() if x.requires_grad}
+    assert trained == {"bbox_attention", "mask_head"}
 
 
 def test_get_builds_and_loads(make_original, make_cfg, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from detr_d2.data.shapes.generation import IMAGES, INSTANCES, PANOPTIC, PANOPTIC
 from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
 
 # Part of the cache's folder names: another number whenever equal specs would draw other images.
-_VERSION = 1
+_VERSION = 2
 
 # What the package registers.
 SPLITS = {

@@ -11,7 +11,7 @@ from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
 from detr_d2.data.shapes.textures import paint, smooth_noise
 
 _SHARE_EMPTY = 0.05
-_LARGEST_OBJECT = 0.55
+_LARGEST_OBJECT = 0.6
 _MOST_TRIES = 12
 # Less than this is nothing that one could recognise.
 _LEAST_PIXELS = 24
@@ -69,8 +69,7 @@ def _draw_background(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray,
 
 def _draw_outline(rng: Generator, spec: ShapesSpec, size: tuple[int, int], thing: int) -> tuple[np.ndarray, float]:
     """Where a new thing lies, and how many pixels it would have if the image didn't end."""
-    low, high = np.log(spec.smallest_object), np.log(_LARGEST_OBJECT)
-    diameter = min(size) * np.exp(rng.uniform(low, high))
+    diameter = min(size) * rng.uniform(spec.smallest_object, _LARGEST_OBJECT)
     centre = (rng.uniform(0, size[1]), rng.uniform(0, size[0]))
     angle = rng.uniform(-spec.largest_turn, spec.largest_turn)
     return draw(THING_CLASSES[thing], size, centre, diameter, angle)

@@ -43,7 +43,7 @@ class ShapesSpec:
 
     @property
     def smallest_object(self) -> float:
-        """Diameter relative to the image's shorter side; the largest is a little over half of that side."""
+        """Diameter relative to the image's shorter side; up to 0.6, all are equally likely."""
         return 0.16 - 0.1 * self.difficulty
 
     @property
