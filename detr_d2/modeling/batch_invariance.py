@@ -103,20 +103,31 @@ class _Inside:
         self._masks: dict[Size, Tensor] = {}
 
     def of(self, x: Tensor) -> Tensor:
+        """``x``, changed in place unless somebody may still need it as it is."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return x * self._mask(x)
+        for one, (height, width) in zip(x, self._sizes(x), strict=True):
+            one[:, height:] = 0
+            one[:, :height, width:] = 0
+        return x
+
+    def _sizes(self, x: Tensor) -> list[Size]:
+        """Of the images, in the features of ``x``."""
+        stride = 1
+        while any(-(-a // stride) > b for a, b in zip(self.padded_size, x.shape[-2:], strict=True)):
+            stride *= 2
+        return [(-(-height // stride), -(-width // stride)) for height, width in self.image_sizes]
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) 1 in the images, 0 beyond."""
         size = tuple(x.shape[-2:])
         if size not in self._masks:
-            self._masks[size] = self._mask(size).to(x.device, x.dtype, non_blocking=True)
-        return x * self._masks[size].to(x.dtype)
-
-    def _mask(self, size: Size) -> Tensor:
-        stride = 1
-        while any(-(-pixels // stride) > features for pixels, features in zip(self.padded_size, size, strict=True)):
-            stride *= 2
-        rows, columns = (
-            torch.arange(size[axis]) < torch.tensor([[-(-x[axis] // stride)] for x in self.image_sizes])
-            for axis in (0, 1)
-        )
-        return (rows[:, :, None] & columns[:, None])[:, None]
+            rows, columns = (
+                torch.arange(size[i]) < torch.tensor(own)[:, None]
+                for i, own in enumerate(zip(*self._sizes(x), strict=True))
+            )
+            self._masks[size] = (rows[:, :, None] & columns[:, None])[:, None].to(x.device, x.dtype, non_blocking=True)
+        return self._masks[size].to(x.dtype)
 
 
 class EachAlone:
