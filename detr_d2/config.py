@@ -136,6 +136,9 @@ def add_detr_config(cfg: CN) -> None:
     # Learning rate of the backbone relative to SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
 
+    # Images that are evaluated together, sorted by shape so that little is padded.
+    cfg.TEST.BATCH_SIZE = 1
+
     # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
 
@@ -177,6 +180,8 @@ def check_detr_config(cfg: CN) -> None:
         raise UserError(f"MODEL.DETR.MASK.THRESHOLD is {detr.MASK.THRESHOLD}: set a probability between 0 and 1.")
     if detr.MASK.CHUNK is not None and detr.MASK.CHUNK < 1:
         raise UserError(f"MODEL.DETR.MASK.CHUNK is {detr.MASK.CHUNK}: set 1 or more, or None.")
+    if cfg.TEST.BATCH_SIZE < 1:
+        raise UserError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: set 1 or more.")
     if not 0 <= detr.TEST.SCORE_THRESHOLD <= 1:
         raise UserError(f"MODEL.DETR.TEST.SCORE_THRESHOLD is {detr.TEST.SCORE_THRESHOLD}: set a score from 0 to 1.")
     _check_panoptic(cfg)

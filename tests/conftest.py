@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
@@ -79,6 +80,22 @@ def make_model(make_cfg):
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def catalog():
+    """Registers datasets for one test: ``catalog(name, records, thing_classes=[…])``."""
+    names = []
+
+    def register(name, records, **metadata):
+        names.append(name)
+        DatasetCatalog.register(name, lambda: records)
+        return MetadataCatalog.get(name).set(**metadata)
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

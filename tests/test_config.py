@@ -63,6 +63,7 @@ def test_the_recipe(repository):
         ("MODEL.DETR.MASK.THRESHOLD", 1.0),
         ("MODEL.DETR.MASK.CHUNK", 0),
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
+        ("TEST.BATCH_SIZE", 0),
     ],
 )
 def test_refused_values_name_their_key(make_cfg, key, value):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from detr_d2.data import DetrDatasetMapper
+from detr_d2.engine import Trainer
 
 # As datasets/coco.py of the original for "val", with a smaller size.
 SIZE, MAX_SIZE = 320, 500
@@ -79,3 +80,29 @@ def test_default_predictor_with_an_original_checkpoint(pair, records, tmp_path):
     assert_same_detections(instances, expected)
     drawn = Visualizer(np.asarray(image)).draw_instance_predictions(instances)
     assert not np.array_equal(drawn.get_image(), np.asarray(image))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_several_images(make_cfg, make_model, catalog, records, workers):
+    """Edge case C33: the same detections, and images of like shapes together."""
+    catalog("photos", [{**x, "image_id": i} for i, x in enumerate(records[::-1])], thing_classes=list("abcde"))
+    model = make_model(*OPTIONS)
+
+    def evaluate(batch_size):
+        cfg = make_cfg(*OPTIONS, "TEST.BATCH_SIZE", batch_size, "DATALOADER.NUM_WORKERS", workers)
+        shapes, found = [], {}
+        for batch in Trainer.build_test_loader(cfg, "photos"):
+            assert len(batch) <= batch_size
+            shapes += [x["height"] / x["width"] for x in batch]
+            with torch.no_grad():
+                results = model(batch)
+            found.update((x["image_id"], y["instances"]) for x, y in zip(batch, results, strict=True))
+        return shapes, found
+
+    shapes, expected = evaluate(1)
+    assert shapes == [x["height"] / x["width"] for x in records[::-1]]
+    shapes, found = evaluate(3)
+    assert shapes == sorted(shapes) and len(shapes) == len(records)
+    for image, instances in expected.items():
+        assert_close(found[image].scores, instances.scores, atol=1e-4, rtol=0)
+        assert_close(found[image].pred_boxes.tensor, instances.pred_boxes.tensor, atol=0.05, rtol=1e-4)

@@ -1,7 +1,7 @@
 """Data: images and annotations in, what the model takes out; and the checks before training."""
 
 from detr_d2.data.checks.dataset_checks import check_datasets
-from detr_d2.data.loading import load_training_records
+from detr_d2.data.loading import load_test_records, load_training_records
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.data.memorizing import memorizing_config
 from detr_d2.data.own_data import register_coco_dataset
@@ -12,6 +12,7 @@ __all__ = [
     "DetrDatasetMapper",
     "ShapesSpec",
     "check_datasets",
+    "load_test_records",
     "load_training_records",
     "memorizing_config",
     "register_coco_dataset",

@@ -1,4 +1,4 @@
-"""Loading the training datasets."""
+"""Loading the datasets of training and evaluation."""
 
 from collections.abc import Sequence
 
@@ -29,4 +29,13 @@ def load_training_records(cfg: CfgNode) -> Sequence[dict]:
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     if classes is not None:
         print_instances_class_histogram(objects, classes)
+    return records
+
+
+def load_test_records(dataset_name: str, batch_size: int) -> Sequence[dict]:
+    """The records of a dataset to evaluate on; for batches of several images, those of one shape side by side."""
+    records = get_detection_dataset_dicts(dataset_name, filter_empty=False, check_consistency=False)
+    if batch_size > 1 and isinstance(records, list) and all("height" in x and "width" in x for x in records):
+        # Images are resized to one shortest side: what is left to differ is their shape.
+        return sorted(records, key=lambda x: x["height"] / x["width"])
     return records

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
-from detr_d2.data import DetrDatasetMapper, check_datasets, load_training_records
+from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import build_evaluator
@@ -84,7 +84,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(
+            load_test_records(dataset_name, cfg.TEST.BATCH_SIZE),
+            mapper=DetrDatasetMapper(cfg, is_train=False),
+            batch_size=cfg.TEST.BATCH_SIZE,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

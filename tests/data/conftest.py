@@ -58,22 +58,6 @@ def make_annotation():
 
 
 @pytest.fixture
-def catalog():
-    """Registers datasets for one test: ``catalog(name, records, thing_classes=[…])``."""
-    names = []
-
-    def register(name, records, **metadata):
-        names.append(name)
-        DatasetCatalog.register(name, lambda: records)
-        return MetadataCatalog.get(name).set(**metadata)
-
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.fixture
 def coco_catalog(tmp_path, make_image):
     """Registers COCO files for one test: ``coco_catalog(name, category_ids, annotations)``.
 
