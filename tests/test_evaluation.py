@@ -102,7 +102,8 @@ def test_batches_of_several_images(make_cfg, make_model, catalog, records, worke
     shapes, expected = evaluate(1)
     assert shapes == [x["height"] / x["width"] for x in records[::-1]]
     shapes, found = evaluate(3)
-    assert shapes == sorted(shapes) and len(shapes) == len(records)
+    assert shapes == sorted(shapes)
+    assert len(shapes) == len(records)
     for image, instances in expected.items():
         assert_close(found[image].scores, instances.scores, atol=1e-4, rtol=0)
         assert_close(found[image].pred_boxes.tensor, instances.pred_boxes.tensor, atol=0.05, rtol=1e-4)
