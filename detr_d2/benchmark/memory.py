@@ -1,0 +1,51 @@
+"""How much memory work takes, measured in a process of its own."""
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detr_d2.benchmark.timing import synchronize
+from detr_d2.errors import UserError
+
+_STATUS = Path("/proc/self/status")
+
+
+def added_memory(run: Callable[[], Any]) -> float:
+    """MiB that this process, or the GPU where one is in use, holds at the peak of ``run`` more than before it.
+
+    Raises:
+        UserError: not on Linux.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not _STATUS.exists():
+        raise UserError("Memory is measured on Linux only: leave out --memory.")
+    # Forget the peak so far. Not getrusage, which counts what the parent process had, too.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmRSS")
+    run()
+    return (_kilobytes("VmHWM") - before) / 1024
+
+
+def _kilobytes(name: str) -> int:
+    return int(re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())[1])
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of ``function``, which can be imported by name, in a fresh process with as many threads."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+
+
+def _with_threads(threads: int, function: Callable[..., Any], arguments: tuple) -> Any:
+    torch.set_num_threads(threads)
+    return function(*arguments)

@@ -1,0 +1,146 @@
+"""A training step: forward, losses, backward, clipping, optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from detr_d2.benchmark import original
+from detr_d2.benchmark.comparison import Contestant
+from detr_d2.benchmark.inputs import random_batch
+from detr_d2.benchmark.models import (
+    PRECISIONS,
+    autocast,
+    build_original,
+    build_ours,
+    build_transformers,
+    make_config,
+)
+from detr_d2.benchmark.timing import Runner
+from detr_d2.engine import build_optimizer
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+"""Of the losses, relative."""
+VARIANTS = {
+    f"{library}{suffix}": (library, precision)
+    for library in ("python-detr", "transformers", "ours")
+    for suffix, precision in PRECISIONS.items()
+    if precision in TOLERANCES
+}
+"""By name: python-detr, python-detr-bf16, …: the library and the precision of autocast."""
+# How much smaller every second image is than the first, so that batches are padded, as they are in training.
+_SMALLER = 0.95
+_CHECKED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step with random images, every second one a little smaller than the first."""
+
+    names: tuple[str, ...]
+    model: str = "box"
+    size: tuple[int, int] = (640, 850)
+    batch: int = 2
+    objects: int = 7
+    device: str = "cpu"
+    options: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        size = f"{self.size[0]} x {self.size[1]}"
+        return f"training step: {self.model}, {size}, batch {self.batch}, {self.objects} objects an image"
+
+    @property
+    def images(self) -> int:
+        return self.batch
+
+    def without_chance(self) -> "Training":
+        """Without dropout."""
+        return replace(self, options=(*self.options, "MODEL.DETR.DROPOUT", "0.0"))
+
+    def build(self, name: str) -> Contestant:
+        library, precision = VARIANTS[name]
+        cfg = make_config(self.model, self.options, self.device)
+        height, width = self.size
+        sizes = [(height, width), (int(_SMALLER * height), int(_SMALLER * width))]
+        sizes = [sizes[i % 2] for i in range(self.batch)]
+        batch = random_batch(sizes, cfg.MODEL.DETR.NUM_CLASSES, self.objects, masks=cfg.MODEL.MASK_ON)
+        step = _LIBRARIES[library](cfg, batch, precision)
+
+        def outputs() -> dict[str, Tensor]:
+            losses = torch.tensor([step() for _ in range(_CHECKED_STEPS)], dtype=torch.float64)
+            # Of logarithms a small difference is the relative one.
+            return {f"logarithms of the losses of {_CHECKED_STEPS} steps": losses.log()}
+
+        return Contestant(Runner(step), outputs, TOLERANCES[precision])
+
+
+def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    model = build_ours(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+
+    def step() -> float:
+        with autocast(cfg, precision):
+            loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _python_detr(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    model = build_original(cfg).train()
+    criterion = original.build_criterion(cfg).to(cfg.MODEL.DEVICE)
+
+    def compute_loss() -> Tensor:
+        samples, targets = original.samples(batch, cfg), original.targets(batch, cfg.MODEL.DEVICE)
+        with autocast(cfg, precision):
+            outputs = model(samples)
+        losses = criterion(original.to_float32(outputs), targets)
+        return sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+
+    return _their_step(cfg, model, compute_loss)
+
+
+def _transformers(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    model = build_transformers(cfg).train()
+
+    def compute_loss() -> Tensor:
+        samples = original.samples(batch, cfg)
+        labels = [{"class_labels": x["labels"], "boxes": x["boxes"]} for x in original.targets(batch, cfg.MODEL.DEVICE)]
+        with autocast(cfg, precision):
+            return model(pixel_values=samples.tensors, pixel_mask=(~samples.mask).long(), labels=labels).loss
+
+    return _their_step(cfg, model, compute_loss)
+
+
+def _their_step(cfg: CfgNode, model: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], float]:
+    """As the original's training loop does it."""
+    solver = cfg.SOLVER
+    trained = {name: x for name, x in model.named_parameters() if x.requires_grad}
+    groups = [
+        {"params": [x for name, x in trained.items() if "backbone" not in name]},
+        {
+            "params": [x for name, x in trained.items() if "backbone" in name],
+            "lr": solver.BASE_LR * solver.BACKBONE_MULTIPLIER,
+        },
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+
+    def step() -> float:
+        loss = compute_loss()
+        value = loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), solver.CLIP_GRADIENTS.CLIP_VALUE)
+        optimizer.step()
+        return value
+
+    return step
+
+
+_LIBRARIES = {"ours": _ours, "python-detr": _python_detr, "transformers": _transformers}
