@@ -6,8 +6,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pycocotools.mask
 import pytest
 import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from detr_d2 import model_zoo
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -29,10 +35,12 @@ SMALL = {
 
 @pytest.fixture
 def train_net(repository, tmp_path):
-    """A function that runs train_net.py with the COCO config cut down to a small model on small images."""
+    """A function that runs train_net.py with a config of COCO cut down to a small model on small images."""
 
-    def run(*flags: str, datasets: str, **options: str) -> subprocess.CompletedProcess:
-        config = repository / "configs" / "detr_256_6_6_torchvision.yaml"
+    def run(
+        *flags: str, datasets: str, name: str = "detr_256_6_6_torchvision", **options: str
+    ) -> subprocess.CompletedProcess:
+        config = repository / "configs" / f"{name}.yaml"
         keys = {name.replace("__", "."): value for name, value in options.items()}
         merged = {**SMALL, "OUTPUT_DIR": str(tmp_path / "output"), **keys}
         pairs = [word for pair in merged.items() for word in pair]
@@ -80,6 +88,55 @@ def test_trains_resumes_and_evaluates(train_net, real_data, tmp_path):
     assert len(results) == 50 * 100
     # COCO's own category ids, not the contiguous ones.
     assert {x["category_id"] for x in results} <= set(range(1, 91))
+    evaluation = json.loads((output / "inference" / "coco_2017_val" / "evaluation.json").read_text())
+    assert evaluation["classes"][0]["name"] == "person"
+
+
+@pytest.fixture
+def panoptic_coco(real_data, tmp_path):
+    """COCO's two panoptic examples, laid out as COCO is, with their things as instances."""
+    examples, coco = real_data / "coco_panoptic", tmp_path / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    (coco / "val2017").symlink_to(examples / "input_images")
+    (coco / "panoptic_val2017").symlink_to(examples / "panoptic_examples")
+    (coco / "annotations" / "panoptic_val2017.json").symlink_to(examples / "panoptic_examples.json")
+    content = json.loads((examples / "panoptic_examples.json").read_text())
+    things = [x for x in content["categories"] if x["isthing"]]
+    instances = []
+    for annotation in content["annotations"]:
+        picture = np.asarray(Image.open(examples / "panoptic_examples" / annotation["file_name"])).astype(int)
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] in {x["id"] for x in things}:
+                mask = picture @ [1, 256, 65536] == segment["id"]
+                rle = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+                rle["counts"] = rle["counts"].decode()
+                instances.append({**segment, "id": len(instances), "image_id": annotation["image_id"]})
+                instances[-1]["segmentation"] = rle
+    instances = {"images": content["images"], "annotations": instances, "categories": things}
+    (coco / "annotations" / "instances_val2017.json").write_text(json.dumps(instances))
+    return tmp_path
+
+
+def test_evaluates_boxes_masks_and_segments(train_net, panoptic_coco, repository, tmp_path):
+    """One run gives box AP, mask AP and PQ, where the dataset has instances beside its segments."""
+    name = "detr_segm_256_6_6_torchvision_panoptic"
+    cfg = model_zoo.get_config(name)
+    cfg.merge_from_list([x for pair in {**SMALL, "MODEL.DETR.FROZEN_WEIGHTS": ""}.items() for x in pair])
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    # Whatever is most probable counts.
+    options = {"MODEL__WEIGHTS": str(tmp_path / "model.pth"), "MODEL__DETR__PANOPTIC__SCORE_THRESHOLD": "0"}
+    result = train_net("--eval-only", datasets=panoptic_coco, name=name, **options)
+    assert result.returncode == 0, result.stderr
+    tasks = re.findall(r"copypaste: Task: (\w+)", result.stdout)
+    assert tasks == ["bbox", "segm", "panoptic_seg"]
+    assert re.search(r"\| things +\| +\d+\.\d\d", result.stdout)
+    folder = tmp_path / "output" / "inference" / "coco_2017_val_panoptic"
+    for part in ("", "segm"):
+        classes = json.loads((folder / part / "evaluation.json").read_text())["classes"]
+        assert [x["name"] for x in classes if x["objects"]] == ["person", "truck", "horse", "sports ball"]
+    written = json.loads((folder / "panoptic" / "predictions.json").read_text())
+    assert [x["image_id"] for x in written["annotations"]] == [142238, 439180]
 
 
 @pytest.mark.slow

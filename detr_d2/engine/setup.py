@@ -37,7 +37,7 @@ def load_config(config_file: str, options: list[str]) -> CfgNode:
     if len(options) % 2:
         raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        _merge(cfg, cfg.merge_from_list, [key, value], source=f"option {key} {value}")
+        _merge(cfg, cfg.merge_from_list, [key, _as_float(cfg, key, value)], source=f"option {key} {value}")
     return cfg
 
 
@@ -102,6 +102,14 @@ def _merge(cfg: CfgNode, merge, values, source: str) -> None:
         if type(e).__module__.startswith("yaml"):
             raise UserError(f"In {source}: not valid YAML: {e}") from e
         raise
+
+
+def _as_float(cfg: CfgNode, key: str, value: str) -> str:
+    """Detectron2 refuses a whole number, "1", where a key takes a fraction."""
+    held = cfg
+    for name in key.split("."):
+        held = held.get(name) if isinstance(held, CfgNode) else None
+    return f"{value}.0" if isinstance(held, float) and re.fullmatch(r"[+-]?\d+", value) else value
 
 
 def _explain(cfg: CfgNode, message: str) -> str:

@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.evaluation.analysis import Evaluation, analyze
+from detr_d2.evaluation.analysis import Evaluation, OperatingPoint, analyze
 from detr_d2.evaluation.coco import evaluate_results, has_objects
 from detr_d2.evaluation.files import FILES, remove_evaluation, write_evaluation
 
@@ -74,15 +74,21 @@ class DetrCOCOEvaluator(COCOEvaluator):
         evaluation = self.evaluations[iou_type] = analyze(coco_eval)
         folder = self._task_folder(iou_type)
         write_evaluation(evaluation, folder)
-        best = evaluation.overall.best
-        logger.info(
-            "%s: best F1 %.1f at score %.2f (precision %.1f, recall %.1f). By class: %s in %s",
-            *(iou_type, best.f1, best.threshold, best.precision, best.recall, ", ".join(FILES), folder),
-        )
+        best = _describe(evaluation.overall.best)
+        logger.info("%s: %s. By class: %s in %s", iou_type, best, ", ".join(FILES), folder)
         return results
 
     def _task_folder(self, task: str) -> str:
         return self.folder if task == "bbox" else os.path.join(self.folder, task)
+
+
+def _describe(best: OperatingPoint) -> str:
+    if not best.f1 > 0:
+        return "no detection matches an object"
+    return (
+        f"best F1 {best.f1:.1f} at score {best.threshold:.2f} "
+        f"(precision {best.precision:.1f}, recall {best.recall:.1f})"
+    )
 
 
 def _first_classes(instances: Instances, count: int) -> Instances:

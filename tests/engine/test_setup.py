@@ -36,6 +36,13 @@ def test_bad_files(tmp_path, text, message):
     assert str(file) in str(error.value)
 
 
+def test_whole_numbers_will_do_for_fractions():
+    options = ["MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", "0", "SOLVER.BASE_LR", "1", "SOLVER.MAX_ITER", "7"]
+    cfg = load_config("", options)
+    assert (cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.0, 1.0, 7)
+    assert [type(x) for x in (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER)] == [float, int]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -99,11 +99,13 @@ def test_without_annotations_there_is_a_message_and_no_ap(register, random_case,
     assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == len(results)
 
 
-def test_nothing_detected_is_an_ap_of_zero(register, random_case, tmp_path):
+def test_nothing_detected_is_an_ap_of_zero(register, random_case, tmp_path, caplog):
     """Detectron2 gives NaN, which no curve shows and no later AP is better than."""
     content, _ = random_case(0)
     name = register(content)
-    metrics = run(DetrCOCOEvaluator(name, str(tmp_path)), content, [])["bbox"]
+    with caplog.at_level(logging.INFO, "detr_d2"):
+        metrics = run(DetrCOCOEvaluator(name, str(tmp_path)), content, [])["bbox"]
+    assert "bbox: no detection matches an object" in caplog.text
     assert (metrics["AP"], metrics["AP50"], metrics["AP-cat"]) == (0, 0, 0)
     assert math.isnan(metrics["AP-never seen"])
     assert (tmp_path / name / "per_class.csv").is_file()
