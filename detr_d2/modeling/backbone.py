@@ -42,7 +42,8 @@ class MaskedBackbone(nn.Module):
             invariant_training: the same in training.
         """
         super().__init__()
-        self.backbone = backbone
+        # Channels last: what convolutions take without reordering.
+        self.backbone = backbone.to(memory_format=torch.channels_last)
         shapes = backbone.output_shape()
         # In dilated ResNets two levels have one stride, and the deeper one more channels; in a ViT all are alike, and
         # the last is the deepest.
@@ -57,7 +58,8 @@ class MaskedBackbone(nn.Module):
 
     def forward(self, images: ImageList) -> Features:
         extract = self._invariant if self._is_invariant[self.training] and _is_padded(images) else self._whole_batch
-        levels, frames, level_frames = extract(images)
+        pixels = images.tensor.contiguous(memory_format=torch.channels_last)
+        levels, frames, level_frames = extract(ImageList(pixels, images.image_sizes))
         features = levels[self.level]
         sizes = torch.tensor([(width, height) for height, width in images.image_sizes], dtype=torch.float32)
         return Features(
