@@ -1,18 +1,39 @@
 """Datasets that are given as files on the command line instead of by registered names."""
 
 import argparse
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data import register_coco_dataset
+from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
 from detr_d2.errors import UserError
 
 TRAIN, VAL = "own_train", "own_val"
 """The names that the datasets are registered with."""
 
 _NUM_CLASSES = "MODEL.DETR.NUM_CLASSES"
+_NUM_THINGS = "MODEL.DETR.PANOPTIC.NUM_THINGS"
 _MAX_NAMES_SHOWN = 10
+
+
+class _Files(NamedTuple):
+    """Of one part, training or validation."""
+
+    json: str
+    images: str
+    panoptic: str | None
+    """The folder of panoptic maps; None: ``json`` is in the format of instances."""
+
+    def register(self, name: str) -> list[str]:
+        """Returns the names of the classes."""
+        if self.panoptic:
+            return register_coco_panoptic_dataset(name, self.json, self.panoptic, self.images)
+        return register_coco_dataset(name, self.json, self.images)
+
+    def __str__(self) -> str:
+        maps = f" and panoptic maps in {self.panoptic}" if self.panoptic else ""
+        return f"{self.json} with images in {self.images}{maps}"
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -26,14 +47,21 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     group.add_argument("--train-images", metavar="DIR", help="the folder of their images")
     group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on; without, nothing is evaluated")
     group.add_argument("--val-images", metavar="DIR", help="the folder of their images")
+    for part in ("train", "val"):
+        group.add_argument(
+            f"--{part}-panoptic",
+            metavar="DIR",
+            help=f"the folder of the PNGs, if --{part}-json is in COCO's panoptic format (docs/PANOPTIC.md)",
+        )
     return parser
 
 
 def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Register the files that ``args`` names, and let ``cfg`` train and evaluate on them.
 
-    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and ``MODEL.DETR.NUM_CLASSES`` unless ``args.opts`` does. Has to run
-    in every process. Does nothing for a parser without the flags of :func:`add_data_arguments`.
+    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
+    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing for a parser
+    without the flags of :func:`add_data_arguments`.
 
     Returns:
         What was set, for the log.
@@ -41,7 +69,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: a flag lacks its other half, or the files can't be used.
     """
-    train, val = _pair(args, "train"), _pair(args, "val")
+    train, val = _files(args, "train"), _files(args, "val")
     if not (train or val):
         _check_given(cfg, args)
         return []
@@ -50,29 +78,31 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         raise UserError("--eval-only evaluates on --val-json and --val-images: give them.")
     if not eval_only and not train:
         raise UserError("--val-json is only evaluated on: give --train-json and --train-images too, or --eval-only.")
-    classes = {name: register_coco_dataset(name, *pair) for name, pair in ((VAL, val), (TRAIN, train)) if pair}
+    if train and val and bool(train.panoptic) != bool(val.panoptic):
+        raise UserError("--train-panoptic and --val-panoptic go together: give both, or neither.")
+    files = {name: part for name, part in ((VAL, val), (TRAIN, train)) if part}
+    classes = {name: part.register(name) for name, part in files.items()}
     cfg.DATASETS.TRAIN = (TRAIN,) if train else ()
     cfg.DATASETS.TEST = (VAL,) if val else ()
+    name = TRAIN if train else VAL
     return [
-        *(f"Dataset {name!r} is {file} with images in {folder}." for name, (file, folder) in _named(train, val)),
-        *_set_num_classes(cfg, args, classes[TRAIN if train else VAL], (train or val)[0]),
+        *(f"Dataset {name!r} is {part}." for name, part in files.items()),
+        *_set_num_classes(cfg, args, classes[name], files[name].json),
+        *(_set_num_things(cfg, args, name) if files[name].panoptic else []),
         *([] if val else ["There is no --val-json: nothing is evaluated."]),
     ]
 
 
-def _named(train: tuple[str, str] | None, val: tuple[str, str] | None) -> list[tuple[str, tuple[str, str]]]:
-    return [(name, pair) for name, pair in ((TRAIN, train), (VAL, val)) if pair]
-
-
-def _pair(args: argparse.Namespace, part: str) -> tuple[str, str] | None:
-    """The annotations and the image folder of one part, or None."""
-    file, folder = getattr(args, f"{part}_json", None), getattr(args, f"{part}_images", None)
-    if not (file or folder):
+def _files(args: argparse.Namespace, part: str) -> _Files | None:
+    """Of one part; None if none are given."""
+    json, images, panoptic = (getattr(args, f"{part}_{x}", None) for x in ("json", "images", "panoptic"))
+    if not (json or images or panoptic):
         return None
-    if not file or not folder:
-        given, missing = ("images", "json") if folder else ("json", "images")
+    if not json or not images:
+        given = "json" if json else "images" if images else "panoptic"
+        missing = "images" if json else "json"
         raise UserError(f"--{part}-{given} goes with --{part}-{missing}, which is missing: give both.")
-    return file, folder
+    return _Files(json, images, panoptic)
 
 
 def _check_given(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -99,3 +129,12 @@ def _set_num_classes(cfg: CfgNode, args: argparse.Namespace, classes: list[str],
     cfg.MODEL.DETR.NUM_CLASSES = len(classes)
     more = ", …" if len(classes) > _MAX_NAMES_SHOWN else ""
     return [f"{_NUM_CLASSES} {len(classes)}, from {file}: {', '.join(classes[:_MAX_NAMES_SHOWN])}{more}."]
+
+
+def _set_num_things(cfg: CfgNode, args: argparse.Namespace, dataset: str) -> list[str]:
+    # So that the config says it also where the dataset is not registered: in prediction.
+    if _NUM_THINGS in (args.opts or [])[::2]:
+        return []
+    things = len(MetadataCatalog.get(dataset).thing_dataset_id_to_contiguous_id)
+    cfg.MODEL.DETR.PANOPTIC.NUM_THINGS = things
+    return [f"{_NUM_THINGS} {things}: the first classes are things, the others stuff."]

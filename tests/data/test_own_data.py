@@ -108,6 +108,12 @@ def test_via_files_are_told(name, real_data, file):
         register_coco_dataset(name, real_data / "via" / file, real_data)
 
 
+def test_panoptic_files_are_told(name, real_data):
+    folder = real_data / "coco_panoptic"
+    with pytest.raises(UserError, match=r"panoptic_examples\.json is in COCO's panoptic format.*--train-panoptic"):
+        register_coco_dataset(name, folder / "panoptic_examples.json", folder / "input_images")
+
+
 def test_the_keys_of_other_files_are_told(name, tmp_path):
     (tmp_path / "other.json").write_text('{"license": 1, "image": []}')
     with pytest.raises(UserError, match=r"no list 'images'.*its keys are license, image\."):

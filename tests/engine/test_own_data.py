@@ -1,9 +1,11 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from detr_d2 import add_detr_config
 from detr_d2.data import check_datasets
@@ -76,6 +78,45 @@ def test_evaluation_alone(paths):
     assert "MODEL.DETR.NUM_CLASSES 2, from val.json: cat, dog." in messages
 
 
+@pytest.fixture
+def panoptic_paths(paths):
+    """panoptic.json of two things and a kind of stuff, and the folder maps."""
+    (paths / "maps").mkdir()
+    for name in ("images/a.jpg", "maps/a.png"):
+        Image.fromarray(np.full((40, 60, 3), (5, 0, 0), dtype=np.uint8)).save(paths / name)
+    segment = {"id": 5, "category_id": 1, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 0}
+    categories = [("sky", 1, 0), ("cat", 7, 1), ("dog", 3, 1)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
+        "categories": [{"id": i, "name": name, "isthing": isthing} for name, i, isthing in categories],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [segment]}],
+    }
+    (paths / "panoptic.json").write_text(json.dumps(content))
+    return paths
+
+
+PANOPTIC_FLAGS = ("--train-json", "panoptic.json", "--train-images", "images", "--train-panoptic", "maps")
+PANOPTIC_VAL_FLAGS = ("--val-json", "panoptic.json", "--val-images", "images", "--val-panoptic", "maps")
+
+
+def test_panoptic_data(panoptic_paths):
+    """The config says how many classes are things, so that a model predicts where the dataset is not registered."""
+    cfg, messages = use(*PANOPTIC_FLAGS, *PANOPTIC_VAL_FLAGS)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((TRAIN,), (VAL,))
+    assert (cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.PANOPTIC.NUM_THINGS) == (3, 2)
+    assert "MODEL.DETR.NUM_CLASSES 3, from panoptic.json: dog, cat, sky." in messages
+    assert "MODEL.DETR.PANOPTIC.NUM_THINGS 2: the first classes are things, the others stuff." in messages
+    assert "Dataset 'own_val' is panoptic.json with images in images and panoptic maps in maps." in messages
+    check_datasets(cfg)
+    cfg, messages = use(*PANOPTIC_FLAGS, "MODEL.DETR.PANOPTIC.NUM_THINGS", "1")
+    assert cfg.MODEL.DETR.PANOPTIC.NUM_THINGS == 1
+
+
+def test_panoptic_and_other_data_do_not_mix(panoptic_paths):
+    with pytest.raises(UserError, match="--train-panoptic and --val-panoptic go together"):
+        use(*PANOPTIC_FLAGS, *VAL_FLAGS)
+
+
 def test_without_the_flags_nothing_changes(paths):
     cfg, messages = use()
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
@@ -110,6 +151,8 @@ def test_classes_of_validation_must_be_those_of_training(paths):
     [
         (("--train-json", "train.json"), "--train-json goes with --train-images, which is missing"),
         (("--train-images", "images"), "--train-images goes with --train-json, which is missing"),
+        (("--train-panoptic", "images"), "--train-panoptic goes with --train-json, which is missing"),
+        (PANOPTIC_FLAGS[2:], "--train-images goes with --train-json"),
         ((*TRAIN_FLAGS, "--val-json", "val.json"), "--val-json goes with --val-images"),
         ((*TRAIN_FLAGS, "--val-images", "images"), "--val-images goes with --val-json"),
         (VAL_FLAGS, "give --train-json and --train-images too, or --eval-only"),

@@ -73,6 +73,12 @@ def load_content(json_file: str) -> dict[str, Any]:
             raise UserError(f"{json_file} has no list {key!r}, which COCO's format asks for; its keys are {keys}.")
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
+    if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
+        raise UserError(
+            f"{json_file} is in COCO's panoptic format, where instances are asked for: give train_net.py the folder of "
+            "its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
+            "detr_d2.data.register_coco_panoptic_dataset."
+        )
     return content
 
 

@@ -1,7 +1,7 @@
 """Which classes of a model are things."""
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.panoptic.categories import PanopticCategories, coco_panoptic_categories
 from detr_d2.errors import UserError
@@ -28,7 +28,10 @@ def things_of_model(cfg: CfgNode) -> tuple[bool, ...]:
                 return tuple(categories.is_thing)
     if num_classes == len(coco_panoptic_categories()):
         return tuple(coco_panoptic_categories().is_thing)
+    unknown = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name not in DatasetCatalog]
+    missing = f" ({', '.join(unknown)}: not registered here)" if unknown else ""
     raise UserError(
         f"Which of the MODEL.DETR.NUM_CLASSES {num_classes} classes are things is not known: no panoptic dataset in "
-        "DATASETS has as many. Set MODEL.DETR.PANOPTIC.NUM_THINGS; their rows come first in the class head."
+        f"DATASETS has as many{missing}. Set MODEL.DETR.PANOPTIC.NUM_THINGS to the number of categories with 'isthing' "
+        "1 in the panoptic json that the model learned from; their rows come first in the class head."
     )

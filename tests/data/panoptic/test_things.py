@@ -42,5 +42,5 @@ def test_coco_without_a_dataset(make_cfg):
 
 
 def test_nobody_tells(make_cfg, dataset):
-    with pytest.raises(UserError, match=r"NUM_CLASSES 4 .*NUM_THINGS"):
+    with pytest.raises(UserError, match=r"NUM_CLASSES 4 .*not_registered: not reg.*NUM_THINGS to the number"):
         things(make_cfg, 4, "DATASETS.TEST", (dataset, "not_registered"))
