@@ -21,7 +21,7 @@ from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.writers import FoldedMetricPrinter
-from detr_d2.evaluation import build_evaluator
+from detr_d2.evaluation import build_evaluator, check_evaluation
 
 
 class Trainer(DefaultTrainer):
@@ -37,6 +37,8 @@ class Trainer(DefaultTrainer):
             setup_logger(name="detr_d2")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         check_datasets(cfg)
+        for name in cfg.DATASETS.TEST:
+            check_evaluation(cfg, name)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)

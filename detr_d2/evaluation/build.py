@@ -24,19 +24,32 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     Raises:
         UserError: the dataset has nothing that the model's results can be compared with.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    is_panoptic = bool(metadata.get("panoptic_json"))
+    check_evaluation(cfg, dataset_name)
+    is_panoptic = _is_panoptic(dataset_name)
     evaluators: list[DatasetEvaluator] = []
     if not is_panoptic or _has_instances(dataset_name):
         evaluators.append(DetrCOCOEvaluator(dataset_name, output_dir))
     if is_panoptic and cfg.MODEL.DETR.PANOPTIC.ENABLED:
         evaluators.append(PanopticEvaluator(dataset_name, output_dir))
-    if not evaluators:
-        raise UserError(
-            f"Dataset {dataset_name!r} has panoptic annotations only, and the model gives boxes: set "
-            "MODEL.DETR.PANOPTIC.ENABLED True (with MODEL.MASK_ON True), or give the dataset a json_file of instances."
-        )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_evaluation(cfg: CfgNode, dataset_name: str) -> None:
+    """
+    Raises:
+        UserError: as :func:`build_evaluator`, which may be called hours later.
+    """
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED or not _is_panoptic(dataset_name) or _has_instances(dataset_name):
+        return
+    raise UserError(
+        f"Dataset {dataset_name!r} has panoptic annotations only, and the model gives boxes: set "
+        "MODEL.DETR.PANOPTIC.ENABLED True (with MODEL.MASK_ON True), or give the dataset instances (instances_json of "
+        "register_coco_panoptic_dataset), or train without evaluation (no --val-json, or DATASETS.TEST '()')."
+    )
+
+
+def _is_panoptic(dataset_name: str) -> bool:
+    return bool(MetadataCatalog.get(dataset_name).get("panoptic_json"))
 
 
 def _has_instances(dataset_name: str) -> bool:

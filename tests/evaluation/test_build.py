@@ -5,6 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from detr_d2.data.panoptic import coco_panoptic_categories
+from detr_d2.engine import Trainer, trainer
 from detr_d2.errors import UserError
 from detr_d2.evaluation import DetrCOCOEvaluator, PanopticEvaluator, build_evaluator
 
@@ -52,5 +53,15 @@ def test_evaluators(register, make_cfg, tmp_path, dataset, options, expected):
 
 
 def test_a_panoptic_dataset_alone_needs_panoptic_results(register, make_cfg, tmp_path):
+    name = register(panoptic=True)
     with pytest.raises(UserError, match=r"PANOPTIC.ENABLED True"):
-        build_evaluator(make_cfg(), register(panoptic=True), str(tmp_path))
+        build_evaluator(make_cfg(), name, str(tmp_path))
+
+
+def test_the_trainer_says_so_before_it_trains(register, make_cfg, real_data, monkeypatch):
+    """Not at its first evaluation, hours later."""
+    cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 133, "DATASETS.TRAIN", (), "DATASETS.TEST", (register(panoptic=True),))
+    monkeypatch.setattr(trainer, "check_datasets", lambda cfg: None)
+    monkeypatch.setattr(Trainer, "build_model", None)
+    with pytest.raises(UserError, match=r"panoptic annotations only.*no --val-json"):
+        Trainer(cfg)
