@@ -135,6 +135,15 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # With SOLVER.AMP.ENABLED, what the network computes in: "bfloat16", or "float16", with scaled gradients, on CUDA
+    # GPUs. Matching and losses stay in float32.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Every process takes its share of SOLVER.IMS_PER_BATCH in so many parts, one after the other, which takes less
+    # memory; the optimizer makes one step with the sum of their gradients.
+    cfg.SOLVER.ACCUMULATE = 1
+
+    # Images that are evaluated together, sorted by shape so that little is padded.
+    cfg.TEST.BATCH_SIZE = 1
 
     # Images that are evaluated together, sorted by shape so that little is padded.
     cfg.TEST.BATCH_SIZE = 1

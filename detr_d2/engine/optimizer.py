@@ -61,10 +61,22 @@ def group_table(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
-    on_gpu = all(p.device.type == "cuda" for group in groups for p in group["params"])
     # Under a gradient scaler the fused step divides by the scale itself, after the clipping has read the gradients.
-    fused = {"fused": True} if on_gpu and not cfg.SOLVER.AMP.ENABLED else {}
+    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+    devices = {p.device for group in groups for p in group["params"]}
+    fused = {"fused": True} if not scaled and all(map(_has_fused_adamw, devices)) else {}
     return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, **fused)
+
+
+def _has_fused_adamw(device: torch.device) -> bool:
+    """Which devices have it depends on the version of torch, some of which find out in the first step."""
+    probe = torch.zeros(1, device=device, requires_grad=True)
+    probe.grad = torch.zeros_like(probe)
+    try:
+        torch.optim.AdamW([probe], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _sgd(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:

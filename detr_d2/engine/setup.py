@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 from detr_d2.config import add_detr_config, check_detr_config
 from detr_d2.engine.own_data import use_own_data
+from detr_d2.engine.steps import amp_dtype
 from detr_d2.errors import UserError
 from detr_d2.modeling.backbone_checks import check_pixel_statistics
 
@@ -76,16 +77,34 @@ def check_device(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
-    if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda"):
-        raise UserError(f"SOLVER.AMP.ENABLED True needs a CUDA GPU, and MODEL.DEVICE is {device}: set it False.")
+    _check_amp(cfg)
+
+
+def _check_amp(cfg: CfgNode) -> None:
+    device, dtype = torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg)
+    if dtype is None:
+        return
+    if device not in ("cpu", "cuda"):
+        raise UserError(
+            f"SOLVER.AMP.ENABLED True needs a CUDA GPU or a CPU, and MODEL.DEVICE is {device}: set it False."
+        )
+    if dtype == torch.float16 and device == "cpu":
+        raise UserError("SOLVER.AMP.DTYPE is float16, which needs a CUDA GPU; MODEL.DEVICE is cpu: set bfloat16.")
+    if dtype == torch.bfloat16 and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("SOLVER.AMP.DTYPE is bfloat16, which this GPU does not know: set float16.")
 
 
 def _check_batch(cfg: CfgNode) -> None:
-    size, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    size, processes, parts = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     if size < 1 or size % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {size} is not a multiple of the number of processes, {processes}: every process "
             "takes an equal share of the batch."
+        )
+    if parts < 1 or size // processes % parts:
+        raise UserError(
+            f"SOLVER.ACCUMULATE is {parts}: set a divisor of {size // processes}, the images of a process "
+            "(SOLVER.IMS_PER_BATCH, shared by the processes)."
         )
 
 

@@ -6,7 +6,7 @@ import weakref
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
@@ -20,6 +20,7 @@ from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
 from detr_d2.engine.optimizer import build_optimizer
+from detr_d2.engine.steps import TrainingStep, amp_dtype
 from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import build_evaluator, check_evaluation
 
@@ -43,8 +44,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = distribute(model)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, loader, optimizer)
+        self._trainer = TrainingStep(model, loader, optimizer, dtype=amp_dtype(cfg), parts=cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(
             model,
@@ -82,7 +82,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         mapper = DetrDatasetMapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=load_training_records(cfg))
+        # Copies to a GPU wait for nobody only from pinned memory.
+        pinned = cfg.MODEL.DEVICE.startswith("cuda")
+        records = load_training_records(cfg)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records, pin_memory=pinned)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -1,5 +1,8 @@
 """The set criterion (arXiv 2005.12872, section 3.1): match, then compare the matched pairs."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
@@ -51,6 +54,8 @@ class SetCriterion(nn.Module):
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self._batch_counts: tuple[int, ...] | None = None
+        self._parts = 1
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -67,6 +72,19 @@ class SetCriterion(nn.Module):
             "no_object_weight": detr.NO_OBJECT_WEIGHT,
             "class_loss": detr.CLASS_LOSS,
         }
+
+    @contextmanager
+    def of_batch(self, counts: Sequence[int], parts: int) -> Iterator[None]:
+        """Within the block, divide losses by what those of a batch are divided by that is taken in ``parts``.
+
+        Args:
+            counts: how many objects each image of the whole batch has.
+        """
+        self._batch_counts, self._parts = tuple(counts), parts
+        try:
+            yield
+        finally:
+            self._batch_counts, self._parts = None, 1
 
     def forward(
         self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None = None
@@ -88,12 +106,13 @@ class SetCriterion(nn.Module):
             matches = self.matcher(self.cost(predictions, targets), targets.counts)
             totals = self._totals(targets, predictions.logits.shape[2], device)
             values = self._losses(predictions, targets, matches, totals)
-            watched = self._metrics(predictions, targets, matches, values)
+            whole = {name: self._parts * value for name, value in values.items()}
+            watched = self._metrics(predictions, targets, matches, whole)
         losses = _by_layer({name: self.weights[name] * value for name, value in values.items()})
         if masks is not None:
             values = self._mask_losses(masks, targets, matches[-1], totals)
             losses.update({name: self.mask_weights[name] * value for name, value in values.items()})
-            watched.update(_unweighted(values))
+            watched.update(_unweighted({name: self._parts * value for name, value in values.items()}))
         return losses, watched
 
     def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
@@ -115,9 +134,10 @@ class SetCriterion(nn.Module):
 
     def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:
         # Both are known on the host. Their average makes the gradients those of one process with the joint batch.
-        matched = sum(min(count, num_queries) for count in targets.counts)
-        class_weight = matched + self.no_object_weight * (len(targets) * num_queries - matched)
-        totals = torch.tensor([float(sum(targets.counts)), class_weight]).to(device, non_blocking=True)
+        counts = targets.counts if self._batch_counts is None else self._batch_counts
+        matched = sum(min(count, num_queries) for count in counts)
+        class_weight = matched + self.no_object_weight * (len(counts) * num_queries - matched)
+        totals = torch.tensor([float(sum(counts)), class_weight]).to(device, non_blocking=True)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(totals)
             totals = totals / comm.get_world_size()
