@@ -1,10 +1,12 @@
 """A training step: forward, losses, backward, clipping, optimizer."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detr_d2.benchmark import original
@@ -20,6 +22,7 @@ from detr_d2.benchmark.models import (
 )
 from detr_d2.benchmark.timing import Runner
 from detr_d2.engine import build_optimizer
+from detr_d2.engine.steps import TrainingStep
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the losses, relative."""
@@ -84,16 +87,18 @@ class Training:
 
 
 def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    """As our trainer does it."""
     model = build_ours(cfg).train()
-    optimizer = build_optimizer(cfg, model)
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    trainer = TrainingStep(
+        model, itertools.repeat(batch), build_optimizer(cfg, model), dtype=dtype, parts=cfg.SOLVER.ACCUMULATE
+    )
+    trainer.iter = 0
 
     def step() -> float:
-        with autocast(cfg, precision):
-            loss = sum(model(batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        with EventStorage() as storage:
+            trainer.run_step()
+        return storage.latest()["total_loss"][0]
 
     return step
 
