@@ -71,9 +71,9 @@ def _usable(files: list[Path], source: str) -> list[Path]:
     usable = [x for x in visible if x.suffix.lower() in endings]
     others = [x for x in visible if x.suffix.lower() not in endings]
     if not usable:
-        instead = f"{len(others)} other files, such as {others[0].name}" if others else "no files"
+        instead = f", but {len(others)} other files, such as {others[0].name}" if others else ": it is empty"
         raise UserError(
-            f"{source} has no images and no videos, but {instead}. Known are the endings of Pillow's formats, such as "
+            f"{source} has no images and no videos{instead}. Known are the endings of Pillow's formats, such as "
             f".jpg, .png and .tif, and {', '.join(VIDEO_ENDINGS)}."
         )
     if others:

@@ -13,8 +13,8 @@ from detr_d2.errors import UserError
 def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write to that becomes ``path`` when the block ends.
 
-    Until then it is ``path`` with ".incomplete" behind it; there it stays if the block fails, and is replaced by the
-    next run.
+    Until then it is ``path`` with ".incomplete" behind it; there it stays if the block fails after something was
+    written, and is replaced by the next run.
 
     Args:
         marker: a file that every such folder holds in the end. No folder without it is ever replaced.
@@ -32,7 +32,12 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
         incomplete.mkdir(parents=True)
     except OSError as e:
         raise UserError(f"The output folder {path} can't be made ({e}): choose another.") from e
-    yield incomplete
+    try:
+        yield incomplete
+    except BaseException:
+        if not any(x.is_file() for x in incomplete.rglob("*")):
+            shutil.rmtree(incomplete)
+        raise
     # Somebody may have written to it meanwhile.
     _check(path, marker, overwrite)
     if path.exists():

@@ -117,6 +117,11 @@ def _merge(cfg: CfgNode, merge, values, source: str) -> None:
         merge(values)
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
+    except AttributeError as e:
+        # What fvcore makes of a text, or any file that happens to be one in YAML's eyes.
+        raise UserError(
+            f"In {source}: there are no keys with values in it; give a YAML file such as configs/*.yaml."
+        ) from e
     except Exception as e:
         if type(e).__module__.startswith("yaml"):
             raise UserError(f"In {source}: not valid YAML: {e}") from e

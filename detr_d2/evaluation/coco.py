@@ -57,10 +57,18 @@ def load_annotations(path: Path) -> COCO:
     missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
     if missing:
         raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
+    if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
+        raise UserError(f"{path} holds panoptic annotations, one an image: give those of instances.")
     coco = COCO()
     coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
+            "tools/check_dataset.py says what is wrong with it."
+        ) from error
     if not has_objects(coco):
         raise UserError(f"{path} has no annotated objects, so there is nothing to compare results with.")
     return coco

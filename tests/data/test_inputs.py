@@ -52,7 +52,7 @@ def test_a_file_that_is_named_is_taken_as_it_is(folder):
         ("nowhere", "nowhere does not exist"),
         ("*.bmp", r"No file matches the pattern .*\*\.bmp"),
         ("*.txt", "has no images and no videos, but 1 other files, such as notes.txt"),
-        ("empty", "empty has no images and no videos, but no files"),
+        ("empty", "empty has no images and no videos: it is empty"),
     ],
 )
 def test_refusals(folder, name, words):

@@ -30,6 +30,17 @@ def test_a_failure_leaves_what_looks_unfinished_and_is_replaced(tmp_path):
     assert [x.name for x in tmp_path.rglob("*")] == ["out", "done"]
 
 
+def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path):
+    def fail():
+        with output_folder(tmp_path / "out", marker="done") as folder:
+            (folder / "pictures").mkdir()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
 def test_results_are_replaced_on_request_alone(tmp_path):
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", "first")

@@ -24,8 +24,9 @@ def test_options_come_over_the_file(repository):
         ),
         ("MODEL:\n  DETR:\n    NHEADS: many\n", "NHEADS"),
         ("MODEL: [\n", "not valid YAML"),
+        ("just a text\n", "no keys with values"),
     ],
-    ids=["unknown key", "wrong type", "broken file"],
+    ids=["unknown key", "wrong type", "broken file", "no mapping"],
 )
 def test_bad_files(tmp_path, text, message):
     file = tmp_path / "bad.yaml"
