@@ -145,9 +145,6 @@ def add_detr_config(cfg: CN) -> None:
     # Images that are evaluated together, sorted by shape so that little is padded.
     cfg.TEST.BATCH_SIZE = 1
 
-    # Images that are evaluated together, sorted by shape so that little is padded.
-    cfg.TEST.BATCH_SIZE = 1
-
     # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
 

@@ -1,6 +1,7 @@
 """Where numbers must not lose digits."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -10,3 +11,18 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     if device.type in ("cpu", "cuda"):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def autocast_where_faster(device: torch.device) -> AbstractContextManager:
+    """For attention and linear layers: a context that ends autocast on CPUs without a matrix unit for bfloat16.
+
+    There only convolutions are faster in bfloat16.
+    """
+    return without_autocast(device) if device.type == "cpu" and not _has_matrix_unit() else nullcontext()
+
+
+@cache
+def _has_matrix_unit() -> bool:
+    # Older versions of torch don't know.
+    find_out = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return find_out is not None and find_out()

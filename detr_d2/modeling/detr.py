@@ -6,9 +6,10 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.modeling.backbone import BackboneWithPosition
+from detr_d2.modeling.backbone import BackboneWithPosition, Features
 from detr_d2.modeling.heads import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
+from detr_d2.precision import autocast_where_faster
 from detr_d2.structures import MaskFeatures, Predictions
 
 
@@ -56,7 +57,11 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
         """
         features, pos = self.backbone(images)
-        source = self.input_proj(features.tensor)
+        with autocast_where_faster(images.device):
+            return self._predict(features, pos, all_layers)
+
+    def _predict(self, features: Features, pos: Tensor, all_layers: bool) -> Predictions:
+        source = self.input_proj(features.tensor.to(self.input_proj.weight.dtype))
         hidden, reference, memory = self.transformer(
             features._replace(tensor=source), pos, self.query_embed.weight, all_layers=all_layers
         )
