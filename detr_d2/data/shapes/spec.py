@@ -17,8 +17,8 @@ class ShapesSpec:
         num_images: how many.
         seed: datasets of different seeds share no image.
         sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: in [0, 1]. More of it means smaller objects, turned further, that hide more of each other, in
-            colours closer to what is behind them, under more noise.
+        difficulty: in [0, 1]. More of it means objects of more different sizes, turned further, that hide more of each other, in
+            colours closer to what is behind them, on bolder patterns, under more noise.
         max_objects: an image holds one to so many objects, but for one in twenty, which holds none.
     """
 
@@ -42,9 +42,9 @@ class ShapesSpec:
                 raise UserError(f"ShapesSpec: {problem}.")
 
     @property
-    def smallest_object(self) -> float:
-        """Diameter relative to the image's shorter side; up to 0.6, all are equally likely."""
-        return 0.16 - 0.1 * self.difficulty
+    def diameters(self) -> tuple[float, float]:
+        """The least and the greatest of the objects, relative to the image's shorter side; all between are equally likely."""
+        return 0.22 - 0.14 * self.difficulty, 0.45 + 0.2 * self.difficulty
 
     @property
     def largest_turn(self) -> float:
@@ -57,9 +57,19 @@ class ShapesSpec:
         return 0.8 - 0.5 * self.difficulty
 
     @property
+    def hue_spread(self) -> float:
+        """How far a thing's hue may be from the one that is typical of its class: all of the circle is 1."""
+        return min(1, 0.1 + self.difficulty)
+
+    @property
     def least_contrast(self) -> float:
         """Distance of an object's colour from the mean colour behind it, in [0, 255 √3]."""
         return 180 - 100 * self.difficulty
+
+    @property
+    def texture_contrast(self) -> float:
+        """Of the background's patterns, in (0, 1]."""
+        return 0.25 + 0.75 * self.difficulty
 
     @property
     def noise(self) -> float:

@@ -14,11 +14,11 @@ def smooth_noise(rng: Generator, size: tuple[int, int], cells: int) -> np.ndarra
     return np.clip(np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)), 0, 1)
 
 
-def paint(rng: Generator, size: tuple[int, int], name: str) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 255]: a texture in two random colours."""
+def paint(rng: Generator, size: tuple[int, int], name: str, contrast: float) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 255]: a texture in two random colours, ``contrast`` in (0, 1] apart."""
     pattern = _PATTERNS[name](rng, size)[..., None]
     dark, light = rng.uniform(20, 140, 3), rng.uniform(90, 235, 3)
-    return (dark + (light - dark) * pattern).astype(np.float32)
+    return (dark + (light - dark) * (0.5 + contrast * (pattern - 0.5))).astype(np.float32)
 
 
 def _cloud(rng: Generator, size: tuple[int, int]) -> np.ndarray:
