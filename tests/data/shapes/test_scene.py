@@ -1,5 +1,6 @@
 """What drawn scenes hold."""
 
+import colorsys
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_scenes_are_varied(scenes):
     assert {thing for scene in scenes for thing in scene.things} == set(range(len(THING_CLASSES)))
     assert {stuff for scene in scenes for stuff in scene.stuff} == set(range(len(STUFF_CLASSES)))
     sizes = np.concatenate([np.sqrt(areas(scene)) for scene in scenes])
-    assert np.percentile(sizes, 90) > 2.5 * np.percentile(sizes, 10)
+    assert np.percentile(sizes, 95) > 2.5 * np.percentile(sizes, 5)
 
 
 def test_every_segment_is_seen_and_numbers_have_no_gaps(scenes):
@@ -67,12 +68,29 @@ def test_some_objects_overlap_and_some_are_cut_off(scenes):
 def test_difficulty_makes_objects_small_and_pale():
     easy, hard = (replace(SPEC, difficulty=x, num_images=30) for x in (0.0, 1.0))
 
-    def smallest(spec):
-        return np.percentile(np.concatenate([areas(draw_scene(spec, i)) for i in range(30)]), 10)
+    def spread(spec):
+        sizes = np.sqrt(np.concatenate([areas(draw_scene(spec, i)) for i in range(30)]))
+        return np.percentile(sizes, [10, 90])
 
-    assert smallest(hard) < 0.7 * smallest(easy)
+    (easy_low, easy_high), (hard_low, hard_high) = spread(easy), spread(hard)
+    assert hard_low < 0.7 * easy_low
+    assert hard_high / hard_low > 1.5 * easy_high / easy_low
     assert hard.least_contrast < easy.least_contrast
     assert hard.least_visible < easy.least_visible
+    assert hard.texture_contrast > easy.texture_contrast
+
+
+@pytest.mark.parametrize(("difficulty", "right"), [(0.0, (0.75, 1)), (1.0, (0.05, 0.4))])
+def test_hues_tell_classes_apart_unless_it_is_difficult(difficulty, right):
+    """By the nearest of six equally spaced hues, one sixth would be right by chance."""
+    spec = replace(SPEC, difficulty=difficulty)
+    hits = []
+    for scene in (draw_scene(spec, i) for i in range(30)):
+        for number, thing in enumerate(scene.things, start=len(scene.stuff)):
+            colour = np.median(scene.image[scene.segments == number], axis=0) / 255
+            hue, _, _ = colorsys.rgb_to_hsv(*colour)
+            hits.append(round(hue * len(THING_CLASSES)) % len(THING_CLASSES) == thing)
+    assert right[0] <= np.mean(hits) <= right[1]
 
 
 def test_forms_have_the_area_of_geometry():
