@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.data import check_datasets
 from detr_d2.engine import Trainer, add_data_arguments, class_names, loading_options, run, setup
+from detr_d2.inference import inference_options, optimize_for_inference
 
 EXAMPLES = """
 examples:
@@ -17,6 +18,9 @@ examples:
     train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --num-gpus 8
   evaluate published or own weights:
     train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --eval-only MODEL.WEIGHTS detr-r50-e632da11.pth
+  the same in less time (docs/INFERENCE.md):
+    train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --eval-only MODEL.WEIGHTS detr-r50-e632da11.pth \\
+        MODEL.DETR.TEST.COMPILE True MODEL.DETR.TEST.PRECISION bfloat16
   go on after an interruption:
     train_net.py --config-file configs/detr_256_6_6_torchvision.yaml --num-gpus 8 --resume
   fine-tune on your own images, annotated in COCO's format (docs/OWN_DATA.md tells the rest):
@@ -43,6 +47,7 @@ def main(args):
         **loading_options(cfg),
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    model = optimize_for_inference(model, **inference_options(cfg))
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

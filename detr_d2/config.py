@@ -8,6 +8,9 @@ from detectron2.utils.registry import Registry
 
 from detr_d2.errors import UserError
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""What MODEL.DETR.TEST.PRECISION may be; the names are PyTorch's."""
+
 
 def add_detr_config(cfg: CN) -> None:
     """Add DETR's keys, with the defaults of the paper (arXiv 2005.12872), to ``cfg`` in place."""
@@ -40,6 +43,10 @@ def add_detr_config(cfg: CN) -> None:
     # Detections with a lower score are left out of the results, and their masks are not computed.
     detr.TEST = CN()
     detr.TEST.SCORE_THRESHOLD = 0.0
+    # Of --eval-only and tools/predict.py, see docs/INFERENCE.md: what the model computes in, one of PRECISIONS, and
+    # whether with torch.compile, which takes a minute at the start.
+    detr.TEST.PRECISION = "float32"
+    detr.TEST.COMPILE = False
 
     # Panoptic results in inference, one segment a pixel; needs the mask head. See docs/PANOPTIC.md.
     panoptic = detr.PANOPTIC = CN()
@@ -190,12 +197,23 @@ def check_detr_config(cfg: CN) -> None:
         raise UserError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: set 1 or more.")
     if not 0 <= detr.TEST.SCORE_THRESHOLD <= 1:
         raise UserError(f"MODEL.DETR.TEST.SCORE_THRESHOLD is {detr.TEST.SCORE_THRESHOLD}: set a score from 0 to 1.")
+    check_precision(detr.TEST.PRECISION)
     _check_panoptic(cfg)
     if detr.FROZEN_WEIGHTS and not cfg.MODEL.MASK_ON:
         raise UserError(
             "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model: set MODEL.MASK_ON True, or "
             "set MODEL.WEIGHTS to start from a checkpoint."
         )
+
+
+def check_precision(name: str) -> None:
+    """Refuse what is none of :data:`PRECISIONS`.
+
+    Raises:
+        UserError: lists them.
+    """
+    if name not in PRECISIONS:
+        raise UserError(f"MODEL.DETR.TEST.PRECISION is {name!r}: choose one of {', '.join(PRECISIONS)}.")
 
 
 def _check_panoptic(cfg: CN) -> None:

@@ -63,6 +63,7 @@ def test_the_recipe(repository):
         ("MODEL.DETR.MASK.THRESHOLD", 1.0),
         ("MODEL.DETR.MASK.CHUNK", 0),
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
+        ("MODEL.DETR.TEST.PRECISION", "half"),
         ("TEST.BATCH_SIZE", 0),
     ],
 )

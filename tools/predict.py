@@ -26,6 +26,8 @@ examples:
       MODEL.WEIGHTS detr://detr-r50
   predict.py --config-file output/config.yaml --input 'day*/*.jpg' clip.mp4 --output predicted --score-thresh 0.7 \\
       --batch-size 8 MODEL.WEIGHTS output/model_final.pth
+  many images, faster (docs/INFERENCE.md): as above, and
+      MODEL.DETR.TEST.COMPILE True MODEL.DETR.TEST.PRECISION bfloat16
 """
 
 

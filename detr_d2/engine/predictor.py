@@ -24,6 +24,7 @@ from detr_d2.data.augmentation import build_augmentation
 from detr_d2.engine.categories import Categories, find_categories
 from detr_d2.engine.setup import check_device, load_config
 from detr_d2.errors import UserError
+from detr_d2.inference import inference_options, optimize_for_inference
 from detr_d2.modeling import check_pixel_statistics
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Predictor:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Predictor":
-        """Build the model of a config and load ``MODEL.WEIGHTS``, every tensor of it.
+        """Build the model of a config, load ``MODEL.WEIGHTS``, every tensor of it, and optimise it as the config says.
 
         Raises:
             UserError: there are no weights, they are of a backbone alone, or of another model.
@@ -76,6 +77,7 @@ class Predictor:
         model = build_model(cfg)
         loaded = DetrCheckpointer(model, allow_new_head=False).load(cfg.MODEL.WEIGHTS)
         categories = find_categories(cfg, cfg.MODEL.DETR.NUM_CLASSES, loaded.get("class_names"))
+        model = optimize_for_inference(model, **inference_options(cfg))
         return cls(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
 
     def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:

@@ -1,7 +1,8 @@
 """Features of padded batches: as the backbone gives them, or as it would give them for each image alone."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -61,11 +62,12 @@ class ZeroedPadding:
         self.backbone = backbone
         self.strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
         self._inside: _Inside | None = None
-        for module in backbone.modules():
-            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-                module.register_forward_pre_hook(self._before_convolution)
+        for convolution, stride in _convolutions(backbone):
+            if max(convolution.kernel_size) > 1:
+                convolution.register_forward_pre_hook(partial(self._before_convolution, stride))
         # It is followed by the pooling, which is no module. With ReLU between, zeros there are as good as nothing.
-        backbone.stem.conv1.register_forward_hook(self._after_convolution)
+        stem = backbone.stem.conv1
+        stem.register_forward_hook(partial(self._after_convolution, stem.stride[0]))
 
     @staticmethod
     def serves(backbone: Backbone) -> bool:
@@ -87,47 +89,58 @@ class ZeroedPadding:
         }
         return FramedFeatures(levels, frames, level_frames)
 
-    def _before_convolution(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        return None if self._inside is None else (self._inside.of(inputs[0]),)
+    def _before_convolution(self, stride: int, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        return None if self._inside is None else (self._inside.of(inputs[0], stride),)
 
-    def _after_convolution(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        return None if self._inside is None else self._inside.of(output)
+    def _after_convolution(
+        self, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Tensor
+    ) -> Tensor | None:
+        return None if self._inside is None else self._inside.of(output, stride)
+
+
+def _convolutions(backbone: ResNet) -> Iterator[tuple[nn.Conv2d, int]]:
+    """Those of the stem and of the blocks' main branches, each with the stride, in pixels, of what it sees."""
+    yield backbone.stem.conv1, 1
+    stride = backbone.stem.stride
+    for block in (block for stage in backbone.stages for block in stage):
+        inner_stride = stride
+        for convolution in (getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)):
+            yield convolution, inner_stride
+            inner_stride *= convolution.stride[0]
+        stride *= block.stride
 
 
 class _Inside:
     """Zeroes what lies beyond the images, at any stride."""
 
     def __init__(self, images: ImageList):
-        self.padded_size = tuple(images.tensor.shape[-2:])
         self.image_sizes = images.image_sizes
-        self._masks: dict[Size, Tensor] = {}
+        self._heights, self._widths = (
+            torch.tensor(x).to(images.device, non_blocking=True) for x in zip(*images.image_sizes, strict=True)
+        )
+        self._masks: dict[int, Tensor] = {}
 
-    def of(self, x: Tensor) -> Tensor:
+    def of(self, x: Tensor, stride: int) -> Tensor:
         """``x``, changed in place unless somebody may still need it as it is."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return x * self._mask(x)
-        for one, (height, width) in zip(x, self._sizes(x), strict=True):
-            one[:, height:] = 0
-            one[:, :height, width:] = 0
+        # Compiled code is for any sizes: it must see none of them but in tensors.
+        if torch.compiler.is_compiling():
+            return x * self._mask(x, stride).to(x.dtype)
+        if torch.is_grad_enabled():
+            if stride not in self._masks:
+                self._masks[stride] = self._mask(x, stride).to(x.dtype)
+            return x * self._masks[stride].to(x.dtype)
+        for one, (height, width) in zip(x, self.image_sizes, strict=True):
+            one[:, -(-height // stride) :] = 0
+            one[:, :, -(-width // stride) :] = 0
         return x
 
-    def _sizes(self, x: Tensor) -> list[Size]:
-        """Of the images, in the features of ``x``."""
-        stride = 1
-        while any(-(-a // stride) > b for a, b in zip(self.padded_size, x.shape[-2:], strict=True)):
-            stride *= 2
-        return [(-(-height // stride), -(-width // stride)) for height, width in self.image_sizes]
-
-    def _mask(self, x: Tensor) -> Tensor:
-        """(B, 1, H, W) 1 in the images, 0 beyond."""
-        size = tuple(x.shape[-2:])
-        if size not in self._masks:
-            rows, columns = (
-                torch.arange(size[i]) < torch.tensor(own)[:, None]
-                for i, own in enumerate(zip(*self._sizes(x), strict=True))
-            )
-            self._masks[size] = (rows[:, :, None] & columns[:, None])[:, None].to(x.device, x.dtype, non_blocking=True)
-        return self._masks[size].to(x.dtype)
+    def _mask(self, x: Tensor, stride: int) -> Tensor:
+        """(B, 1, H, W) bool, True in the images."""
+        rows, columns = (
+            torch.arange(size, device=x.device) < ((extents + stride - 1) // stride)[:, None]
+            for size, extents in zip(x.shape[-2:], (self._heights, self._widths), strict=True)
+        )
+        return (rows[:, :, None] & columns[:, None])[:, None]
 
 
 class EachAlone:

@@ -50,10 +50,20 @@ class SpatialBias(NamedTuple):
         return of_queries, of_features[None, None]
 
 
-@lru_cache(maxsize=64)
 def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
     """(H * W, 2) float32 x and y of every feature, row by row."""
+    # Compiled code knows neither caches nor sizes.
+    return (_make_grid if torch.compiler.is_compiling() else _cached_grid)(height, width, device)
+
+
+@lru_cache(maxsize=64)
+def _cached_grid(height: int, width: int, device: torch.device) -> Tensor:
     # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False):
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        return torch.stack((x, y), dim=-1).flatten(0, 1).float().to(device)
+        return _make_grid(height, width, torch.device("cpu")).to(device)
+
+
+def _make_grid(height: int, width: int, device: torch.device) -> Tensor:
+    rows, columns = (torch.arange(x, dtype=torch.float32, device=device) for x in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x, y), dim=-1).flatten(0, 1)

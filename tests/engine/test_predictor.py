@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from detr_d2 import DetrDatasetMapper
 from detr_d2.engine.predictor import Predictor, classes_in_checkpoint, prediction_config
 from detr_d2.errors import UserError
+from detr_d2.inference import precision
 
 NAMES = ["cat", "dog", "bird", "fish", "horse"]
 
@@ -92,6 +93,16 @@ def test_never_without_trained_weights(save_trained, weights, words):
     config, _ = save_trained()
     with pytest.raises(UserError, match=words):
         load(config, weights)
+
+
+def test_the_precision_is_the_configs(save_trained, monkeypatch):
+    monkeypatch.setattr(precision, "_is_fast", lambda *_: True)
+    config, weights = save_trained()
+    image = np.random.default_rng(0).integers(256, size=(60, 90, 3), dtype=np.uint8)
+    exact, rounded = (load(config, weights, "MODEL.DETR.TEST.PRECISION", name) for name in ("float32", "bfloat16"))
+    assert rounded.model.detr.input_proj.weight.dtype == torch.bfloat16
+    (expected,), (found,) = exact([image]), rounded([image])
+    assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
 
 
 def test_never_with_a_backbone_alone(save_trained, tmp_path):
