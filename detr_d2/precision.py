@@ -22,6 +22,13 @@ def autocast_where_faster(device: torch.device) -> AbstractContextManager:
 
 
 @cache
+def has_bfloat16_products() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself, as far as torch knows: convolutions are faster then."""
+    known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported is not None and supported() for supported in known)
+
+
+@cache
 def _has_matrix_unit() -> bool:
     # Older versions of torch don't know.
     find_out = getattr(torch.cpu, "_is_amx_tile_supported", None)
