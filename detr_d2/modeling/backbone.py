@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.batch_invariance import WholeBatch, invariant_extractor
+from detr_d2.modeling.frozen_norm import merge_frozen_norms
 from detr_d2.structures import Size
 
 
@@ -125,6 +126,7 @@ def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
     backbone = build_backbone(cfg)
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2:
         _undilate_first_block(backbone.res5)
+    merge_frozen_norms(backbone)
     detr = cfg.MODEL.DETR
     return MaskedBackbone(backbone, detr.BATCH_INVARIANT, detr.BATCH_INVARIANT_TRAINING)
 
