@@ -95,8 +95,6 @@ def panoptic_segmentation(
         }
         for i, k in enumerate(found, start=1)
     ]
-    if not infos:
-        return void, []
     ids = void.new_zeros(len(areas))
     ids[found] = torch.arange(1, len(found) + 1, dtype=ids.dtype, device=ids.device)
     return ids[segments], infos

@@ -172,6 +172,14 @@ def test_objects_without_mask_are_dropped_and_counted(mask_mapper, make_image, m
     assert "annotation id 0 of image" in caplog.text
 
 
+def test_a_pixel_is_a_mask(mask_mapper, make_image, make_annotation):
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[7, 9] = True
+    record = {"file_name": make_image(), "annotations": [make_annotation(segmentation=mask)]}
+    instances = mask_mapper()(record)["instances"]
+    assert instances.gt_masks.tensor.nonzero().tolist() == [[0, 7, 9]]
+
+
 def test_without_masks_segmentations_are_not_read(make_image, make_annotation):
     record = {"file_name": make_image(), "annotations": [make_annotation(segmentation="broken")]}
     instances = DetrDatasetMapper(is_train=True, augmentations=[])(record)["instances"]

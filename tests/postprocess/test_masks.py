@@ -21,6 +21,13 @@ def test_the_original_steps_at_once(seed, threshold):
     assert (masks != expected.bool()).float().mean() < 1e-4
 
 
+def test_the_threshold_itself_is_too_low():
+    """As in the original: a logit of 0 is a probability of exactly a half."""
+    sizes = {"padded_size": (4, 4), "image_size": (4, 4), "output_size": (4, 4)}
+    assert not resized_masks(torch.zeros(1, 2, 2), **sizes).any()
+    assert resized_masks(torch.full((1, 2, 2), 1e-6), **sizes).all()
+
+
 def test_no_masks():
     """Edge case C36."""
     masks = resized_masks(torch.zeros(0, 3, 4), padded_size=(12, 16), image_size=(12, 16), output_size=(5, 6))

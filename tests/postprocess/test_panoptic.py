@@ -145,6 +145,26 @@ def test_all_segments_too_small_is_all_void():
     assert infos == []
 
 
+def test_the_threshold_itself_is_too_low():
+    """As in the original: two classes that share a query have probabilities of exactly a half."""
+    logits = torch.full((1, 7), -torch.inf)
+    logits[0, :2] = 0
+    masks = torch.ones(1, 3, 3)
+    assert segment(logits, masks, (3, 3), rules=replace(RULES, score_threshold=0.5))[1] == []
+    assert original(logits, masks, (3, 3), (3, 3), threshold=0.5)[1] == []
+    assert len(segment(logits, masks, (3, 3), rules=replace(RULES, score_threshold=0.49))[1]) == 1
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_segments_without_pixels_are_none(merge):
+    """Also where the smallest may stay: a thing that is first nowhere, and the second query of stuff."""
+    masks = layers([[9, 0]], [[0, 9]], [[1, 1]])
+    rules = replace(RULES, min_area=0, merge_after_removal=merge)
+    ids, infos = segment(confident([4, 4, 0]), masks, (1, 2), rules=rules)
+    assert [(x["category_id"], x["area"]) for x in infos] == [(4, 2)]
+    assert ids.tolist() == [[1, 1]]
+
+
 def test_masks_are_asked_for_confident_queries_only():
     asked = []
 
@@ -207,8 +227,9 @@ def test_things_of_one_class_stay_apart():
     assert [(x["isthing"], x["category_id"]) for x in infos] == [(True, 1), (True, 1)]
 
 
-def test_scores_are_the_queries_and_the_best_of_merged_ones():
-    logits = torch.cat([confident([4], 0.9), confident([4], 0.97), confident([0], 0.93)])
+@pytest.mark.parametrize("merged", [(0.9, 0.97), (0.97, 0.9)])
+def test_scores_are_the_queries_and_the_best_of_merged_ones(merged):
+    logits = torch.cat([*(confident([4], score) for score in merged), confident([0], 0.93)])
     _, infos = segment(
         logits, layers([[9] * 5 + [0] * 10], [[0] * 5 + [9] * 5 + [0] * 5], [[0] * 10 + [9] * 5]), (1, 15)
     )
