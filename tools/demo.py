@@ -45,5 +45,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     amp = device == "cpu" and has_bfloat16_products()
-    args.opts = ["MODEL.DEVICE", device, "SOLVER.AMP.ENABLED", amp, "OUTPUT_DIR", "output/demo", *args.opts]
+    args.opts = ["MODEL.DEVICE", device, "SOLVER.AMP.ENABLED", str(amp), "OUTPUT_DIR", "output/demo", *args.opts]
     sys.exit(run(main, args))
