@@ -17,8 +17,8 @@ class ShapesSpec:
         num_images: how many.
         seed: datasets of different seeds share no image.
         sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: in [0, 1]. More of it means objects of more different sizes, turned further, that hide more of each other, in
-            colours closer to what is behind them, on bolder patterns, under more noise.
+        difficulty: in [0, 1]. More of it means objects of more different sizes, turned further, that hide more of
+            each other, in any colour and closer to that of what is behind them, on bolder patterns, under more noise.
         max_objects: an image holds one to so many objects, but for one in twenty, which holds none.
     """
 
@@ -43,7 +43,7 @@ class ShapesSpec:
 
     @property
     def diameters(self) -> tuple[float, float]:
-        """The least and the greatest of the objects, relative to the image's shorter side; all between are equally likely."""
+        """The least and the greatest of an object, relative to the image's shorter side."""
         return 0.22 - 0.14 * self.difficulty, 0.45 + 0.2 * self.difficulty
 
     @property
