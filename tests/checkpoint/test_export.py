@@ -50,7 +50,7 @@ def test_the_originals_names_are_its_own(make_cfg, make_original):
 def test_our_model_gives_its_outputs_in_the_original(
     make_cfg, make_model, make_original, original_batch, make_inputs, tmp_path
 ):
-    model = make_model("MODEL.DETR.NUM_CLASSES", 80)
+    model = make_model("MODEL.DETR.NUM_CLASSES", 80, "MODEL.DETR.BATCH_INVARIANT", False)
     torch.save({"model": model.state_dict()}, tmp_path / "ours.pth")
     output = str(tmp_path / "theirs.pth")
     summary = convert_checkpoint(str(tmp_path / "ours.pth"), output, to="original", coco_ids=True)

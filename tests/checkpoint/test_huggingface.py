@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ def their_model(kind: str = "Detr", **options) -> torch.nn.Module:
             if name.endswith("running_var"):
                 x.uniform_(0.5, 2.0)
     return model
+
+
+@pytest.fixture
+def make_model(make_model):
+    """As everywhere, but padded batches behave as in transformers."""
+    return partial(make_model, "MODEL.DETR.BATCH_INVARIANT", False)
 
 
 def make_images(padded: bool) -> tuple[torch.Tensor, list[tuple[int, int]]]:

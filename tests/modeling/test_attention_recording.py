@@ -35,7 +35,7 @@ def record_original(original, samples) -> tuple[list, list]:
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_weights_are_the_originals(make_cfg, make_original, make_inputs, original_batch, options, sizes):
     """Need B18: every layer and head, encoder and decoder, padded features included."""
-    cfg = make_cfg("MODEL.DETR.DROPOUT", 0.0, *options)
+    cfg = make_cfg("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT", False, *options)
     original = make_original(cfg)
     model = build_model(cfg).eval()
     model.load_state_dict(original.state_dict())
