@@ -107,6 +107,7 @@ def test_chosen_points_are_rows_of_the_whole(make_model, make_inputs):
 
 def test_results_and_the_model_stay_as_they_are(make_model, make_inputs):
     model = make_model()
+    hooks = [len(module._forward_hooks) for module in model.modules()]
     first, second = make_inputs([(96, 128)], [0]), make_inputs([(64, 160)], [0])
     with torch.no_grad():
         before = model(second)[0]["instances"]
@@ -120,6 +121,6 @@ def test_results_and_the_model_stay_as_they_are(make_model, make_inputs):
     assert (record.size, record.stride, record.image_sizes) == ((2, 5), 32, [(64, 160)])
     assert [x.shape for x in record.decoder] == [(1, 4, 7, 10)] * 3
     assert record.cross_attention(layer=0).shape == (4, 7, 2, 5)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
     with pytest.raises(UserError, match="no layer 3 in the decoder: 3"):
         record.cross_attention(layer=3)
