@@ -57,7 +57,7 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
         """
         features, pos = self.backbone(images)
-        with autocast_where_faster(images.device):
+        with autocast_where_faster(features.tensor.device):
             return self._predict(features, pos, all_layers)
 
     def _predict(self, features: Features, pos: Tensor, all_layers: bool) -> Predictions:
