@@ -44,7 +44,7 @@ def add_detr_config(cfg: CN) -> None:
     detr.TEST = CN()
     detr.TEST.SCORE_THRESHOLD = 0.0
     # Of --eval-only and tools/predict.py, see docs/INFERENCE.md: what the model computes in, one of PRECISIONS, and
-    # whether with torch.compile, which takes a minute at the start.
+    # whether with torch.compile, which takes minutes at the start.
     detr.TEST.PRECISION = "float32"
     detr.TEST.COMPILE = False
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from detr_d2.errors import UserError
-from detr_d2.inference.compilation import can_compile, compile_forward
+from detr_d2.inference.compilation import compile_forward
 from detr_d2.inference.folding import fold_batch_norms
 from detr_d2.inference.precision import cast_network, usable_precision
 from detr_d2.meta_arch import Detr
@@ -29,8 +29,8 @@ def optimize_for_inference(model: Detr, precision: str = "float32", compile: boo
     Args:
         model: it is not changed.
         precision: "float32", "bfloat16" or "float16". Where the processor is slow in it, float32, with a warning.
-        compile: compile backbone and transformer with ``torch.compile``, at the first image, which takes about a
-            minute. Images of any sizes use the same code. Where it can't be done, a warning is logged.
+        compile: compile backbone and transformer with ``torch.compile``, at the first image, which takes
+            minutes. Images of any sizes use the same code. Where it can't be done, a warning is logged.
 
     Raises:
         UserError: ``model`` is no Detr or was optimised before, or ``precision`` is not known.
@@ -47,12 +47,10 @@ def optimize_for_inference(model: Detr, precision: str = "float32", compile: boo
     if model.device.type == "cpu" or dtype != torch.float32:
         network.to(memory_format=torch.channels_last)
         network.backbone[0].backbone.register_forward_pre_hook(_channels_last)
-    compile = compile and can_compile()
-    if compile:
-        compile_forward(network.backbone[0].backbone, "backbone")
-        compile_forward(network.transformer, "transformer")
+    compiled = compile and compile_forward([network.backbone[0].backbone, network.transformer])
     model.optimized = True
-    logger.info(f"Optimised for inference: {folded} batch norms folded, {dtype}{', compiled' if compile else ''}.")
+    name = str(dtype).removeprefix("torch.")
+    logger.info(f"Optimised for inference: {folded} batch norms folded, {name}{', compiled' if compiled else ''}.")
     return model
 
 
