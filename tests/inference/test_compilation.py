@@ -98,6 +98,8 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, siz
     assert "more words" not in message
 
 
+@needs_new_torch
+@needs_new_torch
 def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
     optimized = optimize_for_inference(make_model(*SMALL), compile=True)
