@@ -10,6 +10,7 @@ from detr_d2.config import add_detr_config  # noqa: E402
 from detr_d2.data import DetrDatasetMapper, register_coco_dataset  # noqa: E402
 from detr_d2.engine import Trainer, build_optimizer  # noqa: E402
 from detr_d2.errors import UserError  # noqa: E402
+from detr_d2.inference import optimize_for_inference  # noqa: E402
 from detr_d2.matching import DETR_MATCHER_REGISTRY  # noqa: E402
 from detr_d2.meta_arch import Detr  # noqa: E402
 from detr_d2.modeling import DETR_TRANSFORMER_REGISTRY  # noqa: E402
@@ -30,5 +31,6 @@ __all__ = [
     "add_detr_config",
     "build_optimizer",
     "model_zoo",
+    "optimize_for_inference",
     "register_coco_dataset",
 ]

@@ -1,5 +1,6 @@
 """What the tests of several rooms share."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import setup_logger
 from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
 from detr.models.detr import DETR, SetCriterion
 from detr.models.matcher import HungarianMatcher
@@ -34,6 +36,18 @@ def real_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_loggers():
+    """What a test sets up writes to its captured output, which is closed behind it."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "detr_d2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

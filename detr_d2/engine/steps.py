@@ -42,13 +42,13 @@ class TrainingStep(SimpleTrainer):
         Args:
             model: a :class:`~detr_d2.meta_arch.Detr`, maybe distributed.
             dtype: what autocast computes the network in; None: without. float16 takes a CUDA GPU.
-            parts: equal parts that this process's share of the batch is taken in.
+            parts: that this process's share of the batch is taken in; of one size, but for the last.
         """
         super().__init__(model, data_loader, optimizer)
         self.dtype = dtype
         self.parts = parts
         # The exponents of bfloat16 are those of float32: its gradients don't vanish.
-        self.scaler = torch.cuda.amp.GradScaler() if dtype == torch.float16 else None
+        self.scaler = torch.amp.GradScaler("cuda") if dtype == torch.float16 else None
         self.detr = model.module if isinstance(model, DistributedDataParallel) else model
 
     def run_step(self) -> None:
@@ -72,9 +72,9 @@ class TrainingStep(SimpleTrainer):
             self.scaler.update()
 
     def _split(self, data: list[dict]) -> Iterator[tuple[list[dict], AbstractContextManager]]:
-        size = len(data) // self.parts
+        size = -(-len(data) // self.parts)
         for start in range(0, len(data), size):
-            is_last = start + size == len(data)
+            is_last = start + size >= len(data)
             # Processes exchange gradients once, when they have all of their own.
             waits = isinstance(self.model, DistributedDataParallel) and not is_last
             yield data[start : start + size], self.model.no_sync() if waits else nullcontext()

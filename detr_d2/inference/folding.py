@@ -1,7 +1,10 @@
 """Batch norms with fixed statistics, as part of the convolutions before them."""
 
+import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
+
+from detr_d2.modeling.frozen_norm import scale_and_shift
 
 _BATCH_NORMS = (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)
 
@@ -21,7 +24,7 @@ def fold_batch_norms(module: nn.Module) -> int:
     folded = 0
     for convolution in module.modules():
         if isinstance(convolution, Conv2d) and _has_statistics(convolution.norm):
-            scale, shift = _scale_and_shift(convolution.norm)
+            scale, shift = scale_and_shift(convolution.norm, torch.float64)
             weight = convolution.weight.double() * scale[:, None, None, None]
             bias = shift if convolution.bias is None else shift + convolution.bias.double() * scale
             convolution.weight = _constant(weight, convolution.weight)
@@ -33,16 +36,6 @@ def fold_batch_norms(module: nn.Module) -> int:
 
 def _has_statistics(norm: nn.Module | None) -> bool:
     return isinstance(norm, _BATCH_NORMS) and norm.running_var is not None
-
-
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Of each channel, in float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double() * scale
-    if norm.weight is None:
-        return scale, shift
-    weight = norm.weight.double()
-    return weight * scale, weight * shift + norm.bias.double()
 
 
 def _constant(x: Tensor, like: Tensor) -> nn.Parameter:

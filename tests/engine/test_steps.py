@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
@@ -9,6 +10,16 @@ from detr_d2.engine import build_optimizer
 from detr_d2.engine.steps import TrainingStep
 
 SIZE = (64, 64)
+MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The model computes in float64, losses and boxes included."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -40,6 +51,34 @@ def test_parts_add_up_to_the_batch(take_step, make_inputs, counts):
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
             assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        (("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), [(64, 96), (80, 64), (64, 64), (48, 70)]),
+        # The losses of masks are taken over the padded image, which depends on the part.
+        (MASKS, [SIZE] * 4),
+    ],
+    ids=["boxes, several sizes", "masks"],
+)
+def test_parts_are_the_batch_to_the_last_digits(in_float64, take_step, make_inputs, options, sizes):
+    """With parts of unequal size, too, and of unequal numbers of objects."""
+    inputs = make_inputs(sizes, [5, 0, 1, 3])
+    generator = torch.Generator().manual_seed(0)
+    for x in inputs:
+        shape = len(x["instances"]), *x["instances"].image_size
+        x["instances"].gt_masks = BitMasks(torch.rand(shape, generator=generator) < 0.3)
+    _, expected, losses = take_step(inputs, *options)
+    for parts in (2, 3):
+        _, gradients, other_losses = take_step(inputs, *options, parts=parts)
+        assert other_losses == pytest.approx(losses, rel=1e-8)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            assert gradient.dtype == torch.float64
+            # Some gradients are zero but for rounding.
+            scale = expected[name].abs().max().clamp(min=1e-3)
+            assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=1e-8, msg=name)
 
 
 def test_bfloat16(take_step, make_inputs, monkeypatch):

@@ -99,14 +99,13 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, siz
 
 
 @needs_new_torch
-@needs_new_torch
 def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
     optimized = optimize_for_inference(make_model(*SMALL), compile=True)
     (x,) = make_inputs(SIZES[:1], [0])
     with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
         optimized.detr.backbone[0].backbone(torch.zeros(1, 4, 64, 64))
-    assert not [y for y in caplog.records if y.name.startswith("detr_d2")]
+    assert not [y for y in caplog.records if y.name.startswith("detr_d2") and y.levelno >= logging.WARNING]
     assert optimized([x])
 
 
