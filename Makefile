@@ -15,9 +15,8 @@ env:  ## Make .venv, or find it ready
 env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's compiled ops), or find it ready
 	@$(PYTHON) tools/setup_env.py compiled
 
-# Threads that wait for work asleep leave the loader's worker its share of the cores.
 demo: env  ## Train a small DETR in minutes, and write a report with pictures of what it learned
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/python tools/demo.py $(ARGS)
+	.venv/bin/python tools/demo.py $(ARGS)
 
 test: env  ## Run the tests in .venv
 	.venv/bin/python -m pytest $(ARGS)

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import nn
 
 from detr_d2.data import DetrDatasetMapper
@@ -30,7 +31,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
     """Write ``report.html`` into the run's folder.
 
     Args:
-        trainer: after training; a single process.
+        trainer: after training; that of the main process.
         results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
         minutes: that training took.
         command: that it was started with.
@@ -39,6 +40,8 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         The path of the report.
     """
     cfg, box = trainer.cfg, results["bbox"]
+    # Not wrapped for several processes.
+    model = trainer.checkpointer.model
     dataset = cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(dataset).thing_classes
     records = _interesting(DatasetCatalog.get(dataset), _NUM_IMAGES)
@@ -47,7 +50,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
             "What it finds",
             f"Images of {dataset} that training never saw: on the left what is there, on the right what the model "
             f"found with a score over {SCORE_THRESHOLD}.",
-            pictures=_predictions(cfg, trainer.model, records, classes),
+            pictures=_predictions(cfg, model, records, classes),
         ),
         Section("How it learned", pictures=[Picture(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
         Section(
@@ -58,7 +61,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         Section(
             "Where queries look",
             "Cross attention of the last decoder layer: what each object query reads from the image to find its box.",
-            pictures=_attention(cfg, trainer.model, records[:_NUM_ATTENTION], classes),
+            pictures=_attention(cfg, model, records[:_NUM_ATTENTION], classes),
         ),
         Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
     ]
@@ -135,5 +138,5 @@ def _describe(cfg: CfgNode) -> str:
 def _device(cfg: CfgNode) -> str:
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return torch.cuda.get_device_name()
-    cores = min(torch.get_num_threads(), os.cpu_count())
+    cores = min(torch.get_num_threads() * comm.get_world_size(), os.cpu_count())
     return f"{cores} CPU core{'s' if cores > 1 else ''}"

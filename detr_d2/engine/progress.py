@@ -4,6 +4,7 @@ import logging
 import sys
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from tqdm import tqdm
 
 
@@ -11,7 +12,7 @@ class ProgressBar(HookBase):
     """Shows on a terminal how far training is, its loss, and the AP of the last evaluation.
 
     The console then hears of warnings only; the log file keeps every line. Elsewhere it does nothing, and
-    Detectron2's plain lines remain.
+    Detectron2's plain lines remain. Of several processes the first shows it.
     """
 
     def __init__(self, period: int = 10):
@@ -23,7 +24,7 @@ class ProgressBar(HookBase):
         self.bar = None
 
     def before_train(self) -> None:
-        if not sys.stderr.isatty():
+        if not (comm.is_main_process() and sys.stderr.isatty()):
             return
         _quiet_console()
         self.bar = tqdm(

@@ -3,6 +3,7 @@
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
@@ -11,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -23,6 +24,7 @@ from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.steps import TrainingStep, amp_dtype
 from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import build_evaluator, check_evaluation
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
 
 class Trainer(DefaultTrainer):
@@ -41,6 +43,7 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             check_evaluation(cfg, name)
         model = self.build_model(cfg)
+        checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = distribute(model)
@@ -97,6 +100,11 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None) -> dict:
+        share_buffers(model)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
@@ -108,6 +116,13 @@ def distribute(model: nn.Module) -> nn.Module:
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [comm.get_local_rank()] if on_gpu else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Take over those of the first process, which checkpoints hold: batch norms in training see other images in each."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def class_names(datasets: tuple[str, ...]) -> list[str] | None:

@@ -5,7 +5,7 @@ import torch
 from detectron2.engine import launch
 from torch.testing import assert_close
 
-from detr_d2.engine.trainer import distribute
+from detr_d2.engine.trainer import distribute, share_buffers
 from detr_d2.meta_arch import Detr
 
 
@@ -42,3 +42,20 @@ def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_pat
                 assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
     for name, loss in joint.items():
         assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
+
+
+def differ_and_share(folder):
+    norm = torch.nn.BatchNorm2d(2).train()
+    rank = torch.distributed.get_rank()
+    norm(torch.full((1, 2, 3, 3), rank + 1.0))
+    share_buffers(norm)
+    torch.save(norm.state_dict(), folder / f"{rank}.pth")
+
+
+def test_the_first_process_gives_its_statistics(tmp_path):
+    """What is evaluated in all of them is then what its checkpoint holds."""
+    launch(differ_and_share, 2, dist_url="auto", args=(tmp_path,))
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        assert_close(state["running_mean"], torch.full((2,), 0.1))
+        assert state["num_batches_tracked"] == 1
