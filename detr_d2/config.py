@@ -148,6 +148,9 @@ def add_detr_config(cfg: CN) -> None:
     # Every process takes its share of SOLVER.IMS_PER_BATCH in so many parts, one after the other, which takes less
     # memory; the optimizer makes one step with the sum of their gradients.
     cfg.SOLVER.ACCUMULATE = 1
+    # Parts of the model, "backbone" or "transformer" or both, whose activations are computed again in the backward pass
+    # instead of being kept: less memory, more time. See docs/TRAINING_SPEED.md.
+    cfg.SOLVER.ACTIVATION_CHECKPOINTS = ()
 
     # Images that are evaluated together, sorted by shape so that little is padded.
     cfg.TEST.BATCH_SIZE = 1

@@ -23,6 +23,7 @@ from detr_d2.benchmark.models import (
 from detr_d2.benchmark.timing import Runner
 from detr_d2.engine import build_optimizer
 from detr_d2.engine.steps import TrainingStep
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the losses, relative."""
@@ -89,6 +90,7 @@ class Training:
 def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
     """As our trainer does it."""
     model = build_ours(cfg).train()
+    checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
     dtype = None if precision == "float32" else getattr(torch, precision)
     trainer = TrainingStep(
         model, itertools.repeat(batch), build_optimizer(cfg, model), dtype=dtype, parts=cfg.SOLVER.ACCUMULATE

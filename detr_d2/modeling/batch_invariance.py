@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -88,6 +89,18 @@ class ZeroedPadding:
             for name, stride in self.strides.items()
         }
         return FramedFeatures(levels, frames, level_frames)
+
+    def resumption(self) -> Callable[[], AbstractContextManager]:
+        """Makes contexts in which blocks of the backbone that run again see the padding of now."""
+        return partial(self._within, self._inside)
+
+    @contextmanager
+    def _within(self, inside: "_Inside | None") -> Iterator[None]:
+        self._inside, before = inside, self._inside
+        try:
+            yield
+        finally:
+            self._inside = before
 
     def _before_convolution(self, stride: int, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         return None if self._inside is None else (self._inside.of(inputs[0], stride),)

@@ -1,0 +1,203 @@
+"""Gradients with activations that are computed again, against those with activations that were kept."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.structures import BitMasks
+from torch import nn
+from torch.testing import assert_close
+
+from detr_d2.engine.trainer import distribute
+from detr_d2.errors import UserError
+from detr_d2.meta_arch import Detr
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations, repeated_modules
+
+BOTH = ("backbone", "transformer")
+SIZES = [(64, 96), (48, 64)]
+TRAINED_NORMS = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
+MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet", "MODEL.TIMM.FROZEN_BN", False)
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The model computes in float64, losses and boxes included."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def masked_inputs(make_inputs):
+    inputs = make_inputs(SIZES, [3, 2])
+    for x in inputs:
+        masks = torch.zeros(len(x["instances"]), *x["instances"].image_size, dtype=torch.bool)
+        masks[:, 10:30, 5:40] = True
+        x["instances"].gt_masks = BitMasks(masks)
+    return inputs
+
+
+def backward(model: nn.Module, inputs: list[dict], seed: int = 0) -> dict[str, torch.Tensor]:
+    """The gradients of the sum of the losses."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    sum(model(inputs).values()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def count_runs(modules: list[nn.Module]) -> list[int]:
+    """How often each module computes from now on, in a list that is kept up to date."""
+    counts = [0] * len(modules)
+
+    def counting(index: int):
+        def hook(*_):
+            counts[index] += 1
+
+        return hook
+
+    for index, module in enumerate(modules):
+        module.register_forward_hook(counting(index))
+    return counts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True),
+        ("MODEL.DETR.TRANSFORMER", "SmcaTransformer"),
+        ("MODEL.DETR.PRE_NORM", True),
+        TRAINED_NORMS,
+        (*TRAINED_NORMS, "MODEL.DETR.BATCH_INVARIANT_TRAINING", True),
+        MASKS,
+        TIMM,
+    ],
+    ids=["DETR", "batch-invariant", "SMCA", "pre-norm", "trained norms", "each alone", "masks", "timm"],
+)
+def test_gradients_and_statistics(in_float64, make_model, masked_inputs, options):
+    """With dropout of the same seed; norms that are trained count every batch once."""
+    if "MODEL.TIMM.NAME" in options:
+        pytest.importorskip("timm")
+    model = make_model(*options).train()
+    other = copy.deepcopy(model)
+    checkpoint_activations(other.detr, BOTH)
+    expected, gradients = backward(model, masked_inputs), backward(other, masked_inputs)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float64
+        assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+    # State dicts have the same names, and the running statistics of norms the same values.
+    for state, x in model.state_dict().items():
+        assert_close(other.state_dict()[state], x, rtol=1e-12, atol=1e-14, msg=state)
+    # Dropout makes a difference, without which the same seed would show nothing.
+    assert any(not torch.equal(x, expected[name]) for name, x in backward(model, masked_inputs, seed=1).items())
+
+
+@pytest.mark.parametrize(
+    ("parts", "runs"), [((), [1, 1, 1]), (("backbone",), [1, 2, 1]), (("transformer",), [1, 1, 2])]
+)
+def test_what_is_computed_again(make_model, make_inputs, parts, runs):
+    """What is frozen has nothing to keep."""
+    model = make_model().train()
+    network = model.detr
+    checkpoint_activations(network, parts)
+    resnet = network.backbone[0].backbone
+    counts = count_runs([resnet.res2[0].conv1, resnet.res3[0].conv1, network.transformer.decoder.layers[0].norm1])
+    inputs = make_inputs(SIZES, [3, 2])
+    backward(model, inputs)
+    assert counts == runs
+    with torch.no_grad():
+        model.eval()(inputs)
+    assert counts == [x + 1 for x in runs]
+
+
+def kept_bytes(model: nn.Module, inputs: list[dict]) -> int:
+    """Of the activations that the backward pass waits for."""
+    kept = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    own = {x.untyped_storage().data_ptr() for x in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        losses = model(inputs)
+    assert sum(losses.values()) > 0
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def test_less_is_kept(make_model, make_inputs):
+    inputs = make_inputs([(128, 128)] * 2, [3, 2])
+    kept = {}
+    for parts in ((), ("backbone",), ("transformer",), BOTH):
+        model = make_model().train()
+        checkpoint_activations(model.detr, parts)
+        kept[parts] = kept_bytes(model, inputs)
+    assert kept["backbone",] < 0.6 * kept[()]
+    assert kept["transformer",] < kept[()]
+    assert kept[BOTH] < min(kept["backbone",], kept["transformer",])
+
+
+def test_two_backward_passes_of_one_graph(make_model, make_inputs):
+    model = make_model("MODEL.DETR.BATCH_INVARIANT_TRAINING", True).train()
+    checkpoint_activations(model.detr, BOTH)
+    loss = sum(model(make_inputs(SIZES, [3, 2])).values())
+    weight = model.detr.backbone[0].backbone.res3[0].conv1.weight
+    first, second = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_unknown_part(make_model):
+    with pytest.raises(UserError, match=r"SOLVER.ACTIVATION_CHECKPOINTS is 'encoder': choose one of backbone, transf"):
+        checkpoint_activations(make_model().detr, ("encoder",))
+
+
+def test_part_without_blocks(make_model):
+    network = make_model("MODEL.DETR.ENC_LAYERS", 0).detr
+    network.transformer.decoder.layers = nn.ModuleList()
+    with pytest.raises(UserError, match="DetrTransformer has no list of blocks; leave out transformer"):
+        checkpoint_activations(network, ("transformer",))
+
+
+def test_repeated_modules(make_model):
+    """The outermost ones."""
+    network = make_model().detr
+    resnet = network.backbone[0].backbone
+    assert list(repeated_modules(resnet)) == [*resnet.res2, *resnet.res3, *resnet.res4, *resnet.res5]
+    transformer = network.transformer
+    assert list(repeated_modules(transformer)) == [*transformer.encoder.layers, *transformer.decoder.layers]
+
+
+def train_one_share(cfg, state, shares, folder):
+    """In each process: the gradients of its share of the batch, which it takes in two parts."""
+    torch.set_num_threads(1)
+    model = Detr(cfg)
+    model.load_state_dict(state)
+    checkpoint_activations(model.detr, BOTH)
+    model = distribute(model.train())
+    rank = torch.distributed.get_rank()
+    with model.no_sync():
+        sum(model(shares[rank][:1]).values()).backward()
+    sum(model(shares[rank][1:]).values()).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save(gradients, folder / f"{rank}.pth")
+
+
+def test_two_processes(make_cfg, make_model, make_inputs, tmp_path):
+    """Each takes two parts; together they have the gradients of four images, one after the other."""
+    options = ("MODEL.DETR.DROPOUT", 0.0)
+    model = make_model(*options).train()
+    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
+    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged.
+    expected = [backward(model, [inputs[0], inputs[2]]), backward(model, [inputs[1], inputs[3]])]
+    arguments = (make_cfg(*options), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path)
+    launch(train_one_share, 2, dist_url="auto", args=arguments)
+    for rank in (0, 1):
+        gradients = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        for name, gradient in gradients.items():
+            wanted = expected[0][name] + expected[1][name]
+            scale = wanted.abs().max().clamp(min=1e-3)
+            assert_close(gradient / scale, wanted / scale, rtol=0, atol=2e-4, msg=name)
