@@ -62,6 +62,7 @@ def test_the_recipe(repository):
         ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth"),
         ("MODEL.DETR.MASK.THRESHOLD", 1.0),
         ("MODEL.DETR.MASK.CHUNK", 0),
+        ("MODEL.DETR.MASK.MAPS_GAIN", 0.0),
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
         ("MODEL.DETR.TEST.PRECISION", "half"),
         ("TEST.BATCH_SIZE", 0),

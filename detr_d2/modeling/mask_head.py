@@ -61,12 +61,13 @@ class MaskHead(nn.Module):
     Convolutions are linear: what they make of the image is computed once an image, whatever the number of queries.
     """
 
-    def __init__(self, hidden_dim: int, nheads: int, level_channels: tuple[int, int, int]):
+    def __init__(self, hidden_dim: int, nheads: int, level_channels: tuple[int, int, int], maps_gain: float = 1.0):
         """
         Args:
             hidden_dim: channels of the projected features.
             nheads: of the attention maps.
             level_channels: of the backbone's three finer levels, coarse to fine.
+            maps_gain: factor on the initial weights by which the maps are read.
         """
         super().__init__()
         if hidden_dim < 16:
@@ -84,6 +85,9 @@ class MaskHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
+        # The maps sum to one over all positions: beside features of order one, the head doesn't see them at first.
+        with torch.no_grad():
+            self.lay1.weight[:, hidden_dim:] *= maps_gain
 
     def forward(
         self, source: Tensor, maps: Tensor, levels: Sequence[Tensor], images: Tensor, chunk: int | None = None
@@ -198,7 +202,7 @@ def build_mask_modules(
             "MODEL.TIMM.OUT_INDICES (-4, -3, -2, -1)."
         )
     detr = cfg.MODEL.DETR
-    head = MaskHead(detr.HIDDEN_DIM, detr.NHEADS, tuple(level_channels[:_NUM_LEVELS]))
+    head = MaskHead(detr.HIDDEN_DIM, detr.NHEADS, tuple(level_channels[:_NUM_LEVELS]), detr.MASK.MAPS_GAIN)
     return AttentionMaps(detr.HIDDEN_DIM, detr.NHEADS), head
 
 

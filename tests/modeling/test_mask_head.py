@@ -44,6 +44,18 @@ def test_attention_sums_to_one_outside_the_padding():
     assert maps[1, ..., 2:].abs().max() == 0
 
 
+def test_the_gain_of_the_maps():
+    """Of the first layer's initial weights, those that read the maps: masks differ by query from the start."""
+    heads = []
+    for gain in (1.0, 100.0):
+        torch.manual_seed(0)
+        heads.append(MaskHead(32, 4, (8, 8, 8), gain))
+    original, louder = (head.state_dict() for head in heads)
+    original["lay1.weight"][:, 32:] *= 100
+    for name, weight in original.items():
+        assert_close(louder[name], weight, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100, None])
 def test_chunks_change_nothing(chunk):
     """Every query is normalised alone, and finds the features of its own image."""
