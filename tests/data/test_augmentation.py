@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from detr_d2.data.annotations import build_instances
-from detr_d2.data.augmentation import DetrResizeShortestEdge, build_augmentation
+from detr_d2.data.augmentation import DetrResizeShortestEdge, FastResizeTransform, build_augmentation
 from detr_d2.errors import UserError
 
 DRAWS = 5000
@@ -153,6 +153,60 @@ def test_no_resize_in_inference(make_cfg):
     assert item.image.shape[:2] == (123, 456)
 
 
+def assert_levels_agree(image, expected, levels, share):
+    """Gray levels differ by ``levels`` at most, and in no more than a share of the values."""
+    assert image.shape == expected.shape
+    assert image.dtype == expected.dtype == np.uint8
+    difference = np.abs(image.astype(int) - expected)
+    assert difference.max() <= levels
+    assert (difference > 0).mean() <= share
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 3000), (48, 64)])
+@pytest.mark.parametrize("size", [(13, 80), (80, 106), (48, 64), (1, 133)])
+def test_fast_resize_gives_pillows_pixels(height, width, size):
+    """Whatever the shape, the channels, or which axes are reversed; in noise roundings show most."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    read_only = noise.copy()
+    read_only.flags.writeable = False
+    views = [noise, noise[:, :, :1], noise[:, ::-1], noise[::-1], noise[::-1, ::-1, ::-1], read_only]
+    for view in views:
+        expected = T.ResizeTransform(height, width, *size).apply_image(view)
+        image = FastResizeTransform(height, width, *size).apply_image(view)
+        assert_levels_agree(image, expected, 1, 0.25)
+
+
+def test_fast_resize_leaves_the_rest_to_detectron2():
+    """Masks and float images, and any other filter."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    plain, fast = (kind(20, 30, 33, 44) for kind in (T.ResizeTransform, FastResizeTransform))
+    mask = (image[:, :, 0] > 127).astype(np.uint8)
+    np.testing.assert_array_equal(fast.apply_segmentation(mask), plain.apply_segmentation(mask))
+    np.testing.assert_array_equal(fast.apply_image(image, Image.BICUBIC), plain.apply_image(image, Image.BICUBIC))
+    np.testing.assert_array_equal(fast.apply_image(image / 255.0), plain.apply_image(image / 255.0))
+    np.testing.assert_array_equal(fast.apply_box(np.array([1, 2, 3, 4.0])), plain.apply_box(np.array([1, 2, 3, 4.0])))
+
+
+def test_fast_resize_draws_the_same(make_cfg):
+    """The key changes who computes the pixels, and nothing of the geometry."""
+    drawn = []
+    for fast in (True, False):
+        np.random.seed(0)
+        item = SizeOnlyInput(480, 640)
+        augmentation = build_augmentation(make_cfg("INPUT.FAST_RESIZE_TRAIN", fast), is_train=True)
+        for _ in range(50):
+            T.AugmentationList(augmentation)(item)
+            item._set_size(480, 640)
+        drawn.append(
+            [[getattr(tfm, x, None) for x in ("new_h", "new_w", "x0", "y0", "w", "h")] for tfm, _ in item.steps]
+        )
+    assert drawn[0] == drawn[1]
+    (exact,) = build_augmentation(make_cfg(), is_train=False)
+    (fast,) = build_augmentation(make_cfg("INPUT.FAST_RESIZE_TEST", True), is_train=False)
+    kinds = [type(x.get_transform(np.zeros((480, 640, 3), dtype=np.uint8))) for x in (exact, fast)]
+    assert kinds == [T.ResizeTransform, FastResizeTransform]
+
+
 def replay(transforms, image, boxes):
     """Apply Detectron2 transforms with the original's functions."""
     count = len(boxes)
@@ -174,10 +228,11 @@ def flatten(tfm):
     return [step for part in tfm.transforms for step in flatten(part)] if isinstance(tfm, T.TransformList) else [tfm]
 
 
-def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records):
+@pytest.mark.parametrize("fast", [False, True])
+def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records, fast):
     """The same draws, carried out by the original on real images (edge case C23 for boxes, C7)."""
     records = [record for record in coco_records[0] if len(record["annotations"]) > 3]
-    augmentation = T.AugmentationList(build_augmentation(make_cfg(), is_train=True))
+    augmentation = T.AugmentationList(build_augmentation(make_cfg("INPUT.FAST_RESIZE_TRAIN", fast), is_train=True))
     np.random.seed(0)
     seen, lost = set(), 0
     for record in records[:24]:
@@ -189,12 +244,12 @@ def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records
         pixels, target = replay(steps, image, boxes)
         instances = build_instances(item.boxes, np.arange(len(boxes)), item.image.shape[:2])
 
-        np.testing.assert_array_equal(item.image, pixels)
+        assert_levels_agree(item.image, pixels, *((2, 0.02) if fast else (0, 0)))
         np.testing.assert_array_equal(instances.gt_classes, target["labels"])
         np.testing.assert_allclose(instances.gt_boxes.tensor, target["boxes"], atol=1e-3, rtol=0)
         seen |= {type(step) for step in steps}
         lost += len(boxes) - len(instances)
-    assert seen >= {T.HFlipTransform, T.ResizeTransform, T.CropTransform}
+    assert seen >= {T.HFlipTransform, FastResizeTransform if fast else T.ResizeTransform, T.CropTransform}
     assert lost > 0, "no crop removed a box: the test sees less than it should"
 
 
@@ -250,7 +305,7 @@ def test_keys_are_honoured(make_cfg):
             item = SizeOnlyInput(100, 200)
             augmentation(item)
             sizes |= {type(tfm).__name__ for tfm, _ in item.steps} | {min(item.image.shape[:2])}
-        return sizes - {"NoOpTransform", "ResizeTransform"}
+        return sizes - {"NoOpTransform", "FastResizeTransform"}
 
     plain = ("INPUT.CROP.ENABLED", False, "INPUT.MIN_SIZE_TRAIN", (50, 60))
     assert kinds(*plain) == {"HFlipTransform", 50, 60}

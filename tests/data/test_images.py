@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_d2.data.images import check_image_size, read_image
+from detr_d2.data import images
+from detr_d2.data.images import check_image_size, read_image, to_tensor
 from detr_d2.errors import UserError
 
 RAMP = np.linspace(0, 255, 12 * 8).reshape(8, 12).astype(np.uint8)
@@ -46,6 +47,65 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         8: stored[:, ::-1].T,
     }[orientation]
     np.testing.assert_array_equal(read_image(path, "L")[:, :, 0], upright)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+def test_jpeg_pixels_are_pillows(tmp_path, options):
+    """Bit by bit, though another library decodes them; sides that are no multiple of a block's."""
+    smooth = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    path = str(tmp_path / "image.jpg")
+    Image.fromarray(smooth).resize((75, 93)).save(path, **options)
+    expected = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(read_image(path, "RGB"), expected)
+    np.testing.assert_array_equal(read_image(path, "BGR"), expected[:, :, ::-1])
+    np.testing.assert_array_equal(read_image(path, "L")[:, :, 0], np.asarray(Image.open(path).convert("L")))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpeg_of_other_colours(tmp_path, rgb, mode):
+    path = str(tmp_path / "image.jpg")
+    Image.fromarray(rgb).convert(mode).save(path)
+    np.testing.assert_array_equal(read_image(path, "RGB"), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_jpeg_is_turned(tmp_path, orientation):
+    """Edge case C20: as cameras write them."""
+    path = str(tmp_path / "image.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # Left half black, right half white.
+    Image.fromarray(np.repeat([[[0] * 3] * 32 + [[255] * 3] * 32], 16, axis=0).astype(np.uint8)).save(path, exif=exif)
+    image = read_image(path, "RGB")
+    dark_half = {1: image[:, :32], 3: image[:, 32:], 6: image[:32]}[orientation]
+    assert image.shape == ((64, 16, 3) if orientation == 6 else (16, 64, 3))
+    assert dark_half.max() < 10
+    assert image.mean() == pytest.approx(127, abs=5)
+
+
+def test_jpeg_with_damaged_exif_data_is_read(tmp_path, rgb):
+    path = str(tmp_path / "image.jpg")
+    Image.fromarray(rgb).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert read_image(path, "RGB").shape == (8, 12, 3)
+
+
+def test_jpegs_are_read_without_torchvisions_decoder(tmp_path, rgb, monkeypatch):
+    """Builds of torchvision may lack it; Pillow has one."""
+
+    def decode_jpeg(*_):
+        raise RuntimeError("No such operator image::decode_jpeg")
+
+    path = str(tmp_path / "image.jpg")
+    Image.fromarray(rgb).save(path)
+    expected = read_image(path, "RGB")
+    monkeypatch.setattr(images, "decode_jpeg", decode_jpeg)
+    np.testing.assert_array_equal(read_image(path, "RGB"), expected)
+
+
+@pytest.mark.parametrize("view", [np.s_[:], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[:, :, ::-1], np.s_[2:5, 3:9]])
+def test_tensor_of_any_view(rgb, view):
+    for array in (rgb, np.asarray(Image.fromarray(rgb))):
+        np.testing.assert_array_equal(to_tensor(array[view]).permute(1, 2, 0).numpy(), rgb[view])
 
 
 def test_grayscale_is_repeated(tmp_path):
