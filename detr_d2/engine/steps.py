@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detr_d2.config import choice
+from detr_d2.engine.loss_log import LossLog
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,16 +38,19 @@ class TrainingStep(SimpleTrainer):
         *,
         dtype: torch.dtype | None = None,
         parts: int = 1,
+        log_period: int = 1,
     ):
         """
         Args:
             model: a :class:`~detr_d2.meta_arch.Detr`, maybe distributed.
             dtype: what autocast computes the network in; None: without. float16 takes a CUDA GPU.
             parts: that this process's share of the batch is taken in; of one size, but for the last.
+            log_period: steps whose losses are logged together; see :class:`LossLog`.
         """
         super().__init__(model, data_loader, optimizer)
         self.dtype = dtype
         self.parts = parts
+        self.loss_log = LossLog(log_period)
         # The exponents of bfloat16 are those of float32: its gradients don't vanish.
         self.scaler = torch.amp.GradScaler("cuda") if dtype == torch.float16 else None
         self.detr = model.module if isinstance(model, DistributedDataParallel) else model
@@ -64,7 +68,7 @@ class TrainingStep(SimpleTrainer):
                     for name, loss in self._backward(part).items():
                         losses[name] = losses[name] + loss if name in losses else loss
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self.loss_log.add(self.iter, losses, data_time)
         if self.scaler is None:
             self.optimizer.step()
         else:

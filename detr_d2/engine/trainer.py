@@ -26,6 +26,9 @@ from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
+# A GPU is asked for its losses this seldom: as often as Detectron2 writes a line.
+_LOG_PERIOD = 20
+
 
 class Trainer(DefaultTrainer):
     """Trains and evaluates what a config describes.
@@ -47,7 +50,14 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = distribute(model)
-        self._trainer = TrainingStep(model, loader, optimizer, dtype=amp_dtype(cfg), parts=cfg.SOLVER.ACCUMULATE)
+        self._trainer = TrainingStep(
+            model,
+            loader,
+            optimizer,
+            dtype=amp_dtype(cfg),
+            parts=cfg.SOLVER.ACCUMULATE,
+            log_period=1 if cfg.MODEL.DEVICE == "cpu" else _LOG_PERIOD,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(
             model,
@@ -70,9 +80,17 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         try:
             super().run_step()
+            # What is saved must be known to be finite, and the last writers find all losses.
+            done = self.iter + 1
+            if done == self.max_iter or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+                self._trainer.loss_log.write()
         except FloatingPointError as e:
             rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
-            raise FloatingPointError(f"In iteration {self.iter}, at learning rates {rates}: {e}") from e
+            message = f"Found in iteration {self.iter}, at learning rates {rates}: {e}"
+            first = self._trainer.loss_log.first_bad_iteration()
+            if first is not None:
+                message += f" The loss became infinite or NaN in iteration {first}."
+            raise FloatingPointError(message) from e
 
     def build_writers(self) -> list[EventWriter]:
         writers = super().build_writers()
@@ -119,7 +137,7 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Take over those of the first process, which checkpoints hold: batch norms in training see other images in each."""
+    """Take over those of the first process, which checkpoints hold: trained batch norms see other images in each."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)

@@ -167,9 +167,10 @@ class EachAlone:
         groups = defaultdict(list)
         for index, frame in enumerate(frames):
             groups[frame].append(index)
-        outputs = [
-            self.backbone(images.tensor[indices, :, :height, :width]) for (height, width), indices in groups.items()
-        ]
+        outputs = []
+        for (height, width), indices in groups.items():
+            group = images.tensor[torch.tensor(indices).to(images.device, non_blocking=True)]
+            outputs.append(self.backbone(group[..., :height, :width]))
         order = torch.tensor([index for indices in groups.values() for index in indices])
         back = order.argsort().to(images.device, non_blocking=True)
         sizes = {

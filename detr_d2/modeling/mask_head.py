@@ -159,7 +159,7 @@ class UpsamplingConv:
         self.weight = weight
         self.size = tuple(size)
         with without_autocast(weight.device):
-            taps = weight.new_tensor(_PHASES)
+            taps = torch.tensor(_PHASES, dtype=weight.dtype).to(weight.device, non_blocking=True)
             self.phases = torch.einsum("stk,rvl,oikl->osritv", taps, taps, weight).flatten(0, 2)
 
     def __call__(self, x: Tensor) -> Tensor:

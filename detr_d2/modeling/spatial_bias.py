@@ -60,7 +60,7 @@ def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
 def _cached_grid(height: int, width: int, device: torch.device) -> Tensor:
     # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False):
-        return _make_grid(height, width, torch.device("cpu")).to(device)
+        return _make_grid(height, width, torch.device("cpu")).to(device, non_blocking=True)
 
 
 def _make_grid(height: int, width: int, device: torch.device) -> Tensor:

@@ -1,6 +1,10 @@
-import pytest
+import math
 
-from detr_d2.engine import loading_options
+import pytest
+from detectron2.engine import TrainerBase
+
+from detr_d2.engine import Trainer, build_optimizer, loading_options
+from detr_d2.engine.steps import TrainingStep
 from detr_d2.errors import UserError
 
 
@@ -14,3 +18,47 @@ def test_loading_options(make_cfg):
 def test_unknown_loading_options(make_cfg, key):
     with pytest.raises(UserError, match=f"{key} is 'sometimes': choose one of"):
         loading_options(make_cfg(key, "sometimes"))
+
+
+@pytest.fixture
+def make_trainer(make_cfg, make_model, make_inputs):
+    """A function that makes a trainer of two images, whose losses are logged every 20 steps, as on a GPU."""
+
+    def make(max_iter: int = 3, checkpoint_period: int = 5000) -> Trainer:
+        cfg = make_cfg("SOLVER.CHECKPOINT_PERIOD", checkpoint_period)
+        model = make_model().train()
+        inputs = make_inputs([(64, 64)] * 2, [1, 2])
+        trainer = Trainer.__new__(Trainer)
+        TrainerBase.__init__(trainer)
+        trainer.cfg, trainer.start_iter, trainer.max_iter = cfg, 0, max_iter
+        trainer._trainer = TrainingStep(model, [inputs] * max_iter, build_optimizer(cfg, model), log_period=20)
+        return trainer
+
+    return make
+
+
+def test_losses_are_complete_at_the_end(make_trainer):
+    trainer = make_trainer()
+    TrainerBase.train(trainer, 0, 3)
+    assert [i for _, i in trainer.storage.history("total_loss").values()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("checkpoint_period", "found"), [(5000, 2), (2, 1)])
+def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, found):
+    """Found at the end, or before a checkpoint is written; the iteration is that in which it arose."""
+    trainer = make_trainer(checkpoint_period=checkpoint_period)
+    criterion = trainer._trainer.detr.criterion
+    # Predictions are finite, so that the matcher finds nothing wrong.
+    monkeypatch.setitem(criterion.weights, "loss_giou", math.inf)
+    monkeypatch.setattr(trainer._trainer.optimizer, "step", lambda: None)
+    message = rf"^Found in iteration {found}, at learning rates 1e-05, 0.0001: .*infinite or NaN at iteration=0!"
+    with pytest.raises(FloatingPointError, match=message):
+        TrainerBase.train(trainer, 0, 3)
+
+
+def test_predictions_that_are_not_finite(make_trainer):
+    """The matcher finds them before the loss of the step that spoiled the weights was read."""
+    trainer = make_trainer()
+    trainer._trainer.detr.criterion.weights["loss_giou"] = math.inf
+    with pytest.raises(FloatingPointError, match=r"Found in iteration 1.*object 0.* became .* NaN in iteration 0\.$"):
+        TrainerBase.train(trainer, 0, 3)
