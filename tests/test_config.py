@@ -66,6 +66,7 @@ def test_the_recipe(repository):
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
         ("MODEL.DETR.TEST.PRECISION", "half"),
         ("TEST.BATCH_SIZE", 0),
+        ("DATALOADER.CACHE_MEGABYTES", -1),
     ],
 )
 def test_refused_values_name_their_key(make_cfg, key, value):

@@ -1,6 +1,7 @@
 """Images a second from the training loader: read, augmented, with their targets."""
 
 import copy
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class OldRecipe:
         self.resize = [T.ResizeShortestEdge(size.MIN_SIZE_TRAIN, size.MAX_SIZE_TRAIN, size.MIN_SIZE_TRAIN_SAMPLING)]
         self.image_format = size.FORMAT
         self.with_masks = cfg.MODEL.MASK_ON
+        if self.with_masks and importlib.util.find_spec("shapely") is None:
+            raise UserError("The old recipe crops the outlines of masks with shapely: pip install shapely")
 
     def __call__(self, dataset_dict: dict) -> dict:
         record = copy.deepcopy(dataset_dict)
@@ -142,11 +145,11 @@ class _Stream:
 
 
 def _means(cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict[str, Tensor]:
-    """Of heights, widths and numbers of objects, so that augmentations that are not the same show."""
+    """Of heights, widths, numbers of objects and gray levels, so that augmentations that are not the same show."""
     records = _records(cfg)
     seed_all_rng(0)
     samples = [mapper(x) for x in itertools.islice(itertools.cycle(records), _CHECKED)]
-    figures = [[*x["image"].shape[1:], len(x["instances"])] for x in samples]
+    figures = [[*x["image"].shape[1:], len(x["instances"]), x["image"].float().mean()] for x in samples]
     means = torch.tensor(figures, dtype=torch.float64).mean(0)
     # Of logarithms a small difference is the relative one.
-    return {"logarithms of mean height, width and number of objects": means.log()}
+    return {"logarithms of mean height, width, number of objects and gray level": means.log()}

@@ -18,7 +18,8 @@ from detr_d2.data.annotations import (
     read_targets,
 )
 from detr_d2.data.augmentation import build_augmentation
-from detr_d2.data.images import IMAGE_FORMATS, check_image_size, read_image, to_tensor
+from detr_d2.data.image_cache import ImageCache
+from detr_d2.data.images import IMAGE_FORMATS, check_image_size, to_tensor
 from detr_d2.data.masks import MaskReader, ObjectMasks
 from detr_d2.data.panoptic.segments import read_segments
 from detr_d2.errors import UserError
@@ -44,6 +45,7 @@ class DetrDatasetMapper:
         augmentations: Sequence[T.Augmentation | Transform],
         image_format: str = "RGB",
         with_masks: bool = False,
+        cache_megabytes: float = 0,
     ):
         """
         Args:
@@ -52,12 +54,13 @@ class DetrDatasetMapper:
             image_format: "RGB" or "BGR", as the backbone's weights expect it; "L" and "YUV-BT.601" as
                 in Detectron2.
             with_masks: whether targets have masks.
+            cache_megabytes: how much each process may spend on keeping decoded images, in 10^6 bytes.
         """
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"INPUT.FORMAT is {image_format!r}: set it to one of {', '.join(IMAGE_FORMATS)}.")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        self.images = ImageCache(image_format, cache_megabytes)
         self.dropped_boxes = DropCounter("a box without area inside its image")
         self.with_masks = with_masks
         self.mask_reader = MaskReader()
@@ -70,6 +73,7 @@ class DetrDatasetMapper:
             "augmentations": build_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "with_masks": cfg.MODEL.MASK_ON,
+            "cache_megabytes": cfg.DATALOADER.CACHE_MEGABYTES if is_train else 0,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -89,7 +93,7 @@ class DetrDatasetMapper:
             UserError: an image or an annotation that can't be used; the message names it.
         """
         sample = {key: dataset_dict[key] for key in dataset_dict if key not in ("annotations", "segments_info")}
-        image = read_image(sample["file_name"], self.image_format)
+        image = self.images.read(sample["file_name"])
         check_image_size(sample, image)
         if not self.is_train:
             self._augment(sample, image)
