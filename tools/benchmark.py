@@ -32,7 +32,8 @@ process, with one number of threads, another one beginning each round. The table
 
 Contestants of inference and training are python-detr, transformers and ours, and with -bf16 at the end the same under
 autocast. Of inference also those with -fp16, and what detr_d2.optimize_for_inference makes: ours-optimized and
-ours-compiled, ours-optimized-bf16 and so on. The first is what the others are compared with.
+ours-compiled, ours-optimized-bf16 and so on; of training ours-checkpoints, which computes activations again instead of
+keeping them. The first is what the others are compared with.
 
 KEY VALUE pairs change the config, and with it every contestant: MODEL.DETR.ENC_LAYERS 3.
 

@@ -23,7 +23,7 @@ from detr_d2.benchmark.models import (
 from detr_d2.benchmark.timing import Runner
 from detr_d2.engine import build_optimizer
 from detr_d2.engine.steps import TrainingStep
-from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+from detr_d2.modeling.activation_checkpoints import PARTS, checkpoint_activations
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the losses, relative."""
@@ -32,7 +32,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 _TRANSFORMERS_TOLERANCE = 1e-3
 VARIANTS = {
     f"{library}{suffix}": (library, precision)
-    for library in ("python-detr", "transformers", "ours")
+    for library in ("python-detr", "transformers", "ours", "ours-checkpoints")
     for suffix, precision in PRECISIONS.items()
     if precision in TOLERANCES
 }
@@ -105,6 +105,11 @@ def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float
     return step
 
 
+def _ours_with_checkpoints(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    cfg.SOLVER.ACTIVATION_CHECKPOINTS = tuple(PARTS)
+    return _ours(cfg, batch, precision)
+
+
 def _python_detr(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
     model = build_original(cfg).train()
     criterion = original.build_criterion(cfg).to(cfg.MODEL.DEVICE)
@@ -160,4 +165,9 @@ def _their_step(cfg: CfgNode, model: nn.Module, compute_loss: Callable[[], Tenso
     return step
 
 
-_LIBRARIES = {"ours": _ours, "python-detr": _python_detr, "transformers": _transformers}
+_LIBRARIES = {
+    "ours": _ours,
+    "ours-checkpoints": _ours_with_checkpoints,
+    "python-detr": _python_detr,
+    "transformers": _transformers,
+}

@@ -56,10 +56,12 @@ def test_inference_tells_images_apart(monkeypatch, model):
 
 
 def test_training():
-    result = compare(Training(("python-detr", "ours", "ours-bf16"), size=(64, 96), options=SMALL), 1, warmup=0)
+    names = ("python-detr", "ours", "ours-checkpoints", "ours-bf16")
+    result = compare(Training(names, size=(64, 96), options=SMALL), 1, warmup=0)
     differences = [x["difference"] for x in result["contestants"]]
     assert differences[1] < 1e-4
-    assert 0 < differences[2] < 0.05
+    assert differences[2] == differences[1]
+    assert 0 < differences[3] < 0.05
 
 
 def test_training_steps_learn():

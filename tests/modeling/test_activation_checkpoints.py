@@ -96,6 +96,23 @@ def test_gradients_and_statistics(in_float64, make_model, masked_inputs, options
     assert any(not torch.equal(x, expected[name]) for name, x in backward(model, masked_inputs, seed=1).items())
 
 
+def test_autocast(make_model, make_inputs):
+    """Blocks compute again in the precision that they computed in, outside of the context."""
+    inputs = make_inputs(SIZES, [3, 2])
+    gradients = []
+    for parts in ((), BOTH):
+        model = make_model("MODEL.DETR.DROPOUT", 0.0).train()
+        checkpoint_activations(model.detr, parts)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum(model(inputs).values())
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[1].items():
+        assert_close(gradient, gradients[0][name], rtol=1e-5, atol=1e-7, msg=name)
+    in_float32 = backward(make_model("MODEL.DETR.DROPOUT", 0.0).train(), inputs)
+    assert not torch.allclose(gradients[1]["detr.input_proj.weight"], in_float32["detr.input_proj.weight"], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("parts", "runs"), [((), [1, 1, 1]), (("backbone",), [1, 2, 1]), (("transformer",), [1, 1, 2])]
 )
