@@ -160,7 +160,7 @@ def add_detr_config(cfg: CN) -> None:
 
     # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
-    # Resize images with PyTorch, three times as fast as with Pillow: one in some thousand values differs by one of 255
+    # Resize images with PyTorch, three times as fast as with Pillow: about one value in a thousand differs by one of 255
     # gray levels. Without it the pixels are the original's.
     cfg.INPUT.FAST_RESIZE_TRAIN = True
     cfg.INPUT.FAST_RESIZE_TEST = False

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from detr_d2.data import DetrDatasetMapper
+from detr_d2.data.augmentation import FastResizeTransform
 from detr_d2.data.masks import MaskReader
 from detr_d2.errors import UserError
 
@@ -102,7 +103,7 @@ def test_masks_follow_the_image_as_the_originals(mask_mapper, coco, coco_records
     image, target = original.resize(image, target, rng.choice([330, 480, 799]), 1333)
     mapper = mask_mapper(
         T.HFlipTransform(width),
-        T.ResizeTransform(height, width, middle[1], middle[0]),
+        FastResizeTransform(height, width, middle[1], middle[0]),
         T.CropTransform(x, y, crop_w, crop_h),
         T.ResizeTransform(crop_h, crop_w, image.size[1], image.size[0]),
     )
