@@ -49,7 +49,7 @@ if __name__ == "__main__":
     if torch.cuda.is_available():
         options = ["MODEL.DEVICE", "cuda"]
     else:
-        # Two processes, each with half of the cores, are a third faster than one with all; loading is quick beside them.
+        # Two processes with half of the cores each are a third faster than one; loading is quick beside them.
         parser.set_defaults(num_gpus=min(2, os.cpu_count()))
         amp = str(has_bfloat16_products())
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
