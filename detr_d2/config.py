@@ -160,8 +160,8 @@ def add_detr_config(cfg: CN) -> None:
 
     # Shortest sides, in pixels, one of which an image is resized to before it is cropped.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
-    # Resize images with PyTorch, three times as fast as with Pillow: about one value in a thousand differs by one of 255
-    # gray levels. Without it the pixels are the original's.
+    # Resize images with PyTorch, three times as fast as with Pillow: of a thousand values about one differs, by one of
+    # 255 gray levels. Without it the pixels are the original's.
     cfg.INPUT.FAST_RESIZE_TRAIN = True
     cfg.INPUT.FAST_RESIZE_TEST = False
     # How much every worker may spend on keeping decoded training images, in 10^6 bytes: for small datasets. An image of
