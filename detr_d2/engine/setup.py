@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import re
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,10 +13,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detr_d2.config import add_detr_config, check_detr_config
+from detr_d2.config import add_detr_config, check_detr_config, choice
 from detr_d2.engine.own_data import use_own_data
 from detr_d2.engine.steps import amp_dtype
 from detr_d2.errors import UserError
+from detr_d2.modeling.activation_checkpoints import PARTS
 from detr_d2.modeling.backbone_checks import check_pixel_statistics
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_device(cfg)
     if not args.eval_only:
         _check_batch(cfg)
+        _check_checkpointed_parts(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
@@ -108,6 +111,14 @@ def _check_batch(cfg: CfgNode) -> None:
         )
 
 
+def _check_checkpointed_parts(cfg: CfgNode) -> None:
+    key = "SOLVER.ACTIVATION_CHECKPOINTS"
+    if cfg.SOLVER.ACTIVATION_CHECKPOINTS is None:
+        raise UserError(f"{key} is None: set (), or name parts of the model.")
+    for name in cfg.SOLVER.ACTIVATION_CHECKPOINTS:
+        choice(PARTS, key, name)
+
+
 def _is_no_user_error(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
@@ -130,13 +141,25 @@ def _merge(cfg: CfgNode, merge, values, source: str) -> None:
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:
     """Detectron2 refuses a whole number, "1", where a key takes a fraction."""
+    return f"{value}.0" if isinstance(_held(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value) else value
+
+
+def _held(cfg: CfgNode, key: str) -> Any:
     held = cfg
     for name in key.split("."):
         held = held.get(name) if isinstance(held, CfgNode) else None
-    return f"{value}.0" if isinstance(held, float) and re.fullmatch(r"[+-]?\d+", value) else value
+    return held
+
+
+# Of an exception of yacs: the type of what was given, what was given, and the key.
+_MISMATCH = r"Type mismatch .*<class '([\w.]+)'>\) with values .* vs\. (.*)\) for config key: ([\w.]+)"
+_FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number", "str": "a text"}
+"""What to set a key to, by the type of its default."""
 
 
 def _explain(cfg: CfgNode, message: str) -> str:
+    if match := re.search(_MISMATCH, message, re.DOTALL):
+        return _explain_type(cfg, *match.groups())
     match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not match:
         return message
@@ -144,6 +167,15 @@ def _explain(cfg: CfgNode, message: str) -> str:
     similar = difflib.get_close_matches(key, _all_keys(cfg), n=1)
     hint = f" Did you mean {similar[0]}?" if similar else " See docs of the keys in detr_d2/config.py."
     return f"there is no config key {key}.{hint}"
+
+
+def _explain_type(cfg: CfgNode, given: str, value: str, key: str) -> str:
+    value = repr(value) if given == "str" else value
+    held = _held(cfg, key)
+    if isinstance(held, CfgNode):
+        return f"{key} is {value}, but holds keys of its own: set one of those."
+    form = f'"({value},)"' if isinstance(held, tuple | list) else _FORMS[type(held).__name__]
+    return f"{key} is {value}: set {form}."
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
