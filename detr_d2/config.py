@@ -169,6 +169,16 @@ def add_detr_config(cfg: CN) -> None:
     cfg.DATALOADER.CACHE_MEGABYTES = 0
 
 
+# Their default is None, so that they take whatever they are given.
+_OPTIONAL_NUMBERS = {
+    "COST_CLASS": (int, float),
+    "COST_L1": (int, float),
+    "COST_GIOU": (int, float),
+    "MASK.CHUNK": (int,),
+    "PANOPTIC.NUM_THINGS": (int,),
+}
+
+
 def choice(table: Mapping[str, Any] | Registry, key: str, name: str) -> Any:
     """The entry of ``table`` that the config key ``key`` names.
 
@@ -189,6 +199,7 @@ def check_detr_config(cfg: CN) -> None:
     if "DETR" not in cfg.MODEL:
         raise UserError("The config has no MODEL.DETR: call detr_d2.add_detr_config(cfg) before merging a YAML file.")
     detr = cfg.MODEL.DETR
+    _check_optional_numbers(detr)
     for key in ("NUM_CLASSES", "NHEADS", "DEC_LAYERS", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "DIM_FEEDFORWARD"):
         if detr[key] < 1:
             raise UserError(f"MODEL.DETR.{key} is {detr[key]}: set 1 or more.")
@@ -231,6 +242,15 @@ def check_precision(name: str) -> None:
     """
     if name not in PRECISIONS:
         raise UserError(f"MODEL.DETR.TEST.PRECISION is {name!r}: choose one of {', '.join(PRECISIONS)}.")
+
+
+def _check_optional_numbers(detr: CN) -> None:
+    for key, types in _OPTIONAL_NUMBERS.items():
+        section, _, name = key.rpartition(".")
+        value = (detr[section] if section else detr)[name]
+        if value is not None and type(value) not in types:
+            what = "number" if float in types else "whole number"
+            raise UserError(f"MODEL.DETR.{key} is {value!r}: set a {what}, or None.")
 
 
 def _check_panoptic(cfg: CN) -> None:

@@ -109,6 +109,8 @@ def _check_batch(cfg: CfgNode) -> None:
             f"SOLVER.ACCUMULATE is {parts}: set a divisor of {size // processes}, the images of a process "
             "(SOLVER.IMS_PER_BATCH, shared by the processes)."
         )
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise UserError(f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}: set 1 or more, in iterations.")
 
 
 def _check_checkpointed_parts(cfg: CfgNode) -> None:
