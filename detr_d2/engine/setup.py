@@ -54,7 +54,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_detr_config(cfg)
     check_device(cfg)
     if not args.eval_only:
-        _check_batch(cfg)
+        _check_training(cfg)
         _check_checkpointed_parts(cfg)
     cfg.freeze()
     default_setup(cfg, args)
@@ -97,7 +97,11 @@ def _check_amp(cfg: CfgNode) -> None:
         raise UserError("SOLVER.AMP.DTYPE is bfloat16, which this GPU does not know: set float16.")
 
 
-def _check_batch(cfg: CfgNode) -> None:
+_LEAST = (("SOLVER", "MAX_ITER", 1), ("SOLVER", "CHECKPOINT_PERIOD", 1), ("DATALOADER", "NUM_WORKERS", 0))
+"""The smallest values of keys of Detectron2 that training would fail with otherwise."""
+
+
+def _check_training(cfg: CfgNode) -> None:
     size, processes, parts = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     if size < 1 or size % processes:
         raise UserError(
@@ -109,8 +113,9 @@ def _check_batch(cfg: CfgNode) -> None:
             f"SOLVER.ACCUMULATE is {parts}: set a divisor of {size // processes}, the images of a process "
             "(SOLVER.IMS_PER_BATCH, shared by the processes)."
         )
-    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-        raise UserError(f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}: set 1 or more, in iterations.")
+    for section, key, least in _LEAST:
+        if cfg[section][key] < least:
+            raise UserError(f"{section}.{key} is {cfg[section][key]}: set {least} or more.")
 
 
 def _check_checkpointed_parts(cfg: CfgNode) -> None:

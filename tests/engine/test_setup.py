@@ -89,6 +89,8 @@ def arguments(repository, tmp_path):
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "half"), "SOLVER.AMP.DTYPE is 'half': choose one of"),
         (("SOLVER.ACCUMULATE", "5"), "SOLVER.ACCUMULATE is 5: set a divisor of 64"),
         (("SOLVER.ACCUMULATE", "0"), "SOLVER.ACCUMULATE is 0: set a divisor of 64"),
+        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER is 0: set 1 or more"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS is -1: set 0 or more"),
         (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD is 0: set 1 or more"),
         (("SOLVER.ACTIVATION_CHECKPOINTS", "('head',)"), "is 'head': choose one of backbone, transformer"),
         (("SOLVER.ACTIVATION_CHECKPOINTS", "None"), "SOLVER.ACTIVATION_CHECKPOINTS is None: set"),
