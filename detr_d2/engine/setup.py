@@ -57,7 +57,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         _check_training(cfg)
         _check_checkpointed_parts(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
+    try:
+        default_setup(cfg, args)
+    except OSError as e:
+        raise UserError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, which can't be written to ({e}): choose another.") from e
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
     for message in data:
         logger.info(message)

@@ -103,6 +103,13 @@ def test_refused_before_anything_is_written(arguments, tmp_path, options, messag
     assert not (tmp_path / "output").exists()
 
 
+def test_output_that_can_not_be_written(arguments, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "output"):
+        with pytest.raises(UserError, match=f"OUTPUT_DIR is {folder}, which can't be written to .*: choose another"):
+            setup(arguments("OUTPUT_DIR", str(folder)))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(arguments):
     with pytest.raises(UserError, match=r"MODEL.DEVICE is cuda.*add MODEL.DEVICE cpu"):
