@@ -1,5 +1,6 @@
 """DETR as a Detectron2 meta-architecture."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from detr_d2.checkpoint import native_state_dict
 from detr_d2.config import check_detr_config
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.errors import UserError
-from detr_d2.losses import MASK_LOSSES, MaskPredictor, SetCriterion
+from detr_d2.losses import MASK_LOSSES, MaskPredictor, MatchedPairs, SetCriterion
 from detr_d2.modeling import (
     BackboneWithPosition,
     DetrNetwork,
@@ -222,8 +223,18 @@ class Detr(nn.Module):
     def _mask_predictor(self, predictions: Predictions, images: ImageList) -> MaskPredictor | None:
         if not self.has_masks:
             return None
-        make = partial(self.detr.mask_logits, predictions.mask_features)
-        return MaskPredictor(make, predictions.logits.shape[2], tuple(images.tensor.shape[-2:]))
+        features = predictions.mask_features
+        together = set(features.frames) == {tuple(images.tensor.shape[-2:])}
+        make = partial(self._masks_together if together else self._masks_by_image, features)
+        return MaskPredictor(make, predictions.logits.shape[2], features.frames)
+
+    def _masks_together(self, features: MaskFeatures, pairs: MatchedPairs) -> Sequence[Tensor]:
+        return self.detr.mask_logits(features, pairs.images, pairs.queries).split(pairs.counts)
+
+    def _masks_by_image(self, features: MaskFeatures, pairs: MatchedPairs) -> Sequence[Tensor]:
+        queries = enumerate(pairs.queries.split(pairs.counts))
+        nothing = features.hidden.new_zeros(0, 1, 1)
+        return [self._mask_logits_of_image(features.of_image(i), x) if len(x) else nothing for i, x in queries]
 
     def _losses(
         self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None, batched_inputs: list[dict]

@@ -104,6 +104,21 @@ def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_masked_inputs
         assert_close(loss, free[name], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "options", [("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), FROZEN], ids=["all", "frozen boxes"]
+)
+def test_masks_are_learned_without_the_padding(make_model, make_masked_inputs, options):
+    """Where predictions are free of it: losses of a batch are those of its images alone, by their shares of objects."""
+    counts = [3, 0, 1]
+    inputs = make_masked_inputs([(64, 97), (33, 64), (48, 80)], counts)
+    model = make_model(*MASKS, *options).train()
+    joint = model(inputs)
+    alone = [model([x]) for x in inputs]
+    for name in ("loss_mask", "loss_dice"):
+        mean = sum(n * losses[name] for n, losses in zip(counts, alone, strict=True)) / sum(counts)
+        assert_close(joint[name], mean, rtol=1e-4, atol=1e-6)
+
+
 def test_inputs_without_masks(make_model, make_inputs):
     with pytest.raises(UserError, match=r"image_0.jpg have none.*MODEL.MASK_ON False"):
         make_model(*MASKS).train()(make_inputs([(64, 64)], [1]))

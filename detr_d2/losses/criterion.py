@@ -128,8 +128,8 @@ class SetCriterion(nn.Module):
     def _mask_losses(masks: MaskPredictor, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
         pairs = matched_pairs(matches, targets.counts, masks.num_queries)
         logits = masks.predict(pairs)
-        with without_autocast(logits.device):
-            focal, dice = mask_losses(logits.float(), pairs, targets, masks.image_size)
+        with without_autocast(matches.device):
+            focal, dice = mask_losses(logits, pairs, targets, masks.frames)
             return dict(zip(MASK_LOSSES, (focal / totals.boxes, dice / totals.boxes), strict=True))
 
     def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:

@@ -1,6 +1,6 @@
 """The two losses of the mask head, sigmoid focal and dice, of the matched pairs of the last decoder layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from detr_d2.structures import Targets
+from detr_d2.structures import Size, Targets
 
 MASK_LOSSES = ("loss_mask", "loss_dice")
 """Under which names a criterion returns the focal and the dice loss: those of the original."""
@@ -33,19 +33,19 @@ class MatchedPairs(NamedTuple):
 class MaskPredictor(NamedTuple):
     """Makes the masks of the matched pairs alone: those of all queries would be too many."""
 
-    logits: Callable[[Tensor, Tensor], Tensor]
-    """From the (M,) images and the (M,) queries of M pairs to (M, h, w)."""
+    logits: Callable[[MatchedPairs], Sequence[Tensor]]
+    """From M pairs to (pairs of the image, h, w) for each image."""
     num_queries: int
-    image_size: tuple[int, int]
-    """Height and width, in pixels, of the padded images, which (h, w) stand for."""
+    frames: tuple[Size, ...]
+    """For each image the height and width in pixels that (h, w) stand for, padding included."""
 
-    def predict(self, pairs: MatchedPairs) -> Tensor:
-        """(M, h, w) logits; of one pair that does not count where there are none."""
+    def predict(self, pairs: MatchedPairs) -> Sequence[Tensor]:
+        """(pairs of the image, h, w) logits for each image; of one pair that does not count where there are none."""
         if len(pairs.images):
-            return self.logits(pairs.images, pairs.queries)
+            return self.logits(pairs)
         # Distributed training waits for a gradient of every parameter, also on a process without objects.
         first = pairs.images.new_zeros(1)
-        return self.logits(first, first)
+        return self.logits(MatchedPairs(first, first, first, (1, *pairs.counts[1:])))
 
 
 def matched_pairs(matches: Tensor, counts: tuple[int, ...], num_queries: int) -> MatchedPairs:
@@ -64,38 +64,42 @@ def matched_pairs(matches: Tensor, counts: tuple[int, ...], num_queries: int) ->
     return MatchedPairs(images, matches[images, objects], objects, matched)
 
 
-def mask_losses(logits: Tensor, pairs: MatchedPairs, targets: Targets, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Sums over the pairs of the focal loss, averaged over the pixels, and of the dice loss.
+def mask_losses(
+    logits: Sequence[Tensor], pairs: MatchedPairs, targets: Targets, frames: Sequence[Size]
+) -> tuple[Tensor, Tensor]:
+    """Sums over the pairs of the focal loss, averaged over the pixels, and of the dice loss; in float32.
 
-    As in the original, predictions are upsampled (bilinearly) to the padded images, and the padding counts as
+    As in the original, predictions are upsampled (bilinearly) to the frame of the image, and padding in it counts as
     background.
 
     Args:
-        logits: (M, h, w) float32 of the pairs; without pairs of any.
+        logits: for each image (pairs of the image, h, w); without pairs of any.
         targets: with masks.
-        size: height and width of the padded images in pixels.
+        frames: for each image the height and width in pixels that its logits stand for.
 
     Returns:
         Two scalars; without pairs zeros, which gradients of zero come from.
     """
     if not len(pairs.images):
-        zero = (logits * 0).sum()
+        zero = sum((x.float() * 0).sum() for x in logits)
         return zero, zero
     sums = []
-    by_image = zip(logits.split(pairs.counts), pairs.objects.split(pairs.counts), targets.masks, strict=True)
-    for image_logits, objects, masks in by_image:
+    by_image = zip(logits, pairs.objects.split(pairs.counts), targets.masks, frames, strict=True)
+    for image_logits, objects, masks, frame in by_image:
         for start in range(0, len(objects), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
             # What the backward pass needs is computed again there, rather than kept.
             sums.append(
                 checkpoint(
-                    _sums, image_logits[some], masks[objects[some]], size, use_reentrant=False, preserve_rng_state=False
+                    *(_sums, image_logits[some].float(), masks[objects[some]], frame),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             )
     return torch.stack(sums).sum(0).unbind()
 
 
-def _sums(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+def _sums(logits: Tensor, masks: Tensor, size: Size) -> Tensor:
     logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     height, width = masks.shape[-2:]
     masks = F.pad(masks, (0, size[1] - width, 0, size[0] - height))

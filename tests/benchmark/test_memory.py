@@ -11,17 +11,23 @@ from detr_d2.benchmark.memory import added_memory, in_own_process
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_peak_of_what_is_freed_again():
+def peak_of_what_is_freed_again() -> float:
     def work():
         torch.ones(32 << 18)
         torch.ones(16 << 18)
 
-    assert added_memory(work) == pytest.approx(32, abs=4)
+    return added_memory(work)
 
 
-def test_an_earlier_peak_is_forgotten():
+def peak_after_a_higher_one() -> float:
     torch.ones(256 << 18)
-    assert added_memory(partial(torch.ones, 16 << 18)) == pytest.approx(16, abs=4)
+    return added_memory(partial(torch.ones, 16 << 18))
+
+
+@pytest.mark.parametrize(("measure", "expected"), [(peak_of_what_is_freed_again, 32), (peak_after_a_higher_one, 16)])
+def test_the_peak(measure, expected):
+    """In a process that has no freed memory to use again."""
+    assert in_own_process(measure) == pytest.approx(expected, abs=4)
 
 
 def test_own_process_has_as_many_threads():

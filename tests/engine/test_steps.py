@@ -11,6 +11,7 @@ from detr_d2.engine.steps import TrainingStep
 
 SIZE = (64, 64)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+INVARIANT = ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True)
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def test_parts_add_up_to_the_batch(take_step, make_inputs, counts):
 @pytest.mark.parametrize(
     ("options", "sizes"),
     [
-        (("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), [(64, 96), (80, 64), (64, 64), (48, 70)]),
-        # The losses of masks are taken over the padded image, which depends on the part.
+        (INVARIANT, [(64, 96), (80, 64), (64, 64), (48, 70)]),
+        ((*MASKS, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)]),
         (MASKS, [SIZE] * 4),
     ],
-    ids=["boxes, several sizes", "masks"],
+    ids=["boxes, several sizes", "masks, several sizes", "masks"],
 )
 def test_parts_are_the_batch_to_the_last_digits(in_float64, take_step, make_inputs, options, sizes):
     """With parts of unequal size, too, and of unequal numbers of objects."""

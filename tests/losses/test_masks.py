@@ -34,7 +34,10 @@ def problem():
 
 
 def predictor(every_mask, size=SIZE):
-    return MaskPredictor(lambda images, queries: every_mask[images, queries], QUERIES, size)
+    def logits(pairs):
+        return every_mask[pairs.images, pairs.queries].split(pairs.counts)
+
+    return MaskPredictor(logits, QUERIES, (size,) * len(every_mask))
 
 
 def original_losses(make_cfg, make_original_criterion, predictions, targets, every_mask):
@@ -95,13 +98,14 @@ def test_no_objects_leave_a_path_for_gradients(make_cfg, problem, counts):
 def test_only_the_matched_pairs_of_the_last_layer_are_predicted(make_cfg, problem):
     predictions, targets, every_mask = problem((3, 0, 9))
     asked = []
+    masks = predictor(every_mask)
 
-    def logits(images, queries):
-        asked.append((images, queries))
-        return every_mask[images, queries]
+    def logits(pairs):
+        asked.append((pairs.images, pairs.queries))
+        return masks.logits(pairs)
 
     criterion = SetCriterion(make_cfg("MODEL.DETR.NUM_CLASSES", CLASSES))
-    criterion(predictions, targets, MaskPredictor(logits, QUERIES, SIZE))
+    criterion(predictions, targets, masks._replace(logits=logits))
     [(images, queries)] = asked
     assert images.tolist() == [0] * 3 + [2] * 6
     last = Predictions(predictions.logits[-1:], predictions.boxes[-1:])
@@ -146,5 +150,5 @@ def test_memory_does_not_grow_with_the_objects(problem, monkeypatch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        mask_losses(every_mask[0], pairs, targets, size)
+        mask_losses([every_mask[0]], pairs, targets, [size])
     assert not [x.shape for x in kept if x.is_floating_point() and x.numel() >= 240 * 300]
