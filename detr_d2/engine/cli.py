@@ -20,7 +20,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
 
     Returns:
-        The exit code: 0, or 1 after a :class:`UserError`, whose message was written to stderr.
+        The exit code: 0, 1 after a :class:`UserError`, whose message was written to stderr, or 130 after Ctrl-C.
     """
     try:
         _check_gpus(args.num_gpus)
@@ -37,6 +37,9 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             raise
         sys.stderr.write(f"error: {str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
     return 0
 
 

@@ -133,7 +133,10 @@ def distribute(model: nn.Module) -> nn.Module:
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [comm.get_local_rank()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    model = DistributedDataParallel(model, device_ids=devices)
+    # Not before every pass, but as share_buffers does. Newer versions of PyTorch warn of the argument of this name.
+    model.broadcast_buffers = False
+    return model
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ def overwrite(path):
 
 
 def test_images_are_kept_until_the_limit(paths):
-    cache = ImageCache("BGR", megabytes=0.0150)
+    cache = ImageCache("BGR", megabytes=0.0144)
     first = [cache.read(path) for path in paths]
     for path, image in zip(paths, first, strict=True):
         np.testing.assert_array_equal(image, read_image(path, "BGR"))

@@ -45,6 +45,14 @@ def test_other_errors_keep_their_traceback(args):
         run(main, args)
 
 
+def test_an_interruption(args, capsys):
+    def main(args):
+        raise KeyboardInterrupt
+
+    assert run(main, args) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_more_gpus_than_there_are(args, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

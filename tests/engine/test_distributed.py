@@ -1,5 +1,7 @@
 """Two processes on the CPU against one with the joint batch."""
 
+import warnings
+
 import pytest
 import torch
 from detectron2.engine import launch
@@ -45,17 +47,22 @@ def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_pat
 
 
 def differ_and_share(folder):
-    norm = torch.nn.BatchNorm2d(2).train()
+    warnings.simplefilter("error", FutureWarning)
+    norm = distribute(torch.nn.BatchNorm2d(2).train())
     rank = torch.distributed.get_rank()
-    norm(torch.full((1, 2, 3, 3), rank + 1.0))
+    for _ in range(2):
+        norm(torch.full((1, 2, 3, 3), rank + 1.0))
+    own = norm.module.running_mean.clone()
     share_buffers(norm)
-    torch.save(norm.state_dict(), folder / f"{rank}.pth")
+    torch.save({"own": own, **norm.module.state_dict()}, folder / f"{rank}.pth")
 
 
 def test_the_first_process_gives_its_statistics(tmp_path):
-    """What is evaluated in all of them is then what its checkpoint holds."""
+    """When it is asked, not before every pass. What is evaluated in all of them is then what its checkpoint holds."""
     launch(differ_and_share, 2, dist_url="auto", args=(tmp_path,))
     for rank in (0, 1):
         state = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
-        assert_close(state["running_mean"], torch.full((2,), 0.1))
-        assert state["num_batches_tracked"] == 1
+        # With momentum 0.1, from zero: 0.1 x, and 0.9 of it + 0.1 x.
+        assert_close(state["own"], torch.full((2,), 0.19 * (rank + 1)))
+        assert_close(state["running_mean"], torch.full((2,), 0.19))
+        assert state["num_batches_tracked"] == 2
