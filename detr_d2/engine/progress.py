@@ -18,7 +18,7 @@ class ProgressBar(HookBase):
     def __init__(self, period: int = 10):
         """
         Args:
-            period: iterations between two looks at the loss, each of which a GPU has to wait for.
+            period: iterations between two looks at the loss, which is that of the last step that was logged.
         """
         self.period = period
         self.bar = None

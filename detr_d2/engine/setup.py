@@ -109,7 +109,7 @@ def _check_training(cfg: CfgNode) -> None:
     if size < 1 or size % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {size} is not a multiple of the number of processes, {processes}: every process "
-            "takes an equal share of the batch."
+            "takes an equal share of the batch. --num-gpus sets how many there are, on a CPU too."
         )
     if parts < 1 or size // processes % parts:
         raise UserError(

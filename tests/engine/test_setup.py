@@ -84,7 +84,7 @@ def arguments(repository, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH 0"),
+        (("SOLVER.IMS_PER_BATCH", "0"), r"SOLVER.IMS_PER_BATCH 0 .*--num-gpus"),
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"), "float16, which needs a CUDA GPU"),
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "half"), "SOLVER.AMP.DTYPE is 'half': choose one of"),
         (("SOLVER.ACCUMULATE", "5"), "SOLVER.ACCUMULATE is 5: set a divisor of 64"),

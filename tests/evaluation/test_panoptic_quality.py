@@ -111,6 +111,7 @@ def test_quality_of_a_class_and_of_several():
     assert (missed.pq, missed.sq, missed.rq) == (0, 0, 0)
     absent = class_quality(SegmentCounts())
     assert math.isnan(absent.pq)
+    assert [x.classes for x in (cat, missed, absent)] == [1, 1, 0]
     assert mean_quality([cat, missed, absent]) == Quality(
         pytest.approx(20), pytest.approx(40), pytest.approx(25), classes=2
     )
