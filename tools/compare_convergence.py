@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     for config, count in zip(args.configs, iterations, strict=True):
         args.config_file = config
         cfg = setup(args)
-        check_datasets(cfg)
+        check_datasets(cfg, test=not args.memorize)
         if args.memorize:
             cfg = memorizing_config(cfg, args.memorize)
         output = Path(cfg.OUTPUT_DIR)

@@ -22,7 +22,7 @@ examples:
 
 def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
-    check_datasets(cfg)
+    check_datasets(cfg, test=False)
     trainer = Trainer(memorizing_config(cfg, args.num_images))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

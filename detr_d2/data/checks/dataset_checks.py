@@ -16,7 +16,7 @@ MAX_ERRORS_SHOWN = 5
 _LEVELS = {"warning": logging.WARNING, "note": logging.INFO}
 
 
-def check_datasets(cfg: CfgNode, train: bool = True) -> None:
+def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """Check the datasets in ``DATASETS.TRAIN`` and ``DATASETS.TEST``; logs their figures and what is doubtful.
 
     Every dataset is loaded once more than Detectron2 loads it; images are not opened.
@@ -24,12 +24,13 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
     Args:
         cfg: with the keys of ``add_detr_config``.
         train: whether training is meant. False checks ``DATASETS.TEST`` only.
+        test: whether ``DATASETS.TEST`` is evaluated on. False checks ``DATASETS.TRAIN`` only.
 
     Raises:
         UserError: a dataset that is unknown, missing, malformed, without objects to learn from, or
             whose classes don't fit ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
     """
-    names = dataset_names(cfg, train)
+    names = dataset_names(cfg, train, test)
     datasets = [load_registered(name, train and name in cfg.DATASETS.TRAIN) for name in names]
     for dataset in datasets:
         if not isinstance(dataset.records, list):
@@ -44,12 +45,12 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         raise UserError(_join(errors))
 
 
-def dataset_names(cfg: CfgNode, train: bool = True) -> list[str]:
-    """The datasets of a config, each once: with ``train`` those to train on, then those to evaluate on."""
+def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[str]:
+    """The datasets of a config, each once: with ``train`` those to train on, with ``test`` those to evaluate on."""
     wanted = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[wanted]:
         raise UserError(f"DATASETS.{wanted} is empty: name at least one registered dataset.")
-    return list(dict.fromkeys((tuple(cfg.DATASETS.TRAIN) if train else ()) + tuple(cfg.DATASETS.TEST)))
+    return list(dict.fromkeys([*(cfg.DATASETS.TRAIN if train else ()), *(cfg.DATASETS.TEST if test else ())]))
 
 
 def _log_or_keep(findings: Sequence[Finding], prefix: str = "") -> list[str]:

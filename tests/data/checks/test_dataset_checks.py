@@ -72,6 +72,11 @@ def test_evaluation_checks_test_sets_only(cfg_for, coco_catalog):
         check_datasets(cfg_for(["missing"], ["pets_val"]))
 
 
+def test_learning_by_heart_checks_training_sets_only(cfg_for, coco_catalog):
+    coco_catalog("pets_train", [1, 2, 3])
+    check_datasets(cfg_for(["pets_train"], ["missing"]), test=False)
+
+
 def test_missing_files_are_named(cfg_for, coco_catalog, tmp_path, monkeypatch):
     path = coco_catalog("pets", [1, 2, 3])
     (tmp_path / "pets.png").unlink()
