@@ -54,8 +54,6 @@ def cast_network(network: DetrNetwork, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
     backbone.backbone.register_forward_pre_hook(_CastArguments(dtype))
     network.transformer.register_forward_pre_hook(_CastArguments(dtype, from_=1))
-    for head in (network.class_embed, network.bbox_embed):
-        head.register_forward_pre_hook(_CastArguments(torch.float32))
 
 
 def _layers_of_places(network: DetrNetwork) -> Iterator[nn.Module]:

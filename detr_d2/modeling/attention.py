@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_d2.modeling.dropout import dropout
+from detr_d2.precision import without_autocast
+
 
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with several heads (arXiv 1706.03762, section 3.2).
@@ -44,10 +47,7 @@ class MultiheadAttention(nn.Module):
         The fused kernel never makes them; this does, for those who want to see them.
         """
         q, k, _, mask, scale = self.operands(*inputs)
-        logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-        return logits.float().softmax(dim=-1)
+        return _weights(q.float(), k.float(), mask, scale)
 
     def operands(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
@@ -72,9 +72,22 @@ class MultiheadAttention(nn.Module):
             mask: what may be attended to (bool) or what is added to the logits, broadcast to (B, heads, N, S).
             scale: of the products of queries and keys; by default one over the root of their size.
         """
-        dropout = self.dropout if self.training else 0.0
-        # Fused kernels want values as long as keys, which may carry more than what is attended by content.
-        padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
-        attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=dropout, scale=scale)
-        attended = attended[..., : v.shape[-1]]
+        p = self.dropout if self.training else 0.0
+        if p and q.device.type == "cpu":
+            # No fused kernel of CPUs knows dropout. Autocast would copy the weights into float32, and back.
+            with without_autocast(q.device):
+                attended = dropout(_weights(q, k, mask, scale), p) @ v
+        else:
+            # Fused kernels want values as long as keys, which may carry more than what is attended by content.
+            padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
+            attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
+            attended = attended[..., : v.shape[-1]]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """(B, heads, N, S), arguments as for :meth:`MultiheadAttention.attend`."""
+    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1)

@@ -6,10 +6,10 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.modeling.backbone import BackboneWithPosition, Features
+from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.heads import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
-from detr_d2.precision import autocast_where_faster
+from detr_d2.precision import without_autocast
 from detr_d2.structures import MaskFeatures, Predictions
 
 
@@ -57,15 +57,14 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
         """
         features, pos = self.backbone(images)
-        with autocast_where_faster(features.tensor.device):
-            return self._predict(features, pos, all_layers)
-
-    def _predict(self, features: Features, pos: Tensor, all_layers: bool) -> Predictions:
-        source = self.input_proj(features.tensor.to(self.input_proj.weight.dtype))
+        source = self.input_proj(features.tensor)
         hidden, reference, memory = self.transformer(
             features._replace(tensor=source), pos, self.query_embed.weight, all_layers=all_layers
         )
-        boxes = self.bbox_embed(hidden).float()
+        # The eight bits of bfloat16 would not do for boxes.
+        with without_autocast(hidden.device):
+            exact = hidden.to(self.class_embed.weight.dtype)
+            logits, boxes = self.class_embed(exact), self.bbox_embed(exact).float()
         if reference is not None:
             boxes = boxes + F.pad(reference.float(), (0, 2))
         mask_features = None
@@ -79,7 +78,7 @@ class DetrNetwork(nn.Module):
                 features.frames,
                 features.level_frames,
             )
-        return Predictions(self.class_embed(hidden), boxes.sigmoid(), mask_features)
+        return Predictions(logits, boxes.sigmoid(), mask_features)
 
     def mask_logits(self, features: MaskFeatures, images: Tensor, queries: Tensor) -> Tensor:
         """The masks of M chosen object queries.

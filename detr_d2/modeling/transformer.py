@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from detr_d2.modeling.attention import MultiheadAttention
 from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
+from detr_d2.modeling.dropout import Dropout
 from detr_d2.structures import Decoded
 
 
@@ -21,7 +22,7 @@ class TransformerLayer(nn.Module):
         self.pre_norm = pre_norm
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """Add ``branch`` to ``x``, with the layer norm before the branch or after the sum."""

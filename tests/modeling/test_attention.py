@@ -4,6 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from detr_d2.modeling.attention import MultiheadAttention
+from detr_d2.modeling.dropout import dropout
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -18,6 +19,19 @@ def test_is_torchs(padded):
     mask = torch.arange(9) >= torch.tensor([[9], [4]]) if padded else None
     expected, _ = theirs(query, key, value, key_padding_mask=mask)
     assert_close(ours(query, key, value, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_weights_are_dropped(padded):
+    attention = MultiheadAttention(24, 4, dropout=0.5)
+    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 9, 24), torch.randn(2, 9, 24)
+    mask = torch.arange(9) >= torch.tensor([[9], [4]]) if padded else None
+    torch.manual_seed(3)
+    dropped = dropout(attention.weights(query, key, value, mask), 0.5)
+    of_values = attention.project(query, key, value)[2]
+    expected = attention.out_proj((dropped @ of_values).transpose(1, 2).flatten(2))
+    torch.manual_seed(3)
+    assert_close(attention(query, key, value, mask), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_dropout_in_training_only():
