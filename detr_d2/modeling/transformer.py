@@ -31,7 +31,7 @@ class TransformerLayer(nn.Module):
         return norm(x + self.dropout(branch(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
 
 
 class EncoderLayer(TransformerLayer):
