@@ -10,7 +10,7 @@ import torchvision
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.logger import setup_logger
 from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
 from detr.models.detr import DETR, SetCriterion
@@ -48,6 +48,15 @@ def forget_loggers():
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The model computes in float64, losses and boxes included."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -204,14 +213,19 @@ def make_original_criterion():
 def make_inputs():
     """A function that makes a batch as the mapper does: an image and ``count`` objects for each size."""
 
-    def make(sizes: list[tuple[int, int]], counts: list[int], num_classes: int = 5, seed: int = 0) -> list[dict]:
-        generator = torch.Generator().manual_seed(seed)
+    def make(
+        sizes: list[tuple[int, int]], counts: list[int], num_classes: int = 5, seed: int = 0, masks: bool = False
+    ) -> list[dict]:
+        # Two, so that masks change neither images nor boxes.
+        generator, mask_generator = (torch.Generator().manual_seed(seed) for _ in range(2))
         inputs = []
         for i, ((height, width), count) in enumerate(zip(sizes, counts, strict=True)):
             corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
             boxes = corners * torch.tensor([width, height, width, height])
             instances = Instances((height, width), gt_boxes=Boxes(boxes))
             instances.gt_classes = torch.randint(num_classes, (count,), generator=generator)
+            if masks:
+                instances.gt_masks = BitMasks(torch.rand(count, height, width, generator=mask_generator) < 0.3)
             image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
             inputs.append({"image": image, "instances": instances, "file_name": f"image_{i}.jpg"})
         return inputs

@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.engine import launch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
@@ -20,29 +19,13 @@ MASKS = (
 FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
 
 
-@pytest.fixture
-def make_masked_inputs(make_inputs):
-    """As ``make_inputs``, with masks."""
-
-    def make(sizes, counts):
-        inputs = make_inputs(sizes, counts)
-        generator = torch.Generator().manual_seed(0)
-        for x in inputs:
-            instances = x["instances"]
-            masks = torch.rand(len(instances), *instances.image_size, generator=generator) < 0.3
-            instances.gt_masks = BitMasks(masks)
-        return inputs
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("sizes", "counts"),
     [([(64, 97)], [3]), ([(80, 97), (75, 110), (33, 64)], [4, 0, 2]), ([(64, 64), (64, 64)], [9, 1])],
     ids=["one", "padded, one without objects", "more objects than queries"],
 )
 def test_losses_are_the_originals(
-    make_cfg, make_original_segmentation, make_masked_inputs, original_batch, make_original_criterion, sizes, counts
+    make_cfg, make_original_segmentation, make_inputs, original_batch, make_original_criterion, sizes, counts
 ):
     """Defect A7, edge cases C1 and C4."""
     cfg = make_cfg(*MASKS, "MODEL.DETR.MASK.DICE_WEIGHT", 2.0)
@@ -51,7 +34,7 @@ def test_losses_are_the_originals(
     model.load_state_dict(original.detr.state_dict(), strict=False)
     for part in ("bbox_attention", "mask_head"):
         getattr(model.detr, part).load_state_dict(getattr(original, part).state_dict())
-    inputs = make_masked_inputs(sizes, counts)
+    inputs = make_inputs(sizes, counts, masks=True)
     samples, targets = original_batch(inputs, cfg)
     for target, x in zip(targets, inputs, strict=True):
         target["masks"] = x["instances"].gt_masks.tensor
@@ -69,18 +52,18 @@ def test_losses_are_the_originals(
 
 @pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=str)
 @pytest.mark.parametrize("options", [(), FROZEN], ids=["all", "frozen boxes"])
-def test_every_parameter_has_a_gradient(make_model, make_masked_inputs, counts, options):
+def test_every_parameter_has_a_gradient(make_model, make_inputs, counts, options):
     """Edge cases C1 and C3: also without any object, as distributed training needs it."""
     model = make_model(*MASKS, *options).train()
-    losses = model(make_masked_inputs([(64, 64), (64, 96)], counts))
+    losses = model(make_inputs([(64, 64), (64, 96)], counts, masks=True))
     sum(losses.values()).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_frozen_boxes_are_watched_and_only_masks_are_learned(make_model, make_masked_inputs):
+def test_frozen_boxes_are_watched_and_only_masks_are_learned(make_model, make_inputs):
     """Need A5: no gradients, no dropout, and a total loss of what is trained."""
     model = make_model(*MASKS, *FROZEN, "MODEL.DETR.DROPOUT", 0.5).train()
-    inputs = make_masked_inputs([(64, 64)], [3])
+    inputs = make_inputs([(64, 64)], [3], masks=True)
     with EventStorage(19) as storage:
         first, second = model(inputs), model(inputs)
         assert {"unweighted/ce", "unweighted/giou", "unweighted/mask"} <= storage.latest().keys()
@@ -97,8 +80,8 @@ def test_frozen_boxes_are_watched_and_only_masks_are_learned(make_model, make_ma
 AS_ORIGINAL = (*FROZEN, "MODEL.DETR.BATCH_INVARIANT", False)
 
 
-def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_masked_inputs):
-    inputs = make_masked_inputs([(64, 64), (48, 80)], [3, 1])
+def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_inputs):
+    inputs = make_inputs([(64, 64), (48, 80)], [3, 1], masks=True)
     free, frozen = (make_model(*MASKS, *options).train()(inputs) for options in ((), AS_ORIGINAL))
     for name, loss in frozen.items():
         assert_close(loss, free[name], rtol=1e-5, atol=0)
@@ -107,10 +90,10 @@ def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_masked_inputs
 @pytest.mark.parametrize(
     "options", [("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), FROZEN], ids=["all", "frozen boxes"]
 )
-def test_masks_are_learned_without_the_padding(make_model, make_masked_inputs, options):
+def test_masks_are_learned_without_the_padding(make_model, make_inputs, options):
     """Where predictions are free of it: losses of a batch are those of its images alone, by their shares of objects."""
     counts = [3, 0, 1]
-    inputs = make_masked_inputs([(64, 97), (33, 64), (48, 80)], counts)
+    inputs = make_inputs([(64, 97), (33, 64), (48, 80)], counts, masks=True)
     model = make_model(*MASKS, *options).train()
     joint = model(inputs)
     alone = [model([x]) for x in inputs]
@@ -124,8 +107,8 @@ def test_inputs_without_masks(make_model, make_inputs):
         make_model(*MASKS).train()(make_inputs([(64, 64)], [1]))
 
 
-def test_a_box_model_takes_no_notice_of_masks(make_model, make_masked_inputs):
-    losses = make_model().train()(make_masked_inputs([(64, 64)], [2]))
+def test_a_box_model_takes_no_notice_of_masks(make_model, make_inputs):
+    losses = make_model().train()(make_inputs([(64, 64)], [2], masks=True))
     assert "loss_mask" not in losses
 
 
@@ -144,11 +127,11 @@ def train_one_batch(cfg, state, shares, folder):
 
 @pytest.mark.parametrize(("counts", "options"), [([3, 0], ()), ([0, 0], FROZEN)], ids=["all", "frozen boxes"])
 def test_two_processes_have_the_gradients_of_the_joint_batch(
-    make_cfg, make_model, make_masked_inputs, tmp_path, counts, options
+    make_cfg, make_model, make_inputs, tmp_path, counts, options
 ):
     """Edge case C30: also when one process has no object; no hang, and every gradient is there."""
     model = make_model(*MASKS, *options).train()
-    inputs = make_masked_inputs([(64, 64), (64, 64)], counts)
+    inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
     joint = model(inputs)
     sum(joint.values()).backward()
     arguments = (make_cfg(*MASKS, *options), model.state_dict(), [[x] for x in inputs], tmp_path)

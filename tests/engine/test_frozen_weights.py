@@ -3,7 +3,6 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.engine import build_optimizer
@@ -78,10 +77,7 @@ def test_unchanged_after_five_steps(make_cfg, make_inputs, save_box_model, write
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for name, p in model.named_parameters() if name in head}
 
-    inputs = make_inputs([(64, 64), (48, 80)], [2, 1])
-    for x in inputs:
-        instances = x["instances"]
-        instances.gt_masks = BitMasks(torch.rand(len(instances), *instances.image_size) < 0.5)
+    inputs = make_inputs([(64, 64), (48, 80)], [2, 1], masks=True)
     model.train()
     for _ in range(5):
         optimizer.zero_grad()

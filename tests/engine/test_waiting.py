@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
 
@@ -44,12 +43,10 @@ def make_step(make_cfg, make_model, make_inputs):
         cfg = make_cfg("MODEL.DEVICE", device, *options)
         model = make_model("MODEL.DEVICE", device, *options).train()
         checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
-        inputs = make_inputs([(64, 96), (48, 64), (64, 64)], [3, 0, 2])
+        inputs = make_inputs([(64, 96), (48, 64), (64, 64)], [3, 0, 2], masks=True)
         for x in inputs:
             if device == "cuda":
                 x["image"] = x["image"].pin_memory()
-            shape = len(x["instances"]), *x["instances"].image_size
-            x["instances"].gt_masks = BitMasks(torch.ones(shape, dtype=torch.bool))
         step = TrainingStep(
             model, [inputs] * 3, build_optimizer(cfg, model), parts=cfg.SOLVER.ACCUMULATE, log_period=20
         )

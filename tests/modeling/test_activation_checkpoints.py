@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from detectron2.engine import launch
-from detectron2.structures import BitMasks
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,25 +18,6 @@ SIZES = [(64, 96), (48, 64)]
 TRAINED_NORMS = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
 TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet", "MODEL.TIMM.FROZEN_BN", False)
-
-
-@pytest.fixture
-def in_float64(monkeypatch):
-    """The model computes in float64, losses and boxes included."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
-def masked_inputs(make_inputs):
-    inputs = make_inputs(SIZES, [3, 2])
-    for x in inputs:
-        masks = torch.zeros(len(x["instances"]), *x["instances"].image_size, dtype=torch.bool)
-        masks[:, 10:30, 5:40] = True
-        x["instances"].gt_masks = BitMasks(masks)
-    return inputs
 
 
 def backward(model: nn.Module, inputs: list[dict], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -77,14 +57,15 @@ def count_runs(modules: list[nn.Module]) -> list[int]:
     ],
     ids=["DETR", "batch-invariant", "SMCA", "pre-norm", "trained norms", "each alone", "masks", "timm"],
 )
-def test_gradients_and_statistics(in_float64, make_model, masked_inputs, options):
+def test_gradients_and_statistics(in_float64, make_model, make_inputs, options):
     """With dropout of the same seed; norms that are trained count every batch once."""
     if "MODEL.TIMM.NAME" in options:
         pytest.importorskip("timm")
     model = make_model(*options).train()
     other = copy.deepcopy(model)
     checkpoint_activations(other.detr, BOTH)
-    expected, gradients = backward(model, masked_inputs), backward(other, masked_inputs)
+    inputs = make_inputs(SIZES, [3, 2], masks=True)
+    expected, gradients = backward(model, inputs), backward(other, inputs)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float64
@@ -93,7 +74,7 @@ def test_gradients_and_statistics(in_float64, make_model, masked_inputs, options
     for state, x in model.state_dict().items():
         assert_close(other.state_dict()[state], x, rtol=1e-12, atol=1e-14, msg=state)
     # Dropout makes a difference, without which the same seed would show nothing.
-    assert any(not torch.equal(x, expected[name]) for name, x in backward(model, masked_inputs, seed=1).items())
+    assert any(not torch.equal(x, expected[name]) for name, x in backward(model, inputs, seed=1).items())
 
 
 def test_autocast(make_model, make_inputs):
