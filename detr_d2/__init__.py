@@ -8,7 +8,7 @@ from detr_d2 import model_zoo  # noqa: E402
 from detr_d2.checkpoint import allow_original_checkpoints  # noqa: E402
 from detr_d2.config import add_detr_config  # noqa: E402
 from detr_d2.data import DetrDatasetMapper, register_coco_dataset  # noqa: E402
-from detr_d2.engine import Trainer, build_optimizer  # noqa: E402
+from detr_d2.engine import Trainer, build_optimizer, keep_freed_memory  # noqa: E402
 from detr_d2.errors import UserError  # noqa: E402
 from detr_d2.inference import optimize_for_inference  # noqa: E402
 from detr_d2.matching import DETR_MATCHER_REGISTRY  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "UserError",
     "add_detr_config",
     "build_optimizer",
+    "keep_freed_memory",
     "model_zoo",
     "optimize_for_inference",
     "register_coco_dataset",

@@ -9,6 +9,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from detr_d2.data.inputs import find_inputs
+from detr_d2.engine.allocator import keep_freed_memory
 from detr_d2.engine.cli import take_options
 from detr_d2.engine.predicting import Summary, predict_files
 from detr_d2.engine.predictor import Predictor, prediction_config
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     args.opts += options
     setup_logger(name="detr_d2", abbrev_name="detr_d2")
+    keep_freed_memory()
     try:
         return report(predict(args), args.output)
     except UserError as e:

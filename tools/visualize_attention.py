@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_d2.data.images import read_image
+from detr_d2.engine.allocator import keep_freed_memory
 from detr_d2.engine.cli import take_options
 from detr_d2.engine.predictor import Predictor, prediction_config
 from detr_d2.errors import UserError
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     args.opts += options
     setup_logger(name="detr_d2", abbrev_name="detr_d2")
+    keep_freed_memory()
     try:
         picture = visualize(args)
         with atomic_file(args.output) as file:

@@ -1,5 +1,6 @@
 """Training and evaluation."""
 
+from detr_d2.engine.allocator import keep_freed_memory
 from detr_d2.engine.cli import run
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.own_data import add_data_arguments, use_own_data
@@ -15,6 +16,7 @@ __all__ = [
     "add_data_arguments",
     "build_optimizer",
     "class_names",
+    "keep_freed_memory",
     "load_config",
     "loading_options",
     "prediction_config",

@@ -10,6 +10,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import launch
 from torch.multiprocessing import ProcessRaisedException
 
+from detr_d2.engine.allocator import keep_freed_memory
 from detr_d2.errors import UserError
 
 # Where a process or a loader's worker hands on an error as text, the message stands behind this.
@@ -25,12 +26,12 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     try:
         _check_gpus(args.num_gpus)
         launch(
-            main,
+            _start,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args),
         )
     except (UserError, ProcessRaisedException) as e:
         if isinstance(e, ProcessRaisedException) and _IN_TRACEBACK not in str(e):
@@ -41,6 +42,12 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """In each of the processes."""
+    keep_freed_memory()
+    main(args)
 
 
 def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 
-from detr_d2.engine import run
+from detr_d2.engine import cli, run
 from detr_d2.engine.cli import take_options
 from detr_d2.errors import UserError
 
@@ -17,6 +17,14 @@ def test_success(args):
     seen = []
     assert run(seen.append, args) == 0
     assert seen == [args]
+
+
+def test_each_process_keeps_the_memory_that_it_frees(args, monkeypatch):
+    order = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: order.append("kept"))
+    monkeypatch.setattr(cli, "launch", lambda main, *rest, args, **options: [main(*args) for _ in range(2)])
+    assert run(lambda args: order.append("main"), args) == 0
+    assert order == ["kept", "main"] * 2
 
 
 def test_a_users_mistake_is_one_message(args, capsys):
