@@ -66,7 +66,10 @@ def repository() -> Path:
 
 @pytest.fixture
 def make_cfg():
-    """A function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``."""
+    """A function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``.
+
+    With ``MODEL.MASK_ON`` the ResNet gives all the levels that a mask head reads, unless the options name some.
+    """
 
     def make(*options) -> CfgNode:
         cfg = get_cfg()
@@ -87,6 +90,8 @@ def make_cfg():
         }
         cfg.merge_from_list([x for pair in small.items() for x in pair])
         cfg.merge_from_list(list(options))
+        if cfg.MODEL.MASK_ON and "MODEL.RESNETS.OUT_FEATURES" not in options:
+            cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
         return cfg
 
     return make

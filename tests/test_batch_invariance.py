@@ -11,7 +11,7 @@ from detr_d2.modeling import build_masked_backbone
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 FINE_LEVELS = ("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
-MASKS = ("MODEL.MASK_ON", True, *FINE_LEVELS)
+MASKS = ("MODEL.MASK_ON", True)
 PANOPTIC = (
     *MASKS,
     *("MODEL.DETR.PANOPTIC.ENABLED", True),

@@ -23,8 +23,7 @@ PANOPTIC = {
     "detr_resnet101_panoptic": "detr-r101-panoptic",
 }
 MASKS = (
-    *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
-    *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_OBJECT_QUERIES", 20),
+    *("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_OBJECT_QUERIES", 20),
     *("MODEL.DETR.FROZEN_WEIGHTS", "nowhere.pth", "MODEL.DETR.NUM_CLASSES", 133),
     # As the original merges.
     *("MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL", False),

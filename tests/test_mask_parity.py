@@ -10,9 +10,8 @@ from detr.models.segmentation import PostProcessSegm
 from detr.util.misc import NestedTensor
 from torch.testing import assert_close
 
-LEVELS = ["res2", "res3", "res4", "res5"]
 MASKS = (
-    *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", LEVELS, "MODEL.DETR.DROPOUT", 0.0),
+    *("MODEL.MASK_ON", True, "MODEL.DETR.DROPOUT", 0.0),
     *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.MASK.CHUNK", 3),
 )
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)

@@ -12,8 +12,7 @@ from detr_d2.errors import UserError
 from detr_d2.meta_arch import Detr
 
 MASKS = (
-    *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
-    *("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),
+    *("MODEL.MASK_ON", True, "MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),
     *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2),
 )
 FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")

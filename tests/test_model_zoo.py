@@ -73,8 +73,7 @@ def test_unknown_names(call, message):
 def test_get_loads_frozen_weights(make_original_segmentation, make_cfg, monkeypatch, tmp_path):
     """Of a config for masks: the box model, which the new mask head is trained over."""
     options = (
-        *("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
-        *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_CLASSES", 133),
+        *("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_CLASSES", 133),
         *("MODEL.DETR.FROZEN_WEIGHTS", str(tmp_path / "panoptic.pth")),
     )
     cfg = make_cfg(*options)

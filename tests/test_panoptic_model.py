@@ -20,7 +20,6 @@ from detr_d2.postprocess import PanopticRules, panoptic_segmentation
 DATASET = "test_panoptic_model"
 OPTIONS = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.NUM_CLASSES", 133),
-    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
     # Of weights that have learned nothing: so that some queries are confident enough, and some are not.
     *("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.02),
 )

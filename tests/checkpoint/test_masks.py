@@ -11,7 +11,7 @@ from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.errors import UserError
 
 SIZES = ("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], *SIZES)
+MASKS = ("MODEL.MASK_ON", True, *SIZES)
 
 
 @pytest.fixture

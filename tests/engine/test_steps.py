@@ -9,7 +9,7 @@ from detr_d2.engine import build_optimizer
 from detr_d2.engine.steps import TrainingStep
 
 SIZE = (64, 64)
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+MASKS = ("MODEL.MASK_ON", True)
 INVARIANT = ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True)
 
 

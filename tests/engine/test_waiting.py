@@ -15,7 +15,7 @@ from detr_d2.engine import build_optimizer
 from detr_d2.engine.steps import TrainingStep
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+MASKS = ("MODEL.MASK_ON", True)
 VARIANTS = {
     "DETR": (),
     "SMCA": ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),

@@ -15,7 +15,7 @@ from detr_d2.modeling import record_attention
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+MASKS = ("MODEL.MASK_ON", True)
 VARIANTS = {
     "box": (),
     "dc5": (*R50, "MODEL.RESNETS.RES5_DILATION", 2),

@@ -16,7 +16,7 @@ from detr_d2.modeling.activation_checkpoints import checkpoint_activations, repe
 BOTH = ("backbone", "transformer")
 SIZES = [(64, 96), (48, 64)]
 TRAINED_NORMS = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+MASKS = ("MODEL.MASK_ON", True)
 TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet", "MODEL.TIMM.FROZEN_BN", False)
 
 

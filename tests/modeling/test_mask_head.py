@@ -7,8 +7,7 @@ from torch.testing import assert_close
 from detr_d2.errors import UserError
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead, UpsamplingConv
 
-LEVELS = ["res2", "res3", "res4", "res5"]
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", LEVELS)
+MASKS = ("MODEL.MASK_ON", True)
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 8, 13])
@@ -134,7 +133,7 @@ def test_masks_of_kept_detections_only(make_model, make_inputs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("MODEL.MASK_ON", True), r"MODEL\.RESNETS\.OUT_FEATURES"),
+        ((*MASKS, "MODEL.RESNETS.OUT_FEATURES", ["res5"]), r"MODEL\.RESNETS\.OUT_FEATURES"),
         ((*MASKS, "MODEL.DETR.HIDDEN_DIM", 8), r"MODEL\.DETR\.HIDDEN_DIM is 8"),
     ],
 )
