@@ -1,7 +1,7 @@
 """Detectron2's backbones, with the padding mask and the position embedding that DETR needs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.modeling.batch_invariance import WholeBatch, ZeroedPadding, invariant_extractor
+from detr_d2.modeling.batch_invariance import WholeBatch, invariant_extractor
 from detr_d2.modeling.frozen_norm import merge_frozen_norms
 from detr_d2.structures import Size
 
@@ -75,7 +75,7 @@ class MaskedBackbone(nn.Module):
 
     def resumption(self) -> Callable[[], AbstractContextManager]:
         """Makes contexts in which blocks of the backbone that run again do what they would do now."""
-        return self._invariant.resumption() if isinstance(self._invariant, ZeroedPadding) else nullcontext
+        return self._invariant.resumption()
 
 
 class BackboneWithPosition(nn.Sequential):

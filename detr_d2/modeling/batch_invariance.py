@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -34,17 +34,25 @@ class FramedFeatures(NamedTuple):
     """The same in features of each level."""
 
 
-Extractor = Callable[[ImageList], FramedFeatures]
+class Extractor:
+    """Gives the features of a batch."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def __call__(self, images: ImageList) -> FramedFeatures:
+        raise NotImplementedError
+
+    def resumption(self) -> Callable[[], AbstractContextManager]:
+        """Makes contexts in which blocks of the backbone that run again do what they would do now."""
+        return nullcontext
 
 
-class WholeBatch:
+class WholeBatch(Extractor):
     """As in the original: every image's frame is the whole batch, with the padding in it.
 
     The padding is zeros in the image, but no longer after the first normalisation: it shines into the image's features.
     """
-
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
 
     def __call__(self, images: ImageList) -> FramedFeatures:
         levels = self.backbone(images.tensor)
@@ -53,14 +61,14 @@ class WholeBatch:
         return FramedFeatures(levels, (tuple(images.tensor.shape[-2:]),) * count, level_frames)
 
 
-class ZeroedPadding:
+class ZeroedPadding(Extractor):
     """Of each image what it would be alone: whatever a convolution sees beyond the image's border is zero.
 
     For ResNets whose norms don't mix positions.
     """
 
     def __init__(self, backbone: ResNet):
-        self.backbone = backbone
+        super().__init__(backbone)
         self.strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
         self._inside: _Inside | None = None
         for convolution, stride in _convolutions(backbone):
@@ -91,7 +99,7 @@ class ZeroedPadding:
         return FramedFeatures(levels, frames, level_frames)
 
     def resumption(self) -> Callable[[], AbstractContextManager]:
-        """Makes contexts in which blocks of the backbone that run again see the padding of now."""
+        # They see the padding of now.
         return partial(self._within, self._inside)
 
     @contextmanager
@@ -156,11 +164,8 @@ class _Inside:
         return (rows[:, :, None] & columns[:, None])[:, None]
 
 
-class EachAlone:
+class EachAlone(Extractor):
     """Of each image what it would be alone, of any backbone: images of one size go through it together."""
-
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
 
     def __call__(self, images: ImageList) -> FramedFeatures:
         frames = tuple(self._frame(size) for size in images.image_sizes)
