@@ -41,8 +41,9 @@ def main(args: argparse.Namespace) -> None:
     for config, count in zip(args.configs, iterations, strict=True):
         args.config_file = config
         cfg = setup(args)
-        check_datasets(cfg, test=not args.memorize)
         if args.memorize:
+            # The trainer checks the images that are learned, not the dataset that they are of.
+            check_datasets(cfg, test=False)
             cfg = memorizing_config(cfg, args.memorize)
         output = Path(cfg.OUTPUT_DIR)
         name = Path(config).stem + (f" in {count}" if count else "")
