@@ -24,7 +24,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         The exit code: 0, 1 after a :class:`UserError`, whose message was written to stderr, or 130 after Ctrl-C.
     """
     try:
-        _check_gpus(args.num_gpus)
+        _check_processes(args)
         launch(
             _start,
             args.num_gpus,
@@ -64,7 +64,14 @@ def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, pairs
 
 
-def _check_gpus(wanted: int) -> None:
-    found = torch.cuda.device_count()
+def _check_processes(args: argparse.Namespace) -> None:
+    machines, wanted, found = args.num_machines, args.num_gpus, torch.cuda.device_count()
+    if machines < 1:
+        raise UserError(f"--num-machines is {machines}: give 1 or more.")
+    if not 0 <= args.machine_rank < machines:
+        raise UserError(f"--machine-rank is {args.machine_rank}: give each of the {machines} machines its own, from 0.")
+    # Of several machines without processes each would train alone.
+    if wanted < 0 or (wanted == 0 and machines > 1):
+        raise UserError(f"--num-gpus is {wanted}: give the number of GPUs, or on a CPU of processes, of each machine.")
     if torch.cuda.is_available() and wanted > found:
         raise UserError(f"--num-gpus is {wanted}, but this machine has {found}.")

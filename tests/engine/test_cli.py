@@ -13,7 +13,9 @@ def args():
     return argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
 
 
-def test_success(args):
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_success(args, num_gpus):
+    args.num_gpus = num_gpus
     seen = []
     assert run(seen.append, args) == 0
     assert seen == [args]
@@ -59,6 +61,25 @@ def test_an_interruption(args, capsys):
 
     assert run(main, args) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"num_gpus": -1}, "--num-gpus is -1: give"),
+        ({"num_gpus": 0, "num_machines": 2}, "--num-gpus is 0: give"),
+        ({"num_machines": 0}, "--num-machines is 0: give 1 or more."),
+        ({"machine_rank": 2, "num_machines": 2}, "--machine-rank is 2: give each of the 2 machines its own"),
+        ({"machine_rank": -1}, "--machine-rank is -1: give"),
+    ],
+    ids=str,
+)
+def test_counts_of_no_processes(args, capsys, counts, message):
+    vars(args).update(counts)
+    assert run(lambda args: pytest.fail("ran"), args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
 
 
 def test_more_gpus_than_there_are(args, capsys, monkeypatch):
