@@ -154,6 +154,9 @@ def add_detr_config(cfg: CN) -> None:
     # Parts of the model, "backbone" or "transformer" or both, whose activations are computed again in the backward pass
     # instead of being kept: less memory, more time. See docs/TRAINING_SPEED.md.
     cfg.SOLVER.ACTIVATION_CHECKPOINTS = ()
+    # Train the layers of the transformer with torch.compile, which takes a minute or more at the start. See
+    # docs/TRAINING_SPEED.md.
+    cfg.SOLVER.COMPILE = False
 
     # Images that are evaluated together, sorted by shape so that little is padded.
     cfg.TEST.BATCH_SIZE = 1

@@ -56,6 +56,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         _check_training(cfg)
         _check_checkpointed_parts(cfg)
+        _check_compiled_parts(cfg)
     cfg.freeze()
     try:
         default_setup(cfg, args)
@@ -127,6 +128,14 @@ def _check_checkpointed_parts(cfg: CfgNode) -> None:
         raise UserError(f"{key} is None: set (), or name parts of the model.")
     for name in cfg.SOLVER.ACTIVATION_CHECKPOINTS:
         choice(PARTS, key, name)
+
+
+def _check_compiled_parts(cfg: CfgNode) -> None:
+    if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
+        raise UserError(
+            "SOLVER.COMPILE True compiles the layers of the transformer in training, which MODEL.DETR.FROZEN_WEIGHTS "
+            "keeps as they are: set it False."
+        )
 
 
 def _is_no_user_error(record: logging.LogRecord) -> bool:

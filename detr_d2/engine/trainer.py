@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
+from detr_d2.engine.compilation import compile_layers
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.steps import TrainingStep, amp_dtype
 from detr_d2.engine.writers import FoldedMetricPrinter
@@ -46,6 +47,8 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             check_evaluation(cfg, name)
         model = self.build_model(cfg)
+        if cfg.SOLVER.COMPILE:
+            compile_layers(model.detr.transformer)
         checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)

@@ -33,7 +33,7 @@ def checkpoint_activations(network: DetrNetwork, parts: Iterable[str]) -> None:
     Raises:
         UserError: there is no such part, or nothing in it repeats.
     """
-    for name in parts:
+    for name in dict.fromkeys(parts):
         module, state = choice(PARTS, "SOLVER.ACTIVATION_CHECKPOINTS", name)(network)
         blocks = list(repeated_modules(module))
         if not blocks:
@@ -41,7 +41,7 @@ def checkpoint_activations(network: DetrNetwork, parts: Iterable[str]) -> None:
                 f"SOLVER.ACTIVATION_CHECKPOINTS: {type(module).__name__} has no list of blocks; leave out {name}."
             )
         for block in blocks:
-            block.forward = partial(_forward, block, type(block).forward, state)
+            block.forward = partial(_forward, block, block.forward, state)
 
 
 def repeated_modules(module: nn.Module) -> Iterator[nn.Module]:
@@ -56,10 +56,10 @@ def repeated_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _forward(block: nn.Module, forward: Callable, state: State, *inputs: Any, **options: Any) -> Any:
-    """``forward`` of ``block``, whose activations are not kept, where it would keep any."""
+    """What ``forward``, that of ``block``, returns; its activations are not kept, where it would keep any."""
     tensors = (x for x in (*inputs, *block.parameters()) if isinstance(x, Tensor))
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-        return forward(block, *inputs, **options)
+        return forward(*inputs, **options)
     resume = state()
     ran = False
 
@@ -67,9 +67,9 @@ def _forward(block: nn.Module, forward: Callable, state: State, *inputs: Any, **
         nonlocal ran
         if not ran:
             ran = True
-            return forward(block, *inputs, **options)
+            return forward(*inputs, **options)
         with resume(), _kept_statistics(block):
-            return forward(block, *inputs, **options)
+            return forward(*inputs, **options)
 
     return checkpoint(run, *inputs, use_reentrant=False, **options)
 

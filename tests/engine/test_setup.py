@@ -93,6 +93,10 @@ def arguments(repository, tmp_path):
         (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS is -1: set 0 or more"),
         (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD is 0: set 1 or more"),
         (("SOLVER.ACTIVATION_CHECKPOINTS", "('head',)"), "is 'head': choose one of backbone, transformer"),
+        (
+            ("SOLVER.COMPILE", "True", "MODEL.MASK_ON", "True", "MODEL.DETR.FROZEN_WEIGHTS", "boxes.pth"),
+            "SOLVER.COMPILE True compiles .* MODEL.DETR.FROZEN_WEIGHTS keeps",
+        ),
         (("SOLVER.ACTIVATION_CHECKPOINTS", "None"), "SOLVER.ACTIVATION_CHECKPOINTS is None: set"),
         (("MODEL.DETR.HIDDEN_DIM", "30"), "MODEL.DETR.HIDDEN_DIM"),
     ],

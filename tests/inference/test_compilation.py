@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
+import detr_d2.compilation
 from detr_d2.inference import compilation, optimize_for_inference
 from detr_d2.modeling import record_attention
 
@@ -50,7 +51,7 @@ def test_few_codes_for_many_sizes(make_model, make_inputs, monkeypatch, options)
     """One for single images of any size, one for padded batches of any sizes; and the results are right."""
     model = make_model(*SMALL, *options)
     counter = CompileCounter()
-    monkeypatch.setattr(compilation, "BACKEND", counter)
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", counter)
     optimized = optimize_for_inference(model, compile=True)
     inputs = make_inputs(SIZES, [0] * len(SIZES))
     assert_same(optimized, model, inputs[:1])
@@ -84,7 +85,7 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
 @pytest.mark.parametrize("sizes", [SIZES[:1], SIZES[:2]], ids=["alone", "padded"])
 def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, sizes):
     """One warning, and the right results from the first image on."""
-    monkeypatch.setattr(compilation, "BACKEND", failing)
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", failing)
     monkeypatch.setattr(compilation, "TORCH_VERSION", (2, 15))
     model = make_model(*SMALL)
     inputs = make_inputs(sizes, [0] * len(sizes))
@@ -100,7 +101,7 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, siz
 
 @needs_new_torch
 def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch, caplog):
-    monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", CompileCounter())
     optimized = optimize_for_inference(make_model(*SMALL), compile=True)
     (x,) = make_inputs(SIZES[:1], [0])
     with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
@@ -111,7 +112,7 @@ def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch,
 
 def test_attention_can_be_watched(make_model, make_inputs, monkeypatch):
     """Compiled code calls no hooks: it stands back while there are some."""
-    monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", CompileCounter())
     model = make_model(*SMALL)
     optimized = optimize_for_inference(model, compile=True)
     inputs = make_inputs(SIZES[:1], [0])
@@ -139,4 +140,4 @@ def test_compiled_for_this_processor(make_model, make_inputs, precision, options
         for batch in ([inputs[0]], [inputs[1]], inputs):
             for found, expected in zip(network_outputs(optimized, batch), network_outputs(model, batch), strict=True):
                 assert_close(found, expected, atol=1e-4 if precision == "float32" else 0.1, rtol=0)
-    assert not optimized.detr.transformer.forward.failure.happened
+    assert not optimized.detr.transformer.forward.compiler.failed

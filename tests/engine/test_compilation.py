@@ -1,0 +1,250 @@
+"""Training with compiled layers, against training without, with all but the last step of compiling, which is slow."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.structures import BitMasks
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch._functorch.compilers import nop
+from torch.testing import assert_close
+
+import detr_d2.compilation
+from detr_d2.engine import compilation
+from detr_d2.engine.compilation import compile_layers
+from detr_d2.engine.trainer import distribute
+from detr_d2.inference import optimize_for_inference
+from detr_d2.meta_arch import Detr
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+
+SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
+SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+SIZES = [(64, 96), (80, 64)]
+
+needs_new_torch = pytest.mark.skipif(not compilation.can_train(), reason="compiles the backward pass too late")
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Counts what is compiled, with all but the last step of compiling."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", counter)
+    return counter
+
+
+@pytest.fixture
+def make_batch(make_inputs):
+    """A function that makes a batch with masks."""
+
+    def make(sizes, counts):
+        inputs = make_inputs(sizes, counts)
+        for x in inputs:
+            masks = torch.zeros(len(x["instances"]), *x["instances"].image_size, dtype=torch.bool)
+            masks[:, 10:30, 5:40] = True
+            x["instances"].gt_masks = BitMasks(masks)
+        return inputs
+
+    return make
+
+
+def codes() -> int:
+    """How many pieces of code were compiled; a backend may be asked twice for one."""
+    return counters["stats"]["unique_graphs"]
+
+
+def backward(model, inputs, dtype=None):
+    """The losses, and the gradients of their sum."""
+    model.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: x.detach() for name, x in losses.items()}, gradients
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        for name, x in b.items():
+            # Some gradients are zero but for rounding.
+            scale = x.abs().max().clamp(min=1e-3)
+            assert_close(a[name] / scale, x / scale, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@needs_new_torch
+@pytest.mark.parametrize(
+    ("options", "checkpoints"),
+    [((), ("backbone", "transformer")), ((*SMCA, *MASKS, "MODEL.DETR.PRE_NORM", True), ())],
+    ids=["checkpoints", "SMCA with masks"],
+)
+def test_losses_and_gradients(make_model, make_batch, counter, options, checkpoints):
+    model = make_model(*SMALL, *options).train()
+    batch = make_batch(SIZES, [3, 2])
+    expected = backward(model, batch)
+    names = list(model.state_dict())
+    assert compile_layers(model.detr.transformer)
+    checkpoint_activations(model.detr, checkpoints)
+    assert_same(backward(model, batch), expected)
+    assert counter.frame_count
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.slow
+@needs_new_torch
+def test_bfloat16(make_model, make_batch, counter):
+    """Compiled code rounds elsewhere, not more: it is as near to float32 as without."""
+    model = make_model(*SMALL, *SMCA).train()
+    batch = make_batch(SIZES, [3, 2])
+    _, exact = backward(model, batch)
+    losses, rounded = backward(model, batch, torch.bfloat16)
+    compile_layers(model.detr.transformer)
+    compiled_losses, compiled = backward(model, batch, torch.bfloat16)
+    assert counter.frame_count
+    assert_close(sum(compiled_losses.values()), sum(losses.values()), rtol=1e-2, atol=0)
+    assert all(x.dtype == torch.float32 for x in compiled.values())
+    exact, rounded, compiled = (torch.cat([x[name].flatten() for name in exact]) for x in (exact, rounded, compiled))
+    assert 0 < (compiled - exact).norm() < 1.2 * (rounded - exact).norm()
+
+
+@pytest.mark.slow
+@needs_new_torch
+@pytest.mark.parametrize("options", [(), SMCA], ids=["DETR", "SMCA"])
+def test_few_codes_for_many_sizes(make_model, make_inputs, counter, options):
+    """However many layers there are."""
+    model = make_model(*SMALL, "MODEL.DETR.ENC_LAYERS", 3, "MODEL.DETR.DEC_LAYERS", 4, *options).train()
+    compile_layers(model.detr.transformer)
+    # The features of the first are as high as wide.
+    for sizes in ([(64, 96), (80, 64)], [(96, 64), (64, 128)], [(33, 70), (120, 64)]):
+        before = codes()
+        backward(model, make_inputs(sizes, [3, 2]))
+        # Of encoder and decoder layers the first sees other strides, or needs other gradients.
+        assert codes() - before == (4 if before == 0 else 0)
+
+
+@needs_new_torch
+def test_evaluation_is_not_compiled(make_model, make_inputs, counter):
+    model = make_model(*SMALL)
+    inputs = make_inputs(SIZES, [3, 2])
+    with torch.no_grad():
+        (expected, _) = model(inputs)
+        compile_layers(model.detr.transformer)
+        (found, _) = model(inputs)
+        model.train()(inputs)
+    model.eval()(inputs)
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+    assert not counter.frame_count
+
+
+@needs_new_torch
+def test_a_copy_is_trained_by_itself(make_model, make_inputs, counter):
+    model = make_model(*SMALL).train()
+    batch = make_inputs(SIZES, [3, 2])
+    compile_layers(model.detr.transformer)
+    first = backward(model, batch)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    assert_same(backward(model, batch), first)
+    assert_same(backward(other, batch), backward_without(other, batch))
+
+
+def backward_without(model, batch):
+    for layer in (*model.detr.transformer.encoder.layers, *model.detr.transformer.decoder.layers):
+        del layer.forward
+    return backward(model, batch)
+
+
+@needs_new_torch
+@pytest.mark.parametrize("direction", ["fw_compiler", "bw_compiler"])
+def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, direction):
+    """One warning, before anything is computed, and losses and gradients as without."""
+
+    def failing(graph, example_inputs):
+        raise RuntimeError("no compiler")
+
+    backend = aot_autograd(**{"fw_compiler": nop, "bw_compiler": nop, direction: failing})
+    monkeypatch.setattr(detr_d2.compilation, "BACKEND", backend)
+    model = make_model(*SMALL).train()
+    batch = make_inputs(SIZES, [3, 2])
+    expected = backward(model, batch)
+    with caplog.at_level(logging.WARNING, logger="detr_d2"):
+        compile_layers(model.detr.transformer)
+        for _ in range(2):
+            assert_same(backward(model, batch), expected)
+    (message,) = [x.getMessage() for x in caplog.records if x.name.startswith("detr_d2")]
+    assert message.startswith("Training without torch.compile, which failed: ")
+    assert "no compiler" in message
+
+
+def test_with_an_old_version(make_model, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "_COMPILING_AHEAD", "no_such_option")
+    monkeypatch.setattr(compilation, "TORCH_VERSION", (2, 3))
+    transformer = make_model(*SMALL).detr.transformer
+    with caplog.at_level(logging.WARNING, logger="detr_d2"):
+        assert not compile_layers(transformer)
+    assert "forward" not in vars(transformer.encoder.layers[0])
+    assert caplog.messages == ["Training without torch.compile, which needs a later version of PyTorch; this is 2.3."]
+
+
+def train_one_share(cfg, state, shares, folder):
+    """In each process: the gradients of its share of the batch, which it takes in two parts."""
+    torch.set_num_threads(1)
+    detr_d2.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
+    model = Detr(cfg)
+    model.load_state_dict(state)
+    compile_layers(model.detr.transformer)
+    model = distribute(model.train())
+    rank = torch.distributed.get_rank()
+    with model.no_sync():
+        sum(model(shares[rank][:1]).values()).backward()
+    sum(model(shares[rank][1:]).values()).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save({"gradients": gradients, "codes": codes()}, folder / f"{rank}.pth")
+
+
+@pytest.mark.slow
+@needs_new_torch
+def test_two_processes(make_cfg, make_model, make_inputs, tmp_path):
+    """Each takes two parts; together they have the gradients of four images, one after the other."""
+    model = make_model(*SMALL).train()
+    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
+    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged.
+    wanted = [backward(model, [inputs[i], inputs[i + 2]])[1] for i in (0, 1)]
+    arguments = (make_cfg(*SMALL), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path)
+    launch(train_one_share, 2, dist_url="auto", args=arguments)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        # A layer is in one piece.
+        assert found["codes"] == 2
+        for name, gradient in found["gradients"].items():
+            expected = wanted[0][name] + wanted[1][name]
+            scale = expected.abs().max().clamp(min=1e-3)
+            assert_close(gradient / scale, expected / scale, rtol=0, atol=2e-4, msg=name)
+
+
+@needs_new_torch
+def test_predicting_afterwards(make_model, make_inputs, counter):
+    """The transformer in one piece."""
+    model = make_model(*SMALL)
+    compile_layers(model.detr.transformer)
+    inputs = make_inputs(SIZES[:1], [0])
+    optimized = optimize_for_inference(model, compile=True)
+    with torch.no_grad():
+        (found,), (expected,) = optimized(inputs), model(inputs)
+    assert_close(found["instances"].scores, expected["instances"].scores, rtol=0, atol=1e-4)
+    assert optimized.detr.transformer.forward.works
+    assert codes() == 2
