@@ -19,8 +19,9 @@ from detr_d2.writing import atomic_file
 
 EXAMPLES = """
 All contestants have the same random weights and see the same random images. First their results are compared: float32
-within 1e-4, lower precisions within what they lose; if they differ, nothing is timed. Then they take turns in one
-process, with one number of threads, another one beginning each round. The table says for each one
+within 1e-4, lower precisions within what they lose; if they differ, nothing is timed. Then they take turns, each in a
+process of its own, with one number of threads, another one beginning each round; two rounds before that are not
+counted. The table says for each one
 
   median, fastest, slowest  milliseconds of a run
   speedup                   how many times as fast as the first: the median of the rounds' ratios; and their range
@@ -28,12 +29,15 @@ process, with one number of threads, another one beginning each round. The table
   of CPU time               the same for the processor's time, which it disturbs least; with --workers it says nothing
   difference                of the results from the first's: the largest of scores or boxes (relative to the image), or
                             the share of classes or pixels that differ
-  memory, share             with --memory: what a run adds at its peak, in a process of its own, or on the GPU
+  memory, share             with --memory: what a run adds at its peak to a fresh process, or on the GPU
 
 Contestants of inference and training are python-detr, transformers and ours, and with -bf16 at the end the same under
 autocast. Of inference also those with -fp16, and what detr_d2.optimize_for_inference makes: ours-optimized and
 ours-compiled, ours-optimized-bf16 and so on; of training ours-checkpoints, which computes activations again instead of
 keeping them. The first is what the others are compared with.
+
+Our processes keep the memory that they free (detr_d2.keep_freed_memory), as train_net.py does; the others' don't.
+python-detr-kept and transformers-kept are the same libraries in processes that do: what that alone gains.
 
 KEY VALUE pairs change the config, and with it every contestant: MODEL.DETR.ENC_LAYERS 3.
 
@@ -62,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as e:
         sys.stderr.write(f"error: {e}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
     return 0
 
 

@@ -1,68 +1,45 @@
-"""One comparison: check that all do the same, time them in turns, measure their memory, and tell."""
+"""One comparison: check that all do the same, time them in turns, measure their memory, and tell.
+
+Every contestant has a process of its own, as its users run it; one of them works at a time.
+"""
 
 import logging
 import platform
 import re
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
 from detr_d2.benchmark.agreement import check_agreement
-from detr_d2.benchmark.memory import added_memory, in_own_process
-from detr_d2.benchmark.timing import Runner, race, speedup
+from detr_d2.benchmark.contestants import Case, Entrant
+from detr_d2.benchmark.processes import OwnProcess
+from detr_d2.benchmark.timing import race, speedup
 
 logger = logging.getLogger(__name__)
 
 
-class Contestant(NamedTuple):
-    runner: Runner
-    outputs: Callable[[], dict[str, Tensor]]
-    """Does the work, perhaps more than once, and returns what is compared with the baseline's."""
-    tolerance: float
-
-
-class Case(Protocol):
-    """What is compared: a frozen dataclass that other processes can read."""
-
-    names: tuple[str, ...]
-    """The contestants; the first is the baseline."""
-    images: int
-    """That a run works on."""
-
-    @property
-    def title(self) -> str: ...
-
-    def build(self, name: str) -> Contestant: ...
-
-    def without_chance(self) -> "Case":
-        """The case to check the outputs of: this one, or one that differs by what it draws at random."""
-
-
-def compare(case: Case, rounds: int, warmup: int = 1, memory: bool = False) -> dict[str, Any]:
+def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> dict[str, Any]:
     """Figures for :func:`table` and JSON.
 
     Args:
         rounds: how often each contestant is timed.
-        warmup: rounds before that are not counted.
-        memory: also measure the memory of each contestant, in a process of its own.
+        warmup: rounds before that are not counted. After two the C library keeps what it needs.
+        memory: also measure the memory of each contestant, in a fresh process.
 
     Raises:
-        UserError: a contestant's outputs are not those of the baseline.
+        UserError: a contestant's outputs are not those of the baseline, it can't be built, or its process was killed.
     """
-    exact = case.without_chance()
-    contestants = {name: exact.build(name) for name in case.names}
-    differences = _check(contestants)
-    if exact != case:
-        contestants = {name: case.build(name) for name in case.names}
-    times = race({name: x.runner for name, x in contestants.items()}, rounds, warmup)
-    del contestants
-    peaks = {name: in_own_process(_memory_of, case, name) for name in case.names} if memory else {}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(OwnProcess(Entrant(case, name), name)) for name in case.names}
+        differences = _check(processes)
+        times = race({name: partial(x.call, "run") for name, x in processes.items()}, rounds, warmup)
+    peaks = {name: _memory(case, name) for name in case.names} if memory else {}
     baseline = case.names[0]
     return {
         "title": case.title,
@@ -85,20 +62,21 @@ def compare(case: Case, rounds: int, warmup: int = 1, memory: bool = False) -> d
     }
 
 
-def _check(contestants: dict[str, Contestant]) -> dict[str, float]:
+def _check(processes: dict[str, OwnProcess]) -> dict[str, float]:
     """How far each is from the first."""
     baseline, expected, differences = "", {}, {}
-    for name, contestant in contestants.items():
-        outputs = contestant.outputs()
+    for name, process in processes.items():
+        outputs, tolerance = process.call("outputs")
         if not baseline:
             baseline, expected = name, outputs
-        differences[name] = check_agreement(name, outputs, baseline, expected, contestant.tolerance)
+        differences[name] = check_agreement(name, outputs, baseline, expected, tolerance)
         logger.info("%s differs from %s by %.2g", name, baseline, differences[name])
     return differences
 
 
-def _memory_of(case: Case, name: str) -> float:
-    return added_memory(case.build(name).runner.run)
+def _memory(case: Case, name: str) -> float:
+    with OwnProcess(Entrant(case, name), name) as process:
+        return process.call("memory")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from detr_d2.benchmark import original
-from detr_d2.benchmark.comparison import Contestant
+from detr_d2.benchmark.contestants import Contestant
 from detr_d2.benchmark.inputs import random_batch
 from detr_d2.benchmark.models import make_config
 from detr_d2.benchmark.timing import Runner
@@ -47,7 +47,7 @@ class Criterion:
         cfg = make_config("box", self.options, self.device)
         batch = random_batch([(1, 1)] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, self.objects)
         work, outputs = _IMPLEMENTATIONS[name](cfg, batch, random_predictions(cfg, self.batch), self.part)
-        return Contestant(Runner(work), lambda: outputs(work()), 1e-4)
+        return Contestant(Runner(work), lambda: outputs(work()), 1e-4, name == "ours")
 
 
 def random_predictions(cfg: CfgNode, batch: int) -> Predictions:

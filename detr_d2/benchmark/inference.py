@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import detr_d2
 from detr_d2.benchmark import original
-from detr_d2.benchmark.comparison import Contestant
+from detr_d2.benchmark.contestants import Contestant
 from detr_d2.benchmark.inputs import random_batch
 from detr_d2.benchmark.models import (
     PRECISIONS,
+    THEIRS,
     autocast,
     build_original,
     build_ours,
@@ -39,17 +40,20 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 class Variant(NamedTuple):
     library: str
     precision: str
+    keeps_freed_memory: bool
     optimize: dict[str, Any] | None = None
     """Arguments of :func:`detr_d2.optimize_for_inference`; None: the model as it is built, under autocast."""
 
 
 _MODES = {"": None, "-optimized": {"compile": False}, "-compiled": {"compile": True}}
 VARIANTS = {
-    f"{library}{mode}{suffix}": Variant(library, precision, optimize)
-    for library in ("python-detr", "transformers", "ours")
+    f"{start}{suffix}": Variant(library, precision, keeps)
+    for start, (library, keeps) in THEIRS.items()
+    for suffix, precision in PRECISIONS.items()
+} | {
+    f"ours{mode}{suffix}": Variant("ours", precision, True, optimize)
     for mode, optimize in _MODES.items()
     for suffix, precision in PRECISIONS.items()
-    if library == "ours" or not mode
 }
 """By name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …"""
 
@@ -82,7 +86,8 @@ class Inference:
         batch = random_batch([self.size] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, 0)
         predict, outputs = _LIBRARIES[variant.library](cfg, batch, variant)
         predict = torch.inference_mode()(predict)
-        return Contestant(Runner(predict), lambda: outputs(predict()), TOLERANCES[variant.precision])
+        tolerance = TOLERANCES[variant.precision]
+        return Contestant(Runner(predict), lambda: outputs(predict()), tolerance, variant.keeps_freed_memory)
 
 
 def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):

@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
-from detr_d2.benchmark.comparison import Contestant
+from detr_d2.benchmark.contestants import Contestant
 from detr_d2.benchmark.models import make_config
 from detr_d2.benchmark.timing import Runner
 from detr_d2.data import DetrDatasetMapper
@@ -92,7 +92,8 @@ class Loading:
         cfg = make_config("box", (*self.options, *(str(x) for pair in settings.items() for x in pair)))
         make_loader, mapper = _RECIPES[name](cfg)
         stream = _Stream(make_loader, self.images)
-        return Contestant(Runner(stream.take, stream.start, stream.stop), lambda: _means(cfg, mapper), _TOLERANCE)
+        runner = Runner(stream.take, stream.start, stream.stop)
+        return Contestant(runner, lambda: _means(cfg, mapper), _TOLERANCE, name == "ours")
 
 
 def _old_recipe(cfg: CfgNode) -> tuple[Callable[[], Iterable], Callable[[dict], dict]]:

@@ -1,15 +1,14 @@
-"""How much memory work takes, measured in a process of its own."""
+"""How much memory work takes."""
 
-import multiprocessing
 import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from detr_d2.benchmark.timing import synchronize
+from detr_d2.engine.allocator import return_freed_memory
 from detr_d2.errors import UserError
 
 _STATUS = Path("/proc/self/status")
@@ -29,6 +28,8 @@ def added_memory(run: Callable[[], Any]) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not _STATUS.exists():
         raise UserError("Memory is measured on Linux only: leave out --memory.")
+    # What is free already would be taken without being counted.
+    return_freed_memory()
     # Forget the peak so far. Not getrusage, which counts what the parent process had, too.
     Path("/proc/self/clear_refs").write_text("5")
     before = _kilobytes("VmRSS")
@@ -38,14 +39,3 @@ def added_memory(run: Callable[[], Any]) -> float:
 
 def _kilobytes(name: str) -> int:
     return int(re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())[1])
-
-
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of ``function``, which can be imported by name, in a fresh process with as many threads."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
-
-
-def _with_threads(threads: int, function: Callable[..., Any], arguments: tuple) -> Any:
-    torch.set_num_threads(threads)
-    return function(*arguments)

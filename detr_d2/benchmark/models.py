@@ -29,6 +29,14 @@ MODELS = {
 PRECISIONS = {"": "float32", "-bf16": "bfloat16", "-fp16": "float16"}
 """By the ending of a contestant's name."""
 
+THEIRS = {
+    "python-detr": ("python-detr", False),
+    "python-detr-kept": ("python-detr", True),
+    "transformers": ("transformers", False),
+    "transformers-kept": ("transformers", True),
+}
+"""By the start of a contestant's name: the library, and whether its process keeps freed memory, as ours does."""
+
 _SEED = 0
 # Classes at random would all be equally improbable, and differences between programs would not show.
 _SHARPNESS = 10
@@ -137,10 +145,11 @@ def give_segments(cfg: CfgNode, boxes: nn.Module, masks: nn.Module) -> None:
 class _Given(nn.Module):
     def __init__(self, logits: Tensor):
         super().__init__()
-        self.register_buffer("logits", logits)
+        # Called as a linear layer's, whose precision models look up.
+        self.register_buffer("weight", logits)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.logits.expand(*hidden.shape[:-1], -1)
+        return self.weight.expand(*hidden.shape[:-1], -1)
 
 
 class _Shifted(nn.Module):

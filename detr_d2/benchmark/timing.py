@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+# Seconds between looks at the processor's time, and what share of them a process may take that is asleep.
+_LOOK, _ASLEEP = 0.01, 0.1
+_LONGEST_REST = 2.0
+
 
 def _nothing() -> None:
     pass
@@ -31,21 +35,22 @@ class Runner(NamedTuple):
     """What comes after each run and is not timed."""
 
 
-def race(runners: Mapping[str, Runner], rounds: int, warmup: int = 1) -> dict[str, list[Elapsed]]:
+def race(turns: Mapping[str, Callable[[], Elapsed]], rounds: int, warmup: int = 1) -> dict[str, list[Elapsed]]:
     """The times of every run, by name.
 
-    In each round every runner runs once. Another one begins each time: who follows a program that leaves the caches
+    In each round everyone runs once. Another one begins each time: who follows a program that leaves the caches
     cold or the processor hot changes.
 
     Args:
+        turns: by name, what runs once and tells the time.
         warmup: rounds before that are not counted.
     """
-    names = list(runners)
+    names = list(turns)
     times: dict[str, list[Elapsed]] = {name: [] for name in names}
     for i in range(warmup + rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
-            elapsed = stopwatch(runners[name])
+            elapsed = turns[name]()
             if i >= warmup:
                 times[name].append(elapsed)
     return times
@@ -62,6 +67,19 @@ def stopwatch(runner: Runner) -> Elapsed:
         return Elapsed(time.perf_counter() - wall, time.process_time() - cpu)
     finally:
         runner.finish()
+
+
+def rest() -> None:
+    """Wait until the threads of this process sleep.
+
+    Those of OpenMP look out for more work for a while, up to a fifth of a second, on processors that others need.
+    """
+    until = time.perf_counter() + _LONGEST_REST
+    while time.perf_counter() < until:
+        before = time.process_time()
+        time.sleep(_LOOK)
+        if time.process_time() - before < _ASLEEP * _LOOK:
+            return
 
 
 def synchronize() -> None:

@@ -10,10 +10,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detr_d2.benchmark import original
-from detr_d2.benchmark.comparison import Contestant
+from detr_d2.benchmark.contestants import Contestant
 from detr_d2.benchmark.inputs import random_batch
 from detr_d2.benchmark.models import (
     PRECISIONS,
+    THEIRS,
     autocast,
     build_original,
     build_ours,
@@ -30,13 +31,14 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 # transformers leaves the decoder's last norm out of the auxiliary losses. It starts as the identity, which makes the
 # first step's losses equal; after that they are not.
 _TRANSFORMERS_TOLERANCE = 1e-3
+_STARTS = {**THEIRS, "ours": ("ours", True), "ours-checkpoints": ("ours-checkpoints", True)}
 VARIANTS = {
-    f"{library}{suffix}": (library, precision)
-    for library in ("python-detr", "transformers", "ours", "ours-checkpoints")
+    f"{start}{suffix}": (library, precision, keeps)
+    for start, (library, keeps) in _STARTS.items()
     for suffix, precision in PRECISIONS.items()
     if precision in TOLERANCES
 }
-"""By name: python-detr, python-detr-bf16, …: the library and the precision of autocast."""
+"""By name: the library, the precision of autocast, and whether its process keeps freed memory."""
 # How much smaller every second image is than the first, so that batches are padded, as they are in training.
 _SMALLER = 0.95
 _CHECKED_STEPS = 2
@@ -68,7 +70,7 @@ class Training:
         return replace(self, options=(*self.options, "MODEL.DETR.DROPOUT", "0.0"))
 
     def build(self, name: str) -> Contestant:
-        library, precision = VARIANTS[name]
+        library, precision, keeps = VARIANTS[name]
         cfg = make_config(self.model, self.options, self.device)
         height, width = self.size
         sizes = [(height, width), (int(_SMALLER * height), int(_SMALLER * width))]
@@ -84,7 +86,7 @@ class Training:
         tolerance = TOLERANCES[precision]
         if library == "transformers":
             tolerance = max(tolerance, _TRANSFORMERS_TOLERANCE)
-        return Contestant(Runner(step), outputs, tolerance)
+        return Contestant(Runner(step), outputs, tolerance, keeps)
 
 
 def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:

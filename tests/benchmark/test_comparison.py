@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from detr_d2.benchmark import comparison
-from detr_d2.benchmark.comparison import Contestant, compare, machine, table
+from detr_d2.benchmark import contestants
+from detr_d2.benchmark.comparison import compare, machine, table
+from detr_d2.benchmark.contestants import Contestant
 from detr_d2.benchmark.timing import Runner
 from detr_d2.errors import UserError
 
@@ -30,17 +31,22 @@ class Counting:
     def build(self, name: str) -> Contestant:
         wrong = self.chance or (name == "ours" and self.error)
         value = torch.tensor([1.0 + self.error if wrong else 1.0])
-        return Contestant(Runner(lambda: RUNS.append((name, self.chance))), lambda: {"value": value}, 0.01)
+        runner = Runner(lambda: RUNS.append((name, self.chance)))
+        return Contestant(runner, lambda: {"value": value}, 0.01, keeps_freed_memory=name == "ours")
 
 
 @pytest.fixture(autouse=True)
-def _no_runs():
+def kept(in_this_process, monkeypatch) -> list[int]:
+    """How many processes were open when one was told to keep its memory."""
     RUNS.clear()
+    kept = []
+    monkeypatch.setattr(contestants, "keep_freed_memory", lambda: kept.append(in_this_process.opened))
+    yield kept
+    assert not in_this_process.opened
 
 
 def test_figures(monkeypatch):
-    monkeypatch.setattr(comparison, "in_own_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(comparison, "added_memory", lambda run: 10.0 if run() is None and len(RUNS) % 2 else 5.0)
+    monkeypatch.setattr(contestants, "added_memory", lambda run: 10.0 if run() is None and len(RUNS) % 2 else 5.0)
     result = compare(Counting(), rounds=4, warmup=2, memory=True)
     assert [x["name"] for x in result["contestants"]] == ["theirs", "ours"]
     assert result["benchmark"] == "counting"
@@ -57,6 +63,16 @@ def test_what_is_timed_is_what_was_asked_for():
     """Compared without chance, timed with it."""
     compare(Counting(), rounds=1, warmup=0)
     assert RUNS == [("theirs", True), ("ours", True)]
+
+
+def test_only_ours_keeps_memory_in_every_process(monkeypatch, kept):
+    """Of the comparison, of the timing, which is another model, and of the memory, each alone."""
+    monkeypatch.setattr(contestants, "added_memory", lambda run: 1.0)
+    compare(Counting(), rounds=1, memory=True)
+    assert kept == [2, 2, 1]
+    kept.clear()
+    compare(Counting(chance=False), rounds=1)
+    assert kept == [2]
 
 
 def test_nothing_is_timed_when_results_differ():

@@ -6,34 +6,34 @@ from functools import partial
 import pytest
 import torch
 
-from detr_d2.benchmark.memory import added_memory, in_own_process
+from detr_d2.benchmark.memory import added_memory
+from detr_d2.benchmark.processes import OwnProcess
+from detr_d2.engine import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def peak_of_what_is_freed_again() -> float:
-    def work():
-        torch.ones(32 << 18)
-        torch.ones(16 << 18)
+class Work:
+    """In MiB."""
 
-    return added_memory(work)
+    def freed_again(self) -> float:
+        def work():
+            torch.ones(32 << 18)
+            torch.ones(16 << 18)
+
+        return added_memory(work)
+
+    def after_a_higher_peak(self) -> float:
+        torch.ones(256 << 18)
+        return added_memory(partial(torch.ones, 16 << 18))
+
+    def kept(self) -> float:
+        keep_freed_memory()
+        return self.after_a_higher_peak()
 
 
-def peak_after_a_higher_one() -> float:
-    torch.ones(256 << 18)
-    return added_memory(partial(torch.ones, 16 << 18))
-
-
-@pytest.mark.parametrize(("measure", "expected"), [(peak_of_what_is_freed_again, 32), (peak_after_a_higher_one, 16)])
-def test_the_peak(measure, expected):
-    """In a process that has no freed memory to use again."""
-    assert in_own_process(measure) == pytest.approx(expected, abs=4)
-
-
-def test_own_process_has_as_many_threads():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert in_own_process(torch.get_num_threads) == 3
-    finally:
-        torch.set_num_threads(threads)
+def test_the_peak():
+    with OwnProcess(Work(), "work") as process:
+        assert process.call("freed_again") == pytest.approx(32, abs=4)
+        assert process.call("after_a_higher_peak") == pytest.approx(16, abs=4)
+        assert process.call("kept") == pytest.approx(16, abs=4)

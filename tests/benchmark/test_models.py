@@ -19,6 +19,8 @@ SMALL = (
 )
 BOTH = ("python-detr", "ours")
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 def test_random_batch():
     batch = random_batch([(40, 60), (30, 50)], num_classes=3, objects=5, masks=True)
@@ -62,6 +64,15 @@ def test_training():
     assert differences[1] < 1e-4
     assert differences[2] == differences[1]
     assert 0 < differences[3] < 0.05
+
+
+def test_who_keeps_freed_memory():
+    """Ours as our programs do, the others if they are asked to; they are the same otherwise."""
+    training = Training(BOTH, size=(64, 96), options=SMALL).without_chance()
+    for case in (Inference(BOTH, size=(64, 96), options=SMALL), training):
+        plain, kept, ours = (case.build(x) for x in ("python-detr", "python-detr-kept", "ours-bf16"))
+        assert [x.keeps_freed_memory for x in (plain, kept, ours)] == [False, True, True]
+        assert difference(kept.outputs(), plain.outputs()).popitem()[1] == 0
 
 
 def test_training_steps_learn():

@@ -1,9 +1,11 @@
 """Turns, what is timed, and ratios by hand."""
 
+from functools import partial
+
 import pytest
 
 from detr_d2.benchmark import timing
-from detr_d2.benchmark.timing import Elapsed, Runner, race, speedup, stopwatch
+from detr_d2.benchmark.timing import Elapsed, Runner, race, rest, speedup, stopwatch
 
 
 @pytest.fixture
@@ -22,10 +24,11 @@ def clock(monkeypatch):
 def test_another_begins_each_round_and_warmup_is_not_counted(clock):
     order = []
 
-    def runner(name: str, seconds: float) -> Runner:
-        return Runner(lambda: (order.append(name), clock(seconds)))
+    def turn(name: str, seconds: float) -> Elapsed:
+        order.append(name)
+        return stopwatch(Runner(partial(clock, seconds)))
 
-    times = race({name: runner(name, i + 1) for i, name in enumerate("abc")}, rounds=3, warmup=1)
+    times = race({name: partial(turn, name, i + 1) for i, name in enumerate("abc")}, rounds=3, warmup=1)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert times == {name: [Elapsed(i + 1, 1.5 * (i + 1))] * 3 for i, name in enumerate("abc")}
 
@@ -46,6 +49,22 @@ def test_what_fails_is_finished_all_the_same():
     with pytest.raises(ZeroDivisionError):
         stopwatch(Runner(lambda: 1 / 0, finish=lambda: finished.append(True)))
     assert finished
+
+
+@pytest.mark.parametrize(("busy", "looks"), [(0, 1), (3, 4), (1000, 200)])
+def test_rest(monkeypatch, busy, looks):
+    """Until a look finds the threads asleep, which spend the processor's time before; two seconds at most."""
+    naps, spent = [], [0.0]
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        spent[0] += 2 * seconds if len(naps) <= busy else 1e-4
+
+    monkeypatch.setattr(timing.time, "sleep", sleep)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: sum(naps))
+    monkeypatch.setattr(timing.time, "process_time", lambda: spent[0])
+    rest()
+    assert len(naps) == pytest.approx(looks, abs=looks // 100)
 
 
 def test_speedup():

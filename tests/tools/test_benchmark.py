@@ -40,6 +40,7 @@ def tool():
         ),
     ],
 )
+@pytest.mark.usefixtures("in_this_process")
 def test_figures_are_printed_and_written(tool, capsys, tmp_path, arguments, titles):
     file = tmp_path / "figures.json"
     assert tool.main([*arguments, "--rounds", "1", "--json", str(file)]) == 0
@@ -53,6 +54,15 @@ def test_figures_are_printed_and_written(tool, capsys, tmp_path, arguments, titl
         assert all(len(x["seconds"]) == 1 for x in comparison["contestants"])
 
 
+def test_contestants_have_processes_of_their_own(tool, capsys, monkeypatch):
+    """Nothing is run in this one."""
+    monkeypatch.setattr("detr_d2.benchmark.contestants.stopwatch", None)
+    assert tool.main(["inference", *BOTH, "--size", "64", "96", *SMALL, "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split()[0] for x in lines[-2:]] == ["python-detr", "ours"]
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_loading(tool, capsys, monkeypatch, real_data):
     monkeypatch.setattr("detr_d2.benchmark.loading._CHECKED", 6)
     # Six images are too few to compare the means of what is drawn at random.
@@ -89,6 +99,7 @@ def test_loading(tool, capsys, monkeypatch, real_data):
         (["inference", "--device", "cuda"], "finds no CUDA GPU"),
     ],
 )
+@pytest.mark.usefixtures("in_this_process")
 def test_mistakes_are_told_without_a_traceback(tool, capsys, monkeypatch, arguments, message):
     if "boxes only" in message:
         pytest.importorskip("transformers")
@@ -98,6 +109,15 @@ def test_mistakes_are_told_without_a_traceback(tool, capsys, monkeypatch, argume
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_an_interruption(tool, capsys, monkeypatch):
+    def run(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "run", run)
+    assert tool.main(["criterion"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_without_the_original(tool, capsys, monkeypatch):
