@@ -16,7 +16,7 @@ from PIL import Image
 from detr_d2.config import check_detr_config
 from detr_d2.data.shapes import ShapesSpec, register_shapes
 from detr_d2.engine import Trainer
-from detr_d2.engine.setup import load_config
+from detr_d2.engine.config_loading import load_config
 from detr_d2.modeling import check_pixel_statistics
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"

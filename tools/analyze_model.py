@@ -22,7 +22,7 @@ from torch import nn
 
 from detr_d2.config import check_detr_config
 from detr_d2.data.augmentation import DetrResizeShortestEdge
-from detr_d2.engine.setup import load_config
+from detr_d2.engine.config_loading import load_config
 from detr_d2.errors import UserError
 
 EXAMPLES = """

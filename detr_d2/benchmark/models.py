@@ -14,7 +14,8 @@ from detr_d2 import model_zoo
 from detr_d2.benchmark import original
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.export import write_checkpoint
-from detr_d2.engine.setup import check_device, load_config
+from detr_d2.engine.config_checks import check_device
+from detr_d2.engine.config_loading import load_config
 from detr_d2.errors import UserError
 
 MODELS = {

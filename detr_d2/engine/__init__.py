@@ -2,11 +2,12 @@
 
 from detr_d2.engine.allocator import keep_freed_memory
 from detr_d2.engine.cli import run
+from detr_d2.engine.config_loading import load_config
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.own_data import add_data_arguments, use_own_data
 from detr_d2.engine.predictor import Predictor, prediction_config
 from detr_d2.engine.progress import ProgressBar
-from detr_d2.engine.setup import load_config, setup
+from detr_d2.engine.setup import setup
 from detr_d2.engine.trainer import Trainer, class_names, loading_options
 
 __all__ = [

@@ -22,7 +22,8 @@ from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import check_detr_config
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.engine.categories import Categories, find_categories
-from detr_d2.engine.setup import check_device, load_config
+from detr_d2.engine.config_checks import check_device
+from detr_d2.engine.config_loading import load_config
 from detr_d2.errors import UserError
 from detr_d2.inference import inference_options, optimize_for_inference
 from detr_d2.modeling import check_pixel_statistics

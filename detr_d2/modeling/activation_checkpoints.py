@@ -1,6 +1,6 @@
 """Memory for time: activations are computed again in the backward pass instead of being kept (arXiv 1604.06174)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from detr_d2.config import choice
 from detr_d2.errors import UserError
 from detr_d2.modeling.detr import DetrNetwork
 
+_KEY = "SOLVER.ACTIVATION_CHECKPOINTS"
 PARTS = {
     "backbone": lambda network: (network.backbone[0].backbone, network.backbone[0].resumption),
     "transformer": lambda network: (network.transformer, lambda: nullcontext),
@@ -24,7 +25,18 @@ State = Callable[[], Callable[[], AbstractContextManager]]
 """Called while a block runs: makes contexts in which it does the same again, whatever the model did in between."""
 
 
-def checkpoint_activations(network: DetrNetwork, parts: Iterable[str]) -> None:
+def check_parts(names: Sequence[str] | None) -> None:
+    """
+    Raises:
+        UserError: ``names`` is None, or not all are in :data:`PARTS`.
+    """
+    if names is None:
+        raise UserError(f"{_KEY} is None: set (), or name parts of the model.")
+    for name in names:
+        choice(PARTS, _KEY, name)
+
+
+def checkpoint_activations(network: DetrNetwork, parts: Sequence[str]) -> None:
     """Let every block of ``parts`` keep its input alone in training, and run again in the backward pass.
 
     The blocks are the residual blocks of a ResNet, the layers of a transformer: the repeated modules of a part.
@@ -33,13 +45,12 @@ def checkpoint_activations(network: DetrNetwork, parts: Iterable[str]) -> None:
     Raises:
         UserError: there is no such part, or nothing in it repeats.
     """
+    check_parts(parts)
     for name in dict.fromkeys(parts):
-        module, state = choice(PARTS, "SOLVER.ACTIVATION_CHECKPOINTS", name)(network)
+        module, state = PARTS[name](network)
         blocks = list(repeated_modules(module))
         if not blocks:
-            raise UserError(
-                f"SOLVER.ACTIVATION_CHECKPOINTS: {type(module).__name__} has no list of blocks; leave out {name}."
-            )
+            raise UserError(f"{_KEY}: {type(module).__name__} has no list of blocks; leave out {name}.")
         for block in blocks:
             block.forward = partial(_forward, block, block.forward, state)
 

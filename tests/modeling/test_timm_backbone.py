@@ -101,7 +101,7 @@ def test_bit_from_the_file_of_its_authors(make_timm_cfg, save, tmp_path):
 
 
 def test_bit_config_has_bits_statistics(repository):
-    from detr_d2.engine.setup import load_config
+    from detr_d2.engine.config_loading import load_config
 
     cfg = load_config(str(repository / "configs" / "detr_256_6_6_bit_r50x1.yaml"), [])
     expected = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
