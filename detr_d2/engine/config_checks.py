@@ -4,6 +4,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from detr_d2.config import choice
 from detr_d2.engine.steps import amp_dtype
 from detr_d2.errors import UserError
 from detr_d2.modeling.activation_checkpoints import check_parts
@@ -38,6 +39,11 @@ def _check_amp(cfg: CfgNode) -> None:
 
 _LEAST = (("SOLVER", "MAX_ITER", 1), ("SOLVER", "CHECKPOINT_PERIOD", 1), ("DATALOADER", "NUM_WORKERS", 0))
 """The smallest values of keys of Detectron2 that training would fail with otherwise."""
+_NAMES = {
+    "LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "WARMUP_METHOD": ("linear", "constant"),
+}
+"""What Detectron2 knows, by key of ``SOLVER``."""
 
 
 def check_training(cfg: CfgNode) -> None:
@@ -59,6 +65,8 @@ def check_training(cfg: CfgNode) -> None:
     for section, key, least in _LEAST:
         if cfg[section][key] < least:
             raise UserError(f"{section}.{key} is {cfg[section][key]}: set {least} or more.")
+    for key, names in _NAMES.items():
+        choice(dict.fromkeys(names), f"SOLVER.{key}", cfg.SOLVER[key])
     check_parts(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
     if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
         raise UserError(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.solver import build_lr_scheduler
 
 from detr_d2.engine.config_checks import check_device, check_training
 from detr_d2.errors import UserError
@@ -14,6 +15,11 @@ from detr_d2.errors import UserError
         (("SOLVER.MAX_ITER", 0), "SOLVER.MAX_ITER is 0: set 1 or more"),
         (("DATALOADER.NUM_WORKERS", -1), "DATALOADER.NUM_WORKERS is -1: set 0 or more"),
         (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD is 0: set 1 or more"),
+        (
+            ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"),
+            "SOLVER.LR_SCHEDULER_NAME is 'WarmupPolyLR': choose one of WarmupCosineLR, WarmupMultiStepLR, Warmup",
+        ),
+        (("SOLVER.WARMUP_METHOD", "none"), "SOLVER.WARMUP_METHOD is 'none': choose one of constant, linear"),
         (("SOLVER.ACTIVATION_CHECKPOINTS", ("head",)), "is 'head': choose one of backbone, transformer"),
         (("SOLVER.ACTIVATION_CHECKPOINTS", None), "SOLVER.ACTIVATION_CHECKPOINTS is None: set"),
         (
@@ -26,6 +32,14 @@ def test_no_training(make_cfg, options, message):
     check_training(make_cfg())
     with pytest.raises(UserError, match=message):
         check_training(make_cfg(*options))
+
+
+@pytest.mark.parametrize("scheduler", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"])
+@pytest.mark.parametrize("warmup", ["linear", "constant"])
+def test_schedules_that_detectron2_knows(make_cfg, scheduler, warmup):
+    cfg = make_cfg("SOLVER.LR_SCHEDULER_NAME", scheduler, "SOLVER.WARMUP_METHOD", warmup)
+    check_training(cfg)
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=1.0))
 
 
 @pytest.mark.parametrize(
