@@ -33,8 +33,11 @@ from detr_d2.errors import UserError
 
 Outputs = dict[str, Tensor]
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""Of scores and of boxes relative to the result, and the share of classes and pixels that may differ."""
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
+"""Of scores and of boxes relative to the result, and the share of classes and pixels that may differ.
+
+In bfloat16 a tenth of the pixels of a random panoptic model changes its class, in the original, too.
+"""
 
 
 class Variant(NamedTuple):
