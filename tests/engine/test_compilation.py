@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 from detectron2.structures import BitMasks
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
@@ -20,6 +21,7 @@ from detr_d2.engine.trainer import distribute
 from detr_d2.inference import optimize_for_inference
 from detr_d2.meta_arch import Detr
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+from detr_d2.precision import without_autocast
 
 SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
@@ -117,6 +119,30 @@ def test_bfloat16(make_model, make_batch, counter):
     assert all(x.dtype == torch.float32 for x in compiled.values())
     exact, rounded, compiled = (torch.cat([x[name].flatten() for name in exact]) for x in (exact, rounded, compiled))
     assert 0 < (compiled - exact).norm() < 1.2 * (rounded - exact).norm()
+
+
+class Float32Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x):
+        with without_autocast(x.device):
+            return self.linear(x)
+
+
+@needs_new_torch
+def test_what_is_float32_has_gradients_in_float32(counter):
+    """Compiled where autocast is on, the backward pass runs where it is off."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.ModuleList([Float32Layer(), Float32Layer()]))
+    layer, x = layers[0][0], torch.randn(8, 64)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.linear.weight)
+    compile_layers(layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).square().sum()
+    assert_close(torch.autograd.grad(loss, layer.linear.weight), expected, rtol=1e-5, atol=1e-5)
+    assert codes() == 1
 
 
 @pytest.mark.slow
