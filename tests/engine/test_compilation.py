@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 from detectron2.engine import launch
-from detectron2.structures import BitMasks
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -25,7 +24,7 @@ from detr_d2.precision import without_autocast
 
 SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
-MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+MASKS = ("MODEL.MASK_ON", True)
 SIZES = [(64, 96), (80, 64)]
 
 needs_new_torch = pytest.mark.skipif(not compilation.can_train(), reason="compiles the backward pass too late")
@@ -45,21 +44,6 @@ def counter(monkeypatch):
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(detr_d2.compilation, "BACKEND", counter)
     return counter
-
-
-@pytest.fixture
-def make_batch(make_inputs):
-    """A function that makes a batch with masks."""
-
-    def make(sizes, counts):
-        inputs = make_inputs(sizes, counts)
-        for x in inputs:
-            masks = torch.zeros(len(x["instances"]), *x["instances"].image_size, dtype=torch.bool)
-            masks[:, 10:30, 5:40] = True
-            x["instances"].gt_masks = BitMasks(masks)
-        return inputs
-
-    return make
 
 
 def codes() -> int:
@@ -92,9 +76,9 @@ def assert_same(found, expected, tolerance=1e-5):
     [((), ("backbone", "transformer")), ((*SMCA, *MASKS, "MODEL.DETR.PRE_NORM", True), ())],
     ids=["checkpoints", "SMCA with masks"],
 )
-def test_losses_and_gradients(make_model, make_batch, counter, options, checkpoints):
+def test_losses_and_gradients(make_model, make_inputs, counter, options, checkpoints):
     model = make_model(*SMALL, *options).train()
-    batch = make_batch(SIZES, [3, 2])
+    batch = make_inputs(SIZES, [3, 2], masks=True)
     expected = backward(model, batch)
     names = list(model.state_dict())
     assert compile_layers(model.detr.transformer)
@@ -106,10 +90,10 @@ def test_losses_and_gradients(make_model, make_batch, counter, options, checkpoi
 
 @pytest.mark.slow
 @needs_new_torch
-def test_bfloat16(make_model, make_batch, counter):
+def test_bfloat16(make_model, make_inputs, counter):
     """Compiled code rounds elsewhere, not more: it is as near to float32 as without."""
     model = make_model(*SMALL, *SMCA).train()
-    batch = make_batch(SIZES, [3, 2])
+    batch = make_inputs(SIZES, [3, 2], masks=True)
     _, exact = backward(model, batch)
     losses, rounded = backward(model, batch, torch.bfloat16)
     compile_layers(model.detr.transformer)
