@@ -34,7 +34,7 @@ counted. The table says for each one
 Contestants of inference and training are python-detr, transformers and ours, and with -bf16 at the end the same under
 autocast. Of inference also those with -fp16, and what detr_d2.optimize_for_inference makes: ours-optimized and
 ours-compiled, ours-optimized-bf16 and so on; of training ours-checkpoints, which computes activations again instead of
-keeping them. The first is what the others are compared with.
+keeping them, and ours-compiled (SOLVER.COMPILE). The first is what the others are compared with.
 
 Our processes keep the memory that they free (detr_d2.keep_freed_memory), as train_net.py does; the others' don't.
 python-detr-kept and transformers-kept are the same libraries in processes that do: what that alone gains.

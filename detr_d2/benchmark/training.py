@@ -23,6 +23,7 @@ from detr_d2.benchmark.models import (
 )
 from detr_d2.benchmark.timing import Runner
 from detr_d2.engine import build_optimizer
+from detr_d2.engine.compilation import compile_layers
 from detr_d2.engine.steps import TrainingStep
 from detr_d2.modeling.activation_checkpoints import PARTS, checkpoint_activations
 
@@ -31,7 +32,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 # transformers leaves the decoder's last norm out of the auxiliary losses. It starts as the identity, which makes the
 # first step's losses equal; after that they are not.
 _TRANSFORMERS_TOLERANCE = 1e-3
-_STARTS = {**THEIRS, "ours": ("ours", True), "ours-checkpoints": ("ours-checkpoints", True)}
+_STARTS = {**THEIRS, **{name: (name, True) for name in ("ours", "ours-checkpoints", "ours-compiled")}}
 VARIANTS = {
     f"{start}{suffix}": (library, precision, keeps)
     for start, (library, keeps) in _STARTS.items()
@@ -92,6 +93,8 @@ class Training:
 def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
     """As our trainer does it."""
     model = build_ours(cfg).train()
+    if cfg.SOLVER.COMPILE:
+        compile_layers(model.detr.transformer)
     checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
     dtype = None if precision == "float32" else getattr(torch, precision)
     trainer = TrainingStep(
@@ -109,6 +112,11 @@ def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float
 
 def _ours_with_checkpoints(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
     cfg.SOLVER.ACTIVATION_CHECKPOINTS = tuple(PARTS)
+    return _ours(cfg, batch, precision)
+
+
+def _ours_compiled(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
+    cfg.SOLVER.COMPILE = True
     return _ours(cfg, batch, precision)
 
 
@@ -170,6 +178,7 @@ def _their_step(cfg: CfgNode, model: nn.Module, compute_loss: Callable[[], Tenso
 _LIBRARIES = {
     "ours": _ours,
     "ours-checkpoints": _ours_with_checkpoints,
+    "ours-compiled": _ours_compiled,
     "python-detr": _python_detr,
     "transformers": _transformers,
 }

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
+from detr_d2 import compilation
 from detr_d2.benchmark import inference
 from detr_d2.benchmark.agreement import difference
 from detr_d2.benchmark.comparison import compare
@@ -10,6 +12,7 @@ from detr_d2.benchmark.criterion import PARTS, Criterion
 from detr_d2.benchmark.inference import Inference
 from detr_d2.benchmark.inputs import random_batch
 from detr_d2.benchmark.training import Training
+from detr_d2.engine.compilation import can_train
 from detr_d2.errors import UserError
 
 SMALL = (
@@ -64,6 +67,14 @@ def test_training():
     assert differences[1] < 1e-4
     assert differences[2] == differences[1]
     assert 0 < differences[3] < 0.05
+
+
+def test_compiled_training(monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(compilation, "BACKEND", counter)
+    result = compare(Training(("ours", "ours-compiled"), size=(64, 96), options=SMALL), 1, warmup=0)
+    assert result["contestants"][1]["difference"] < 1e-4
+    assert bool(counter.frame_count) == can_train()
 
 
 def test_who_keeps_freed_memory():
