@@ -73,16 +73,17 @@ class MultiheadAttention(nn.Module):
             scale: of the products of queries and keys; by default one over the root of their size.
         """
         p = self.dropout if self.training else 0.0
-        if p and q.device.type == "cpu":
-            # No fused kernel of CPUs knows dropout. Autocast would copy the weights into float32, and back.
-            with without_autocast(q.device):
+        # In the precision of what is given.
+        with without_autocast(q.device):
+            if p and q.device.type == "cpu":
+                # No fused kernel of CPUs knows dropout.
                 attended = dropout(_weights(q, k, mask, scale), p) @ v
-        else:
-            # Fused kernels want values as long as keys, which may carry more than what is attended by content.
-            padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
-            attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
-            attended = attended[..., : v.shape[-1]]
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+            else:
+                # Fused kernels want values as long as keys, which may carry more than what is attended by content.
+                padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
+                attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
+                attended = attended[..., : v.shape[-1]]
+        return self.out_proj(attended.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

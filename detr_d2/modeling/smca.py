@@ -32,6 +32,9 @@ class SpatialAttention(MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
         q, k, v = self.project(query, key, value)
+        if q.device.type == "cpu" and q.dtype.itemsize < 4:
+            # The factors need float32, and attention on CPUs gains little from less.
+            q, k, v = q.float(), k.float(), v.float()
         scale = q.shape[-1] ** -0.5
         if q.dtype == torch.float32 and not bias.has_product:
             of_queries, of_keys = bias.factors()
