@@ -15,6 +15,7 @@ from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
 from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
 from detr_d2.modeling.smca import SpatialAttention
+from detr_d2.modeling.spatial_bias import SpatialBias
 from detr_d2.structures import Targets
 
 SETTINGS = (
@@ -180,6 +181,20 @@ def test_bfloat16_is_close(features, setting):
     assert (predictions.boxes - expected.boxes).abs().mean() < 5e-3
     error = (predictions.logits.float() - expected.logits).norm() / expected.logits.norm()
     assert error < 0.05
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_does_not_round_the_places(training):
+    """Squares of forty features' distances, of which bfloat16 keeps eight bits, cancel each other."""
+    torch.manual_seed(0)
+    attention = SpatialAttention(16, 2, dropout=1e-4).train(training)
+    query, memory = torch.randn(1, 5, 16), torch.randn(1, 1600, 16)
+    bias = SpatialBias(torch.rand(1, 2, 5, 2) * 40, torch.full((1, 2, 5, 2), 0.5), (40, 40))
+    expected = attention(query, memory, memory, None, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention.operands(query, memory, memory, None, bias)[0].dtype == torch.float32
+        found = attention(query, memory, memory, None, bias)
+    assert_close(found.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("dynamic_scale", ["type1", "type2", "type3", "type4"])
