@@ -5,7 +5,6 @@ import logging
 
 import pytest
 import torch
-from detectron2.engine import launch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -16,9 +15,7 @@ from torch.testing import assert_close
 import detr_d2.compilation
 from detr_d2.engine import compilation
 from detr_d2.engine.compilation import compile_layers
-from detr_d2.engine.trainer import distribute
 from detr_d2.inference import optimize_for_inference
-from detr_d2.meta_arch import Detr
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.precision import without_autocast
 
@@ -208,42 +205,6 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
         assert not compile_layers(transformer)
     assert "forward" not in vars(transformer.encoder.layers[0])
     assert caplog.messages == ["Training without torch.compile, which needs a later version of PyTorch; this is 2.3."]
-
-
-def train_one_share(cfg, state, shares, folder):
-    """In each process: the gradients of its share of the batch, which it takes in two parts."""
-    torch.set_num_threads(1)
-    detr_d2.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    compile_layers(model.detr.transformer)
-    model = distribute(model.train())
-    rank = torch.distributed.get_rank()
-    with model.no_sync():
-        sum(model(shares[rank][:1]).values()).backward()
-    sum(model(shares[rank][1:]).values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "codes": codes()}, folder / f"{rank}.pth")
-
-
-@pytest.mark.slow
-@needs_new_torch
-def test_two_processes(make_cfg, make_model, make_inputs, tmp_path):
-    """Each takes two parts; together they have the gradients of four images, one after the other."""
-    model = make_model(*SMALL).train()
-    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
-    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged.
-    wanted = [backward(model, [inputs[i], inputs[i + 2]])[1] for i in (0, 1)]
-    arguments = (make_cfg(*SMALL), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path)
-    launch(train_one_share, 2, dist_url="auto", args=arguments)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
-        # A layer is in one piece.
-        assert found["codes"] == 2
-        for name, gradient in found["gradients"].items():
-            expected = wanted[0][name] + wanted[1][name]
-            scale = expected.abs().max().clamp(min=1e-3)
-            assert_close(gradient / scale, expected / scale, rtol=0, atol=2e-4, msg=name)
 
 
 @needs_new_torch

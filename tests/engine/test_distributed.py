@@ -5,10 +5,15 @@ import warnings
 import pytest
 import torch
 from detectron2.engine import launch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
+import detr_d2.compilation
+from detr_d2.engine.compilation import can_train, compile_layers
 from detr_d2.engine.trainer import distribute, share_buffers
 from detr_d2.meta_arch import Detr
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
 
 def train_one_batch(cfg, state, shares, folder):
@@ -44,6 +49,68 @@ def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_pat
                 assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
     for name, loss in joint.items():
         assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
+
+
+def checkpoint_both(network):
+    checkpoint_activations(network, ("backbone", "transformer"))
+
+
+def compile_transformer(network):
+    detr_d2.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
+    compile_layers(network.transformer)
+
+
+def train_one_share(cfg, state, shares, folder, prepare):
+    """In each process: the gradients of its share of the batch, which it takes in two parts."""
+    torch.set_num_threads(1)
+    model = Detr(cfg)
+    model.load_state_dict(state)
+    prepare(model.detr)
+    model = distribute(model.train())
+    rank = torch.distributed.get_rank()
+    with model.no_sync():
+        sum(model(shares[rank][:1]).values()).backward()
+    sum(model(shares[rank][1:]).values()).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save({"gradients": gradients, "codes": counters["stats"]["unique_graphs"]}, folder / f"{rank}.pth")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "codes"),
+    [
+        pytest.param(checkpoint_both, (), 0, id="checkpoints"),
+        pytest.param(
+            compile_transformer,
+            ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1),
+            # A layer is in one piece.
+            2,
+            id="compiled",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not can_train(), reason="compiles the backward pass too late"),
+            ],
+        ),
+    ],
+)
+def test_two_parts_a_process(make_cfg, make_model, make_inputs, tmp_path, prepare, options, codes):
+    """Together they have the gradients of four images, one after the other."""
+    options = ("MODEL.DETR.DROPOUT", 0.0, *options)
+    model = make_model(*options).train()
+    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
+    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged. Their
+    # gradients add up in the parameters.
+    for i in (0, 1):
+        sum(model([inputs[i], inputs[i + 2]]).values()).backward()
+    arguments = (make_cfg(*options), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path, prepare)
+    launch(train_one_share, 2, dist_url="auto", args=arguments)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        assert found["codes"] == codes
+        expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert found["gradients"].keys() == expected.keys()
+        for name, gradient in found["gradients"].items():
+            scale = expected[name].abs().max().clamp(min=1e-3)
+            assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=2e-4, msg=name)
 
 
 def differ_and_share(folder):

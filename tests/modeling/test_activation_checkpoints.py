@@ -4,13 +4,10 @@ import copy
 
 import pytest
 import torch
-from detectron2.engine import launch
 from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.engine.trainer import distribute
 from detr_d2.errors import UserError
-from detr_d2.meta_arch import Detr
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations, repeated_modules
 
 BOTH = ("backbone", "transformer")
@@ -167,35 +164,3 @@ def test_repeated_modules(make_model):
     assert list(repeated_modules(resnet)) == [*resnet.res2, *resnet.res3, *resnet.res4, *resnet.res5]
     transformer = network.transformer
     assert list(repeated_modules(transformer)) == [*transformer.encoder.layers, *transformer.decoder.layers]
-
-
-def train_one_share(cfg, state, shares, folder):
-    """In each process: the gradients of its share of the batch, which it takes in two parts."""
-    torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    checkpoint_activations(model.detr, BOTH)
-    model = distribute(model.train())
-    rank = torch.distributed.get_rank()
-    with model.no_sync():
-        sum(model(shares[rank][:1]).values()).backward()
-    sum(model(shares[rank][1:]).values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save(gradients, folder / f"{rank}.pth")
-
-
-def test_two_processes(make_cfg, make_model, make_inputs, tmp_path):
-    """Each takes two parts; together they have the gradients of four images, one after the other."""
-    options = ("MODEL.DETR.DROPOUT", 0.0)
-    model = make_model(*options).train()
-    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
-    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged.
-    expected = [backward(model, [inputs[0], inputs[2]]), backward(model, [inputs[1], inputs[3]])]
-    arguments = (make_cfg(*options), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path)
-    launch(train_one_share, 2, dist_url="auto", args=arguments)
-    for rank in (0, 1):
-        gradients = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
-        for name, gradient in gradients.items():
-            wanted = expected[0][name] + expected[1][name]
-            scale = wanted.abs().max().clamp(min=1e-3)
-            assert_close(gradient / scale, wanted / scale, rtol=0, atol=2e-4, msg=name)
