@@ -6,7 +6,7 @@ import sys
 import detr_d2  # noqa: F401  (registers the model that the result is checked against)
 from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.checkpoint.export import TARGETS
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 DESCRIPTION = """\
 Convert a checkpoint of a DETR (R18 to R152, box models; of segmentation and panoptic models the box part) or SMCA:

@@ -1,6 +1,6 @@
 """Entry points for ``torch.hub.load``, named as the original's: ``torch.hub.load(REPOSITORY, "detr_resnet50")``.
 
-Each returns this package's :class:`~detr_d2.meta_arch.Detr` in evaluation mode, on the CPU. It takes what Detectron2's
+Each returns this package's :class:`~detr_d2.modeling.meta_arch.Detr` in evaluation mode, on the CPU. It takes what Detectron2's
 models take, a list of dicts with an ``image`` each (RGB, uint8, (3, H, W)), and returns their ``instances``, the
 panoptic ones their ``panoptic_seg`` too: no post-processor is needed. The original's entry points return its bare
 network instead, which takes normalised images. Needs Detectron2.
@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detr_d2 import Detr, model_zoo
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.data.panoptic import coco_panoptic_categories
-from detr_d2.postprocess import box_instances, panoptic_segmentation
+from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation
 
 dependencies = ["torch", "torchvision", "detectron2", "scipy"]
 
@@ -29,7 +29,7 @@ def detr_resnet50(pretrained: bool = False, num_classes: int = 91, return_postpr
         pretrained: load the published weights.
         num_classes: foreground classes. 91, as in the original, counts COCO's category ids, gaps included; with 80
             the published head is brought to COCO's contiguous classes. Others can't be pretrained.
-        return_postprocessor: also return :func:`detr_d2.postprocess.box_instances`, which makes instances of what the
+        return_postprocessor: also return :func:`detr_d2.modeling.postprocessing.box_instances`, which makes instances of what the
             network inside the model, ``model.detr``, predicts.
 
     Returns:
@@ -67,7 +67,7 @@ def detr_resnet50_panoptic(
             up to 90 they are things. With 133 the published head is brought to COCO's contiguous classes, 80 things,
             then stuff. Others can't be pretrained; as in the original, the first 91 of them are things.
         threshold: the least probability of a query that becomes a segment.
-        return_postprocessor: also return :func:`detr_d2.postprocess.panoptic_segmentation` with the rules of the
+        return_postprocessor: also return :func:`detr_d2.modeling.postprocessing.panoptic_segmentation` with the rules of the
             model, which makes segments of an image's class and mask logits.
 
     Returns:

@@ -1,20 +1,21 @@
 """DETR for Detectron2: importing this package registers it."""
 
-from detr_d2._detectron2 import check_detectron2
+from detr_d2.utils.prerequisites import check_detectron2
 
 check_detectron2()
 
-from detr_d2 import model_zoo  # noqa: E402
-from detr_d2.checkpoint import allow_original_checkpoints  # noqa: E402
-from detr_d2.config import add_detr_config  # noqa: E402
-from detr_d2.data import DetrDatasetMapper, register_coco_dataset  # noqa: E402
-from detr_d2.engine import Trainer, build_optimizer, keep_freed_memory  # noqa: E402
-from detr_d2.errors import UserError  # noqa: E402
-from detr_d2.inference import optimize_for_inference  # noqa: E402
-from detr_d2.matching import DETR_MATCHER_REGISTRY  # noqa: E402
-from detr_d2.meta_arch import Detr  # noqa: E402
-from detr_d2.modeling import DETR_TRANSFORMER_REGISTRY  # noqa: E402
-from detr_d2.path_handlers import register_path_handlers  # noqa: E402
+# ruff: noqa: E402
+from detr_d2.checkpoint import allow_original_checkpoints, model_zoo
+from detr_d2.checkpoint.path_handlers import register_path_handlers
+from detr_d2.config import add_detr_config
+from detr_d2.criterion.matching import DETR_MATCHER_REGISTRY
+from detr_d2.data import DetrDatasetMapper, register_coco_dataset
+from detr_d2.engine import Trainer, build_optimizer
+from detr_d2.inference import optimize_for_inference
+from detr_d2.modeling import DETR_TRANSFORMER_REGISTRY
+from detr_d2.modeling.meta_arch import Detr
+from detr_d2.utils.allocator import keep_freed_memory
+from detr_d2.utils.errors import UserError
 
 allow_original_checkpoints()
 register_path_handlers()

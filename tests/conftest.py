@@ -79,8 +79,8 @@ def in_this_process(monkeypatch) -> type:
         def __exit__(self, *error):
             ThisProcess.opened -= 1
 
-    monkeypatch.setattr("detr_d2.benchmark.comparison.OwnProcess", ThisProcess)
-    monkeypatch.setattr("detr_d2.benchmark.contestants.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("benchmarks.comparison.OwnProcess", ThisProcess)
+    monkeypatch.setattr("benchmarks.contestants.keep_freed_memory", lambda: None)
     return ThisProcess
 
 

@@ -8,7 +8,7 @@ from detr.models.segmentation import PostProcessPanoptic
 from PIL import Image
 
 from detr_d2 import Detr, UserError, model_zoo
-from detr_d2.postprocess import box_instances
+from detr_d2.modeling.postprocessing import box_instances
 
 # The original's names, and the models that they stand for.
 BOX = {

@@ -8,8 +8,8 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from detr_d2.engine.trainer import distribute
-from detr_d2.errors import UserError
-from detr_d2.meta_arch import Detr
+from detr_d2.modeling.meta_arch import Detr
+from detr_d2.utils.errors import UserError
 
 MASKS = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.engine import Trainer
-from detr_d2.postprocess import PanopticRules, panoptic_segmentation
+from detr_d2.modeling.postprocessing import PanopticRules, panoptic_segmentation
 
 DATASET = "test_panoptic_model"
 OPTIONS = (

@@ -21,9 +21,9 @@ from tabulate import tabulate
 from torch import nn
 
 from detr_d2.config import check_detr_config
+from detr_d2.config.loading import load_config
 from detr_d2.data.augmentation import DetrResizeShortestEdge
-from detr_d2.engine.config_loading import load_config
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 EXAMPLES = """
 A FLOP is one multiply-add, as in DETR's paper. Softmax, activations and additions are not counted, norms are.

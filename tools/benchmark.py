@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from detr_d2.engine.cli import take_options
-from detr_d2.errors import UserError
-from detr_d2.writing import atomic_file
+from detr_d2.engine.launching import take_options
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
 EXAMPLES = """
 All contestants have the same random weights and see the same random images. First their results are compared: float32
@@ -145,7 +145,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     # Only now is it sure that the original is there.
-    from detr_d2.benchmark.comparison import compare, machine, table
+    from benchmarks.comparison import compare, machine, table
 
     print(", ".join(f"{name} {x}" for name, x in machine().items() if x), flush=True)
     results = []
@@ -159,12 +159,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_cases(args: argparse.Namespace) -> list[Any]:
-    from detr_d2.benchmark.criterion import PARTS, Criterion
-    from detr_d2.benchmark.inference import VARIANTS as PREDICTORS
-    from detr_d2.benchmark.inference import Inference
-    from detr_d2.benchmark.loading import Loading
-    from detr_d2.benchmark.training import VARIANTS as TRAINERS
-    from detr_d2.benchmark.training import Training
+    from benchmarks.criterion import PARTS, Criterion
+    from benchmarks.inference import VARIANTS as PREDICTORS
+    from benchmarks.inference import Inference
+    from benchmarks.loading import Loading
+    from benchmarks.training import VARIANTS as TRAINERS
+    from benchmarks.training import Training
 
     shared = {"options": args.options}
     if args.command == "loading":

@@ -12,9 +12,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from detr_d2.errors import UserError
-from detr_d2.matching import HungarianMatcher, Matcher, MatchingCost, SinkhornMatcher
+from detr_d2.criterion.matching import HungarianMatcher, Matcher, MatchingCost, SinkhornMatcher
 from detr_d2.structures import Predictions, Targets
+from detr_d2.utils.errors import UserError
 
 CLASSES = 80
 

@@ -8,13 +8,13 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
+from detr_d2.config.loading import load_config
 from detr_d2.data.checks.dataset_checks import dataset_names
 from detr_d2.data.checks.dataset_loading import LoadedDataset, load_coco, load_registered
 from detr_d2.data.checks.dataset_report import CheckResult, check_loaded, format_result
-from detr_d2.engine.config_loading import load_config
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 from detr_d2.visualization.dataset_preview import draw_preview
-from detr_d2.writing import atomic_file
 
 EXAMPLES = """
 Errors make training or evaluation fail or wrong: the exit code is 1. Warnings (something is dropped or doubtful) and

@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 from detr_d2.data import check_datasets, memorizing_config
 from detr_d2.engine import Trainer, run, setup
-from detr_d2.engine.cli import take_options
-from detr_d2.errors import UserError
+from detr_d2.engine.launching import take_options
+from detr_d2.utils.errors import UserError
 from detr_d2.visualization import plot_training
 
 EXAMPLES = """

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from detr_d2.engine import ProgressBar, Trainer, run, setup
 from detr_d2.engine.demo_report import write_report
-from detr_d2.precision import has_bfloat16_products
+from detr_d2.utils.precision import has_bfloat16_products
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = """

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from detr_d2.errors import UserError
 from detr_d2.evaluation import (
     Evaluation,
     analyze,
@@ -17,6 +16,7 @@ from detr_d2.evaluation import (
     summary_table,
     write_evaluation,
 )
+from detr_d2.utils.errors import UserError
 
 EXAMPLES = """
 train_net.py writes the same files to OUTPUT_DIR/inference/DATASET after every evaluation; docs/EVALUATION.md says how

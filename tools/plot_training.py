@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 from detr_d2.visualization import plot_training
-from detr_d2.writing import atomic_file
 
 EXAMPLES = """
 A run is a folder that train_net.py wrote to (OUTPUT_DIR), also one that it is still writing to. The smoothed curve

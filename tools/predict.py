@@ -9,11 +9,11 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from detr_d2.data.inputs import find_inputs
-from detr_d2.engine.allocator import keep_freed_memory
-from detr_d2.engine.cli import take_options
-from detr_d2.engine.predicting import Summary, predict_files
-from detr_d2.engine.predictor import Predictor, prediction_config
-from detr_d2.errors import UserError
+from detr_d2.engine.launching import take_options
+from detr_d2.inference.prediction_files import Summary, predict_files
+from detr_d2.inference.predictor import Predictor, prediction_config
+from detr_d2.utils.allocator import keep_freed_memory
+from detr_d2.utils.errors import UserError
 
 EXAMPLES = """
 OUTPUT then holds overlays/ (the images and videos with boxes), predictions.json (COCO results), images.json (which file

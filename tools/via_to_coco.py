@@ -14,8 +14,8 @@ from detectron2.utils.logger import setup_logger
 from detr_d2.data.via.classes import ViaClasses
 from detr_d2.data.via.conversion import split_images, via_to_coco
 from detr_d2.data.via.project import read_via
-from detr_d2.errors import UserError
-from detr_d2.writing import atomic_file
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
 EXAMPLES = """
 Takes annotations that VIA exported as json, or a project of VIA 2; polygons, rectangles, circles and ellipses. The

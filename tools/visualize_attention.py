@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_d2.data.images import read_image
-from detr_d2.engine.allocator import keep_freed_memory
-from detr_d2.engine.cli import take_options
-from detr_d2.engine.predictor import Predictor, prediction_config
-from detr_d2.errors import UserError
+from detr_d2.engine.launching import take_options
+from detr_d2.inference.predictor import Predictor, prediction_config
 from detr_d2.modeling import record_attention
+from detr_d2.utils.allocator import keep_freed_memory
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 from detr_d2.visualization import draw_encoder_attention, draw_query_attention
-from detr_d2.writing import atomic_file
 
 EXAMPLES = """
 Without --encoder-point: from which parts of the image the decoder took what it says of the best detections, or of the

@@ -16,14 +16,14 @@ from detr_d2.checkpoint.formats import NativeWeights, is_of_masks, to_native
 from detr_d2.checkpoint.huggingface_config import read_config, read_labels
 from detr_d2.checkpoint.key_maps.native import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
-from detr_d2.errors import UserError
-from detr_d2.writing import atomic_file
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
 
 class DetrCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer for :class:`~detr_d2.meta_arch.Detr`.
+    """Detectron2's checkpointer for :class:`~detr_d2.modeling.meta_arch.Detr`.
 
     Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without running what a
     file holds. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its

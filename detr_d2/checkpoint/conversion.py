@@ -24,7 +24,7 @@ from detr_d2.checkpoint.formats import NativeWeights, to_native
 from detr_d2.checkpoint.huggingface_config import DEFAULT_HEADS, read_config, read_labels, read_settings
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.config import add_detr_config
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from detr_d2.checkpoint.huggingface_config import NAME as CONFIG_NAME
 from detr_d2.checkpoint.huggingface_config import make_config
 from detr_d2.checkpoint.key_maps.huggingface import release_4_names
 from detr_d2.checkpoint.reading import SAFETENSORS
-from detr_d2.errors import UserError
-from detr_d2.writing import atomic_file
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
 TARGETS = ("d2", *EXPORTS)
 """What converter.py writes."""

@@ -11,7 +11,7 @@ from detr_d2.checkpoint.comparison import compare, explain
 from detr_d2.checkpoint.formats import NativeWeights, is_of_masks
 from detr_d2.checkpoint.key_maps.resnet import BACKBONE
 from detr_d2.checkpoint.surgery import QUERIES, resize_queries, select_classes
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @dataclass(frozen=True)

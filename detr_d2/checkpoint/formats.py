@@ -14,7 +14,7 @@ from detr_d2.checkpoint.in_proj import join_in_proj, split_in_proj
 from detr_d2.checkpoint.key_maps import huggingface, native, original, resnet
 from detr_d2.checkpoint.key_maps.base import CheckpointFormat
 from detr_d2.checkpoint.key_maps.unsupported import UNSUPPORTED
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 FORMATS = (
     native.NATIVE,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 NAME = "config.json"
 # What timm's ResNets are like, which are the library's encoders of images.

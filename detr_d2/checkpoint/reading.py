@@ -12,7 +12,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.checkpoint import safe_pickle
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 SAFETENSORS = ".safetensors"
 _ZIP_START = b"PK\x03\x04"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from detr_d2.data.images import to_tensor
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 CROP_PROBABILITY = 0.5
 # DETR's own first; the others as in Detectron2.

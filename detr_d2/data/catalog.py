@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def make_room(name: str, paths: Mapping[str, str]) -> None:

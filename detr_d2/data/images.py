@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 

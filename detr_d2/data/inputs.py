@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from detr_d2.data.image_cache import ImageCache
 from detr_d2.data.images import IMAGE_FORMATS, check_image_size, to_tensor
 from detr_d2.data.masks import MaskReader, ObjectMasks
 from detr_d2.data.panoptic.segments import read_segments
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

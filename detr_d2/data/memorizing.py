@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detr_d2.data.annotations import annotations_of, is_crowd, is_panoptic
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.registration import EVALUATION_METADATA
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def memorizing_config(cfg: CfgNode, num_images: int) -> CfgNode:

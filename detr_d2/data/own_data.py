@@ -7,7 +7,7 @@ from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.catalog import make_room
 from detr_d2.data.checks.coco_file import load_content
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[str]:

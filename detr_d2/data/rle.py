@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 
 from detr_d2.data.annotations import DropCounter
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # Beyond this, in pixels, drawing an outline could take all memory; no image is as large.
 _LARGEST_COORDINATE = 1e5

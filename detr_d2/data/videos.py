@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 _DEFAULT_RATE = 25.0
 

@@ -17,9 +17,9 @@ from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.images import read_image
 from detr_d2.engine.trainer import Trainer
 from detr_d2.modeling import record_attention
+from detr_d2.utils.files import atomic_file
 from detr_d2.visualization import draw_instances, draw_query_attention, plot_training
 from detr_d2.visualization.report import Bar, Picture, Section, render_report
-from detr_d2.writing import atomic_file
 
 SCORE_THRESHOLD = 0.4
 _NUM_IMAGES, _NUM_ATTENTION = 8, 2

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 TRAIN, VAL = "own_train", "own_val"
 """The names that the datasets are registered with."""

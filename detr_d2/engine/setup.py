@@ -10,11 +10,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from detr_d2.config import check_detr_config
-from detr_d2.engine.config_checks import check_device, check_training
-from detr_d2.engine.config_loading import load_config
+from detr_d2.config.checks import check_device, check_training
+from detr_d2.config.loading import load_config
+from detr_d2.config.pixel_checks import check_pixel_statistics
 from detr_d2.engine.own_data import use_own_data
-from detr_d2.errors import UserError
-from detr_d2.modeling.backbone_checks import check_pixel_statistics
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -5,23 +5,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from detr_d2.config import choice
 from detr_d2.engine.loss_log import LossLog
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """What ``SOLVER.AMP`` computes the network in; None: float32."""
-    amp = cfg.SOLVER.AMP
-    return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
 
 
 class TrainingStep(SimpleTrainer):
@@ -42,7 +32,7 @@ class TrainingStep(SimpleTrainer):
     ):
         """
         Args:
-            model: a :class:`~detr_d2.meta_arch.Detr`, maybe distributed.
+            model: a :class:`~detr_d2.modeling.meta_arch.Detr`, maybe distributed.
             dtype: what autocast computes the network in; None: without. float16 takes a CUDA GPU.
             parts: that this process's share of the batch is taken in; of one size, but for the last.
             log_period: steps whose losses are logged together; see :class:`LossLog`.

@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
+from detr_d2.config.checks import amp_dtype
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
-from detr_d2.engine.compilation import compile_layers
 from detr_d2.engine.optimizer import build_optimizer
-from detr_d2.engine.steps import TrainingStep, amp_dtype
+from detr_d2.engine.steps import TrainingStep
 from detr_d2.engine.writers import FoldedMetricPrinter
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+from detr_d2.modeling.training_compilation import compile_layers
 
 # A GPU is asked for its losses this seldom: as often as Detectron2 writes a line.
 _LOG_PERIOD = 20

@@ -8,9 +8,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from detr_d2.errors import UserError
 from detr_d2.evaluation.evaluator import DetrCOCOEvaluator
 from detr_d2.evaluation.panoptic_evaluator import PanopticEvaluator
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # The shape that a result must have, by task.
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}

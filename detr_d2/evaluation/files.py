@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from detr_d2.evaluation.analysis import ClassResult, Evaluation
 from detr_d2.evaluation.plots import plot_confusion, plot_precision_recall
-from detr_d2.writing import atomic_file
+from detr_d2.utils.files import atomic_file
 
 PER_CLASS = "per_class.csv"
 CONFUSION = "confusion_matrix.csv"

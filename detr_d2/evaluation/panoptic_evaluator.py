@@ -15,7 +15,6 @@ from tabulate import tabulate
 
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.segments import read_segment_map
-from detr_d2.errors import UserError
 from detr_d2.evaluation import panoptic_files
 from detr_d2.evaluation.panoptic_quality import (
     Quality,
@@ -24,6 +23,7 @@ from detr_d2.evaluation.panoptic_quality import (
     count_segments,
     mean_quality,
 )
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.errors import UserError
 from detr_d2.evaluation.panoptic_quality import SegmentCounts, class_quality
-from detr_d2.writing import atomic_file
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
 PICTURES = "predictions"
 PREDICTIONS = "predictions.json"

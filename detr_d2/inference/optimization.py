@@ -7,11 +7,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from detr_d2.errors import UserError
-from detr_d2.inference.compilation import compile_forward
 from detr_d2.inference.folding import fold_batch_norms
 from detr_d2.inference.precision import cast_network, usable_precision
-from detr_d2.meta_arch import Detr
+from detr_d2.modeling.inference_compilation import compile_forward
+from detr_d2.modeling.meta_arch import Detr
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The network and its parts."""
 
+from detr_d2.config.pixel_checks import check_pixel_statistics
 from detr_d2.modeling.attention_recording import AttentionRecord, record_attention
 from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, build_masked_backbone
-from detr_d2.modeling.backbone_checks import check_pixel_statistics
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY, build_transformer
 from detr_d2.modeling.detr import DetrNetwork
 from detr_d2.modeling.freezing import box_modules

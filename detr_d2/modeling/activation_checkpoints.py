@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from detr_d2.config import choice
-from detr_d2.errors import UserError
+from detr_d2.config.checks import check_parts
 from detr_d2.modeling.detr import DetrNetwork
+from detr_d2.utils.errors import UserError
 
 _KEY = "SOLVER.ACTIVATION_CHECKPOINTS"
 PARTS = {
@@ -23,17 +23,6 @@ PARTS = {
 
 State = Callable[[], Callable[[], AbstractContextManager]]
 """Called while a block runs: makes contexts in which it does the same again, whatever the model did in between."""
-
-
-def check_parts(names: Sequence[str] | None) -> None:
-    """
-    Raises:
-        UserError: ``names`` is None, or not all are in :data:`PARTS`.
-    """
-    if names is None:
-        raise UserError(f"{_KEY} is None: set (), or name parts of the model.")
-    for name in names:
-        choice(PARTS, _KEY, name)
 
 
 def checkpoint_activations(network: DetrNetwork, parts: Sequence[str]) -> None:

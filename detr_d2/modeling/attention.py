@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.dropout import dropout
-from detr_d2.precision import without_autocast
+from detr_d2.utils.precision import without_autocast
 
 
 class MultiheadAttention(nn.Module):

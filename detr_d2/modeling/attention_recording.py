@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from detr_d2.errors import UserError
 from detr_d2.modeling.attention import MultiheadAttention
+from detr_d2.utils.errors import UserError
 
 Point = tuple[float, float]
 """x and y relative to an unpadded image, in [0, 1]."""
@@ -81,7 +81,7 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
         record.cross_attention()  # of the first image, in the last decoder layer
 
     Args:
-        model: a :class:`~detr_d2.meta_arch.Detr`, of any transformer.
+        model: a :class:`~detr_d2.modeling.meta_arch.Detr`, of any transformer.
         encoder_points: from where in every image the encoder's self-attention is kept. None: from every feature,
             which takes S² numbers a layer, head and image.
     """

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.heads import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
-from detr_d2.precision import without_autocast
 from detr_d2.structures import MaskFeatures, Predictions
+from detr_d2.utils.precision import without_autocast
 
 
 class DetrNetwork(nn.Module):

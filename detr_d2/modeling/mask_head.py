@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.errors import UserError
-from detr_d2.precision import without_autocast
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.precision import without_autocast
 
 # Channels of a layer are normalised in this many groups, or as many as divide them.
 _GROUPS = 8

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from detr_d2.config import choice
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 _MAX_TABLE_SIZE = 50
 

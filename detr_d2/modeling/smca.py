@@ -5,15 +5,15 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from detr_d2.config import choice
-from detr_d2.errors import UserError
 from detr_d2.modeling.attention import MultiheadAttention
 from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
 from detr_d2.modeling.heads import MLP
 from detr_d2.modeling.spatial_bias import SpatialBias
 from detr_d2.modeling.transformer import DecoderLayer, DetrTransformer
-from detr_d2.precision import without_autocast
 from detr_d2.structures import Decoded
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.precision import without_autocast
 
 SCALES_PER_HEAD = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
 """How many scales of the Gaussian each head predicts: none, one, x and y, or x, y and their product."""

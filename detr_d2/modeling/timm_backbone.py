@@ -1,6 +1,5 @@
 """Models of the timm library (github.com/huggingface/pytorch-image-models) as backbones."""
 
-import difflib
 import logging
 import math
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.timm_models import import_timm, unknown_model
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TimmBackbone(Backbone):
         }
         self.body = _create_from_file(name, weights, options) if weights else _create(name, pretrained, options)
         if frozen_bn:
-            self.body = _timm().layers.freeze_batch_norm_2d(self.body)
+            self.body = import_timm().layers.freeze_batch_norm_2d(self.body)
         levels = list(self.body.feature_info.info)
         chosen = [x % len(levels) for x in self.body.feature_info.out_indices]
         names = _level_names([x["reduction"] for x in levels])
@@ -116,35 +116,10 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     return TimmBackbone(cfg, input_shape)
 
 
-def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, RGB on a scale of 255, of the images that timm's weights ``name`` were trained on.
-
-    Raises:
-        UserError: timm is missing or has no such model.
-    """
-    timm = _timm()
-    found = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name.split(".")[0]) else None
-    if found is None:
-        raise UserError(_unknown_model(name))
-    mean, std = (tuple(round(255 * x, 4) for x in values) for values in (found.mean, found.std))
-    return mean, std
-
-
-def _timm():
-    try:
-        import timm
-    except ImportError as e:
-        raise UserError(
-            "MODEL.BACKBONE.NAME build_timm_backbone needs timm, which is not installed: pip install timm "
-            "(or, with this package, pip install 'detr_d2[timm]')."
-        ) from e
-    return timm
-
-
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    timm = _timm()
+    timm = import_timm()
     if not timm.is_model(name.split(".")[0]):
-        raise UserError(_unknown_model(name))
+        raise UserError(unknown_model(name))
     # timm has many ways to say which arguments or tensors don't fit, and what can't be downloaded.
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -178,12 +153,6 @@ def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Mo
             f"such as {missing[0]}: set the name of the model that the file was saved from."
         )
     return filled
-
-
-def _unknown_model(name: str) -> str:
-    close = difflib.get_close_matches(name.split(".")[0], _timm().list_models(), n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all."
-    return f"MODEL.TIMM.NAME is {name!r}, which this version of timm does not have: {hint}"
 
 
 def _level_names(strides: list[int]) -> list[str]:

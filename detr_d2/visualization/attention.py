@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detr_d2.errors import UserError
 from detr_d2.modeling import AttentionRecord
+from detr_d2.utils.errors import UserError
 from detr_d2.visualization.instances import class_colour, class_name
 from detr_d2.visualization.panels import Panel, draw_panels
 

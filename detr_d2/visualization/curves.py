@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

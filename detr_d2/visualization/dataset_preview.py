@@ -14,7 +14,7 @@ from PIL import Image
 from detr_d2.data.annotations import has_area
 from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # Longest side that an image is drawn with: a cell of the picture has no more pixels.
 MAX_SIDE = 640

@@ -9,7 +9,7 @@ from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.checkpoint.formats import to_native
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 NAMES = ["cat", "dog", "bird", "fish", "horse"]
 

@@ -6,7 +6,7 @@ import torch
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.conversion import convert_checkpoint, target_config
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def test_a_converted_file_has_exactly_the_models_tensors(save_original, make_model, tmp_path):

@@ -10,7 +10,7 @@ from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.checkpoint.formats import EXPORTS, find_format, from_native, to_native
 from detr_d2.checkpoint.huggingface_config import make_config
 from detr_d2.checkpoint.key_maps.base import invert
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 ARCHITECTURES = [
     (),

@@ -9,7 +9,7 @@ from detr_d2.checkpoint import native_state_dict
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.fitting import NOTHING, Fitter
 from detr_d2.checkpoint.formats import FORMATS, UNSUPPORTED, find_format, recognise, to_native
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 BACKBONE = "detr.backbone.0.backbone."
 

@@ -13,7 +13,7 @@ from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.checkpoint.class_head import COCO_CLASSES
 from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.checkpoint.formats import EXPORTS, from_native, to_native
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("timm")

@@ -8,7 +8,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.conversion import convert_checkpoint
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 SIZES = ("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
 MASKS = ("MODEL.MASK_ON", True, *SIZES)

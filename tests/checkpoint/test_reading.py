@@ -15,7 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from detr_d2.checkpoint import allow_original_checkpoints, read_checkpoint
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def write(path, content, kind: str) -> str:

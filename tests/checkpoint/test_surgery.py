@@ -6,7 +6,7 @@ import torch
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names
 from detr_d2.checkpoint.formats import to_native
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 QUERIES = "detr.query_embed.weight"
 HEAD = ("detr.class_embed.weight", "detr.class_embed.bias")

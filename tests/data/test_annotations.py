@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import BoxMode
 
 from detr_d2.data.annotations import DropCounter, build_instances, read_targets
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 SIZE = (40, 60)
 

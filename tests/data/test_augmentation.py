@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from detr_d2.data.annotations import build_instances
 from detr_d2.data.augmentation import DetrResizeShortestEdge, FastResizeTransform, build_augmentation
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 DRAWS = 5000
 

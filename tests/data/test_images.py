@@ -8,7 +8,7 @@ from PIL import Image
 
 from detr_d2.data import images
 from detr_d2.data.images import check_image_size, read_image, to_tensor
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 RAMP = np.linspace(0, 255, 12 * 8).reshape(8, 12).astype(np.uint8)
 

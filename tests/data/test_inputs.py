@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from detr_d2.data.inputs import find_inputs
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from detr.datasets.coco import CocoDetection
 from PIL import Image
 
 from detr_d2.data import DetrDatasetMapper
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.augmentation import FastResizeTransform
 from detr_d2.data.masks import MaskReader
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 SQUARE = [5, 6, 25, 6, 25, 16, 5, 16]
 """The box of ``make_annotation`` as a polygon."""

@@ -2,7 +2,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data import memorizing_config
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

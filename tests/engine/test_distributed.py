@@ -9,11 +9,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
-import detr_d2.compilation
-from detr_d2.engine.compilation import can_train, compile_layers
+import detr_d2.modeling.compilation
 from detr_d2.engine.trainer import distribute, share_buffers
-from detr_d2.meta_arch import Detr
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+from detr_d2.modeling.meta_arch import Detr
+from detr_d2.modeling.training_compilation import can_train, compile_layers
 
 
 def train_one_batch(cfg, state, shares, folder):
@@ -56,7 +56,7 @@ def checkpoint_both(network):
 
 
 def compile_transformer(network):
-    detr_d2.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
+    detr_d2.modeling.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
     compile_layers(network.transformer)
 
 

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.engine import build_optimizer
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 MASKS = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),

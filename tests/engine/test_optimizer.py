@@ -5,7 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from detr_d2.engine.optimizer import build_optimizer, group_table
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 class Toy(nn.Module):

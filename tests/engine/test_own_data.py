@@ -11,7 +11,7 @@ from detr_d2 import add_detr_config
 from detr_d2.data import check_datasets
 from detr_d2.engine import add_data_arguments, load_config, use_own_data
 from detr_d2.engine.own_data import TRAIN, VAL
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ import argparse
 import pytest
 
 from detr_d2.engine import setup
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from detectron2.engine import TrainerBase
 
 from detr_d2.engine import Trainer, build_optimizer, loading_options
 from detr_d2.engine.steps import TrainingStep
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def test_loading_options(make_cfg):

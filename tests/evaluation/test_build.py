@@ -6,8 +6,8 @@ from detectron2.evaluation import DatasetEvaluators
 
 from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.engine import Trainer, trainer
-from detr_d2.errors import UserError
 from detr_d2.evaluation import DetrCOCOEvaluator, PanopticEvaluator, build_evaluator
+from detr_d2.utils.errors import UserError
 
 BOXES = ()
 PANOPTIC = ("MODEL.DETR.PANOPTIC.ENABLED", True)

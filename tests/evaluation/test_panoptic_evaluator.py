@@ -14,8 +14,8 @@ from detectron2.evaluation import COCOPanopticEvaluator
 from PIL import Image
 
 from detr_d2.data.panoptic import coco_panoptic_categories
-from detr_d2.errors import UserError
 from detr_d2.evaluation import PanopticEvaluator
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

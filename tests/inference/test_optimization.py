@@ -8,10 +8,10 @@ import torch
 from detectron2.modeling import build_model
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.inference import optimize_for_inference
 from detr_d2.inference import precision as precision_module
 from detr_d2.modeling import record_attention
+from detr_d2.utils.errors import UserError
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")

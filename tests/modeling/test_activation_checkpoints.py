@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations, repeated_modules
+from detr_d2.utils.errors import UserError
 
 BOTH = ("backbone", "transformer")
 SIZES = [(64, 96), (48, 64)]

@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.modeling import record_attention
+from detr_d2.utils.errors import UserError
 
 SIZES = {"one": [(96, 128)], "padded": [(160, 97), (75, 200), (33, 64)]}
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE")

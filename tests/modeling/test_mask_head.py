@@ -4,8 +4,8 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead, UpsamplingConv
+from detr_d2.utils.errors import UserError
 
 MASKS = ("MODEL.MASK_ON", True)
 

@@ -4,8 +4,8 @@ from detr.models import position_encoding as original
 from detr.util.misc import NestedTensor
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.modeling.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
+from detr_d2.utils.errors import UserError
 
 FEATURES = torch.zeros(2, 3, 6, 9)
 

@@ -7,16 +7,16 @@ from detectron2.structures import ImageList
 from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
-from detr_d2.losses import SetCriterion
-from detr_d2.matching import HungarianMatcher, MatchingCost
-from detr_d2.meta_arch import Detr
+from detr_d2.criterion import SetCriterion
+from detr_d2.criterion.matching import HungarianMatcher, MatchingCost
 from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
 from detr_d2.modeling.backbone import Features
+from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
 from detr_d2.modeling.smca import SpatialAttention
 from detr_d2.modeling.spatial_bias import SpatialBias
 from detr_d2.structures import Targets
+from detr_d2.utils.errors import UserError
 
 SETTINGS = (
     "type1_smooth8",

@@ -6,8 +6,8 @@ import torch
 from detectron2.modeling import build_backbone, build_model
 from torch.testing import assert_close
 
-from detr_d2.errors import UserError
 from detr_d2.modeling import timm_backbone
+from detr_d2.utils.errors import UserError
 
 timm = pytest.importorskip("timm")
 
@@ -101,7 +101,7 @@ def test_bit_from_the_file_of_its_authors(make_timm_cfg, save, tmp_path):
 
 
 def test_bit_config_has_bits_statistics(repository):
-    from detr_d2.engine.config_loading import load_config
+    from detr_d2.config.loading import load_config
 
     cfg = load_config(str(repository / "configs" / "detr_256_6_6_bit_r50x1.yaml"), [])
     expected = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)

@@ -3,7 +3,7 @@ import sys
 import pytest
 from detectron2.modeling import build_backbone
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def test_missing_timm_says_how_to_install_it(make_cfg, monkeypatch):

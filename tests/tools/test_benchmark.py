@@ -56,7 +56,7 @@ def test_figures_are_printed_and_written(tool, capsys, tmp_path, arguments, titl
 
 def test_contestants_have_processes_of_their_own(tool, capsys, monkeypatch):
     """Nothing is run in this one."""
-    monkeypatch.setattr("detr_d2.benchmark.contestants.stopwatch", None)
+    monkeypatch.setattr("benchmarks.contestants.stopwatch", None)
     assert tool.main(["inference", *BOTH, "--size", "64", "96", *SMALL, "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [x.split()[0] for x in lines[-2:]] == ["python-detr", "ours"]
@@ -64,9 +64,9 @@ def test_contestants_have_processes_of_their_own(tool, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_loading(tool, capsys, monkeypatch, real_data):
-    monkeypatch.setattr("detr_d2.benchmark.loading._CHECKED", 6)
+    monkeypatch.setattr("benchmarks.loading._CHECKED", 6)
     # Six images are too few to compare the means of what is drawn at random.
-    monkeypatch.setattr("detr_d2.benchmark.loading._TOLERANCE", 1.0)
+    monkeypatch.setattr("benchmarks.loading._TOLERANCE", 1.0)
     arguments = ["--images", "4", "--rounds", "1", "DATASETS.TRAIN", "('benchmark_loading',)"]
     from detectron2.data import DatasetCatalog
 

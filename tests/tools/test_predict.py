@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detr_d2.data.videos import VideoReader
-from detr_d2.engine.predictor import Predictor, prediction_config
+from detr_d2.inference.predictor import Predictor, prediction_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "predict.py"
 NAMES = ["cat", "dog", "bird", "fish", "horse"]

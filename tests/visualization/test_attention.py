@@ -3,8 +3,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from detr_d2.errors import UserError
 from detr_d2.modeling import AttentionRecord
+from detr_d2.utils.errors import UserError
 from detr_d2.visualization import attention, draw_encoder_attention, draw_query_attention
 from detr_d2.visualization.attention import heat_map, overlay_heat
 from detr_d2.visualization.panels import Panel, draw_panels

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 from detr_d2.visualization import plot_training, read_metrics
 from detr_d2.visualization.curves import smooth
 

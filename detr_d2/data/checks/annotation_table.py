@@ -15,7 +15,7 @@ from detr_d2.data.annotations import (
     read_box,
     read_category,
 )
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 _COMMON_MODES = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
 

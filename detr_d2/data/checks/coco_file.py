@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.checks.coco_faults import FAULTS, category_fault, image_fault, mask_faults, show
 from detr_d2.data.checks.findings import FaultCounter, Finding
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @dataclass(frozen=True)

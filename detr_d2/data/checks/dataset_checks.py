@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detr_d2.data.checks.dataset_loading import load_registered
 from detr_d2.data.checks.dataset_report import check_loaded
 from detr_d2.data.checks.findings import Finding
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

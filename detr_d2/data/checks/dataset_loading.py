@@ -15,7 +15,7 @@ from detr_d2.data.checks.expectations import Expectations
 from detr_d2.data.checks.findings import Finding
 from detr_d2.data.checks.image_checks import is_missing
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 MAX_FAULTS_SHOWN = 3
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from detr_d2.data.checks.findings import Finding
 from detr_d2.data.images import read_image
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # Of EXIF's eight orientations those that swap the sides.
 _SIDEWAYS = (5, 6, 7, 8)

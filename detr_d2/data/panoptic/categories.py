@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # The no-object row in the class head of the published panoptic checkpoints, whose other rows are COCO's category ids.
 PUBLISHED_NO_OBJECT_ROW = 250

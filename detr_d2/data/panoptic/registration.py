@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from detr_d2.data.catalog import make_room
 from detr_d2.data.checks.coco_file import load_json
 from detr_d2.data.panoptic.categories import PanopticCategories
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

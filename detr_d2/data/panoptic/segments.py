@@ -13,7 +13,7 @@ from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_
 from detr_d2.data.checks.wording import abbreviate
 from detr_d2.data.images import DECODING_ERRORS
 from detr_d2.data.pixel_selection import apply_to_mask, follow
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # Pixels of no segment.
 VOID = 0

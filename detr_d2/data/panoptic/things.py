@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.panoptic.categories import PanopticCategories, coco_panoptic_categories
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def things_of_model(cfg: CfgNode) -> tuple[bool, ...]:

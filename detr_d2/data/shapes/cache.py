@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iopath.common.file_io import file_lock
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def cache_root() -> Path:

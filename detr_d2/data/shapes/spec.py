@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 THING_CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 STUFF_CLASSES = ("cloud", "stripes", "checks", "grain")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from detr_d2.data.via.project import ViaRegion
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from detr_d2.data.images import read_image
 from detr_d2.data.via.classes import ViaClasses, ordered_names, read_categories
 from detr_d2.data.via.polygons import area, bounding_box, clip
 from detr_d2.data.via.project import ViaImage, ViaRegion
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

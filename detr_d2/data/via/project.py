@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.via.polygons import ellipse, rectangle
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 # What VIA can draw that encloses nothing.
 _WITHOUT_AREA = ("point", "line", "polyline")

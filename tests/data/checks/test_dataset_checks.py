@@ -10,7 +10,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
 from detr_d2.data import check_datasets
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from detr_d2.data.panoptic import PanopticCategories, coco_panoptic_categories
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 ROAD, CAR, SKY, BUS = (
     {"id": 7, "name": "road", "isthing": 0},

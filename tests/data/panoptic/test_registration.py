@@ -10,7 +10,7 @@ from PIL import Image
 from detr_d2.data import check_datasets, load_training_records, memorizing_config, register_coco_panoptic_dataset
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.registration import load_panoptic_json
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 @pytest.fixture

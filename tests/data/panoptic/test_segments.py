@@ -16,7 +16,7 @@ from PIL import Image
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.data.panoptic.registration import load_panoptic_json
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def map_of(*augmentations, with_masks=True):

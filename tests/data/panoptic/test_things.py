@@ -4,7 +4,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from detr_d2.data.panoptic.things import things_of_model
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 DATASET = "test_things"
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from detr_d2.data.shapes.cache import cache_root, cached_folder
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def test_a_folder_is_filled_once(tmp_path):

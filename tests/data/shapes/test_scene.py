@@ -9,7 +9,7 @@ import pytest
 from detr_d2.data.shapes.outlines import draw
 from detr_d2.data.shapes.scene import draw_scene
 from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 SPEC = ShapesSpec(num_images=60, seed=3, sides=(64, 96))
 

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from detr_d2.data.via.classes import ViaClasses
 from detr_d2.data.via.conversion import split_images, via_to_coco
 from detr_d2.data.via.project import read_via
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 
 def rect(x, y, width, height, **attributes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detr_d2.data.via.project import read_via
-from detr_d2.errors import UserError
+from detr_d2.utils.errors import UserError
 
 RECT = {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 30, "height": 20}, "region_attributes": {}}
 

@@ -1,0 +1,111 @@
+"""Do the image format, the pixel statistics, the backbone and its weights go together?"""
+
+import re
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.timm_models import pixel_statistics
+
+
+@dataclass(frozen=True)
+class Family:
+    """Weights that were trained on images prepared in one way."""
+
+    name: str
+    image_format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stride_in_1x1: bool | None = None
+    """``MODEL.RESNETS.STRIDE_IN_1X1`` of bottleneck blocks; None: not known, or no ResNet of Detectron2."""
+
+
+TORCHVISION = Family("torchvision's ImageNet weights", "RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)
+CAFFE2 = Family("Caffe2's ImageNet weights", "BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+MSRA = Family("the MSRA weights", "BGR", CAFFE2.mean, CAFFE2.std, True)
+RESNEXT = Family("the ResNeXt weights of Detectron1", "BGR", CAFFE2.mean, (57.375, 57.12, 58.395), False)
+
+_FAMILIES_BY_PATH = (
+    (r"(detectron2|catalog)://ImageNetPretrained/MSRA/.+", MSRA),
+    (r"(detectron2|catalog)://ImageNetPretrained/FAIR/X-.+", RESNEXT),
+    (r"(detectron2|catalog)://ImageNetPretrained/FAIR/.+", CAFFE2),
+    (r"detectron2://ImageNetPretrained/torchvision/.+", TORCHVISION),
+    (r"(torchvision|detr)://.+", TORCHVISION),
+    (r"https://dl\.fbaipublicfiles\.com/detr/.+", TORCHVISION),
+    (r"https://download\.pytorch\.org/models/.+", TORCHVISION),
+)
+# Statistics are often written with fewer digits; none of the families are as close to each other.
+_TOLERANCE = 0.51
+
+
+def check_pixel_statistics(cfg: CfgNode) -> list[str]:
+    """Look for image formats, pixel statistics and weights that contradict each other.
+
+    A model trained or evaluated with them runs, and is worse than it could be. Nothing is downloaded.
+
+    Returns:
+        For each contradiction a message that names the keys and what to set them to; empty if none is known.
+    """
+    if messages := _check_scale(cfg):
+        return messages
+    try:
+        family = _family(cfg)
+    except UserError:
+        # Building the backbone says what is wrong with it.
+        return []
+    return _check_order(cfg) if family is None else _check_family(cfg, family)
+
+
+def _family(cfg: CfgNode) -> Family | None:
+    timm = cfg.MODEL.get("TIMM")
+    if timm is not None and timm.NAME and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        if not (timm.PRETRAINED or timm.WEIGHTS or cfg.MODEL.WEIGHTS):
+            return None
+        return Family(f"timm's weights of {timm.NAME}", "RGB", *pixel_statistics(timm.NAME))
+    path = cfg.MODEL.WEIGHTS
+    return next((family for pattern, family in _FAMILIES_BY_PATH if re.fullmatch(pattern, path)), None)
+
+
+def _check_scale(cfg: CfgNode) -> list[str]:
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if len(mean) != len(std):
+        return [f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one a channel in both."]
+    if any(0 < abs(x) <= 1 for x in mean) or (all(x < 1 for x in std) and any(mean)):
+        scaled = [[round(255 * x, 3) for x in values] if max(values) <= 1 else values for values in (mean, std)]
+        return [
+            f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std} look like those of images on a scale of 0 to 1; here "
+            f"pixels are 0 to 255. Set MODEL.PIXEL_MEAN {scaled[0]} and MODEL.PIXEL_STD {scaled[1]}."
+        ]
+    return []
+
+
+def _check_family(cfg: CfgNode, family: Family) -> list[str]:
+    wrong = []
+    if family.image_format != cfg.INPUT.FORMAT:
+        wrong.append(("INPUT.FORMAT", cfg.INPUT.FORMAT, family.image_format))
+    for key, values in (("PIXEL_MEAN", family.mean), ("PIXEL_STD", family.std)):
+        if not _close(cfg.MODEL[key], values):
+            wrong.append((f"MODEL.{key}", list(cfg.MODEL[key]), list(values)))
+    resnets = cfg.MODEL.RESNETS
+    is_resnet = "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.DEPTH >= 50
+    if is_resnet and family.stride_in_1x1 not in (None, resnets.STRIDE_IN_1X1):
+        wrong.append(("MODEL.RESNETS.STRIDE_IN_1X1", resnets.STRIDE_IN_1X1, family.stride_in_1x1))
+    return [f"{key} is {value}, but {family.name} were trained with {right}: set it so." for key, value, right in wrong]
+
+
+def _check_order(cfg: CfgNode) -> list[str]:
+    """For weights of unknown origin: the means of ImageNet tell the order of the channels."""
+    image_format, mean = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN)
+    other = {"RGB": "BGR", "BGR": "RGB"}.get(image_format)
+    means = {"RGB": TORCHVISION.mean, "BGR": CAFFE2.mean}
+    if other is None or not _close(mean, means[other]):
+        return []
+    return [
+        f"INPUT.FORMAT is {image_format}, but MODEL.PIXEL_MEAN {mean} is ImageNet's in the order {other}: set "
+        f"INPUT.FORMAT {other}, or reverse MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, as the weights were trained."
+    ]
+
+
+def _close(values: list[float], wanted: tuple[float, ...]) -> bool:
+    return len(values) == len(wanted) and all(abs(a - b) <= _TOLERANCE for a, b in zip(values, wanted, strict=True))

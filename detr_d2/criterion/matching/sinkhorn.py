@@ -1,0 +1,158 @@
+"""A one-to-one matching of nearly least cost, by entropic optimal transport, computed where the cost lies."""
+
+import math
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from detr_d2.criterion.matching.build import DETR_MATCHER_REGISTRY
+from detr_d2.criterion.matching.nonfinite import check_matched_finite
+from detr_d2.criterion.matching.normalization import normalize
+from detr_d2.criterion.matching.rounding import improve_by_swaps, round_to_matching
+from detr_d2.utils.errors import UserError
+
+
+@DETR_MATCHER_REGISTRY.register()
+class SinkhornMatcher:
+    """Sinkhorn's iteration (Cuturi, arXiv 1306.0895) in the log domain, then rounding and swaps.
+
+    All layers and images are one batch, and the host never waits for the device: nothing it does depends on a
+    value there, so that a device always pays for ``max_iterations``. On the CPU it stops as soon as all is done,
+    with the same result: what has converged is frozen, whatever it is batched with.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        epsilon: float = 1e-3,
+        epsilon_init: float = 50.0,
+        epsilon_decay: float = 0.9,
+        max_iterations: int = 100,
+        threshold: float = 1e-2,
+        momentum_from: int = 50,
+        swap_sweeps: int = 20,
+    ):
+        """
+        Args:
+            epsilon: weight of the entropy, relative to the spread of the costs that objects compete for.
+            epsilon_init: how many times ``epsilon`` the weight is at first.
+            epsilon_decay: its factor an iteration, until ``epsilon`` is reached.
+            threshold: the largest share of the objects' mass that may be misplaced for an image to be done.
+            momentum_from: the iteration from which updates are over-relaxed.
+            swap_sweeps: the most passes of swaps over the rounded matching.
+        """
+        valid = {
+            "EPSILON": (epsilon, epsilon > 0, "a number above 0"),
+            "EPSILON_INIT": (epsilon_init, epsilon_init >= 1, "1 or more"),
+            "EPSILON_DECAY": (epsilon_decay, 0 < epsilon_decay < 1, "a number between 0 and 1"),
+            "MAX_ITERATIONS": (max_iterations, max_iterations >= 0, "0 or more"),
+            "THRESHOLD": (threshold, threshold >= 0, "0 or more"),
+            "MOMENTUM_FROM": (momentum_from, momentum_from >= 0, "0 or more"),
+            "SWAP_SWEEPS": (swap_sweeps, swap_sweeps >= 0, "0 or more"),
+        }
+        for key, (value, is_valid, wanted) in valid.items():
+            if not is_valid:
+                raise UserError(f"MODEL.DETR.SINKHORN.{key} is {value}: set {wanted}.")
+        self.epsilon = epsilon
+        self.epsilon_init = epsilon_init
+        self.epsilon_decay = epsilon_decay
+        self.max_iterations = max_iterations
+        self.threshold = threshold
+        self.momentum_from = momentum_from
+        self.swap_sweeps = swap_sweeps
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {key.lower(): value for key, value in cfg.MODEL.DETR.SINKHORN.items()}
+
+    @torch.no_grad()
+    def __call__(self, cost: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """See :data:`detr_d2.criterion.matching.build.Matcher`. What is not finite is avoided.
+
+        Raises:
+            FloatingPointError: on the CPU only, an object was matched at a cost that is not finite. On a device
+                the losses of such a pair are not finite, and the trainer stops on these.
+        """
+        layers, batch, queries, width = cost.shape
+        if width == 0:
+            return torch.full((layers, batch, 0), -1, device=cost.device)
+        coupling, problems, rows, columns = self.transport(cost, counts)
+        matched = round_to_matching(coupling, rows, columns, noise=0.1)
+        matched = improve_by_swaps(problems, matched, rows, columns, self.swap_sweeps)
+        matches = torch.where(matched < queries, matched, -1).view(layers, batch, width)
+        if cost.is_cpu:
+            check_matched_finite(cost.float().numpy(), matches.numpy())
+        return matches
+
+    def transport(self, cost: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The optimal transport of N = L * B problems, before it is rounded to a matching.
+
+        Returns:
+            (N, T, Q') logarithm of how much of object t query q gets; (N, T, Q') normalised cost; (N, T) bool, which
+            rows are objects; (N, Q') bool, which columns are there to choose from. Q' is Q, or T if that is more:
+            where objects outnumber queries, those that are left over get a column of their own.
+        """
+        layers, _, queries, width = cost.shape
+        problems = cost.float().transpose(2, 3).flatten(0, 1)
+        spare = max(width - queries, 0)
+        rows, columns, total = self._sizes(counts, queries, width, spare, cost.device, layers)
+        problems = normalize(problems, rows, columns, total)
+        of_rows, of_columns = self._potentials(problems, rows, columns)
+        return of_rows[:, :, None] + of_columns[:, None, :] - problems / self.epsilon, problems, rows, columns
+
+    @staticmethod
+    def _sizes(
+        counts: tuple[int, ...], queries: int, width: int, spare: int, device: torch.device, layers: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Which rows (N, T) and columns (N, Q + spare) take part, and the number of objects (N, 1, 1)."""
+        # Made on the host, for the device to fetch when it gets there.
+        total = torch.tensor(counts * layers).to(device, non_blocking=True)[:, None]
+        rows = torch.arange(width, device=device) < total
+        columns = torch.arange(queries + spare, device=device) < total.clamp(min=queries)
+        return rows, columns, total[:, :, None]
+
+    def _potentials(self, cost: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithms of the scalings, (N, T) and (N, Q), of Sinkhorn's iteration.
+
+        Every row and column has mass 1. One more row, to which everything costs nothing, takes what columns have left.
+        """
+        objects = rows.shape[1]
+        slack = (columns.sum(1) - rows.sum(1))[:, None]
+        rows = torch.cat((rows, slack > 0), 1)
+        mass = torch.cat((torch.ones_like(cost[:, :, 0]), slack.clamp(min=1)), 1)
+        cost = torch.nn.functional.pad(cost, (0, 0, 0, 1))
+        cost = cost.masked_fill(~(rows[:, :, None] & columns[:, None, :]), torch.inf)
+        needed = rows[:, :objects].sum(1).clamp(min=1)
+
+        u, v = torch.zeros_like(mass), torch.zeros_like(cost[:, 0])
+        done = torch.zeros_like(slack, dtype=torch.bool)
+        relaxation = torch.ones_like(done, dtype=cost.dtype)
+        epsilon, last_error = self.epsilon * self.epsilon_init, None
+        decays = math.ceil(math.log(self.epsilon_init) / -math.log(self.epsilon_decay))
+        scaled = cost / epsilon
+        for iteration in range(self.max_iterations):
+            target = torch.where(rows, mass.log() - (v[:, None, :] - scaled).logsumexp(2), 0.0)
+            if epsilon == self.epsilon:
+                misplaced = (u - target).clamp(max=10).expm1().abs() * rows
+                error = (misplaced[:, :objects].sum(1) / needed)[:, None]
+                done = done | (error < self.threshold)
+                if cost.is_cpu and done.all():
+                    break
+                if iteration == max(self.momentum_from, decays + 2):
+                    relaxation = _over_relaxation(error, last_error)
+                last_error = error
+            u = torch.where(done, u, u + relaxation * (target - u))
+            target = torch.where(columns, -(u[:, :, None] - scaled).logsumexp(1), 0.0)
+            v = torch.where(done, v, v + relaxation * (target - v))
+            if epsilon > self.epsilon:
+                previous, epsilon = epsilon, max(epsilon * self.epsilon_decay, self.epsilon)
+                u, v, scaled = u * (previous / epsilon), v * (previous / epsilon), cost / epsilon
+        return u[:, :objects] * (epsilon / self.epsilon), v * (epsilon / self.epsilon)
+
+
+def _over_relaxation(error: Tensor, last_error: Tensor) -> Tensor:
+    """The best factor for an error that shrinks as it last did (Lehmann et al., arXiv 2012.12562, theorem 1)."""
+    rate = (error / last_error).clamp(max=0.99)
+    return 2 / (1 + (1 - rate).sqrt())

@@ -1,0 +1,196 @@
+"""Predicting on files: overlays, COCO results and a summary, in one folder."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from detr_d2.data.images import read_image
+from detr_d2.data.inputs import InputFile
+from detr_d2.data.videos import VideoReader, VideoWriter
+from detr_d2.inference.panoptic_output import PanopticOutput, encode_mask
+from detr_d2.inference.predictor import Predictor
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.output_folder import output_folder
+from detr_d2.visualization import draw_instances, draw_panoptic
+
+SUMMARY = "summary.json"
+# What overlays are written as; others get .png behind their name.
+_WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_JPEG_QUALITY = 90
+
+
+@dataclass
+class Summary:
+    """What was predicted on and what was found."""
+
+    score_thresh: float
+    images: int = 0
+    videos: int = 0
+    frames: int = 0
+    detections: int = 0
+    detections_by_class: Counter = field(default_factory=Counter)
+    highest_score: float = 0.0
+    """Of all detections, those below the threshold included."""
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    """Frames of videos are images here; reading, predicting, drawing and writing together."""
+    failed: list[dict] = field(default_factory=list)
+    """Files that could not be read: "file" and "error"."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Classes by how often they were found."""
+        return {**vars(self), "detections_by_class": dict(self.detections_by_class.most_common())}
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[InputFile],
+    output: str | Path,
+    *,
+    score_thresh: float = 0.5,
+    batch_size: int = 1,
+    overlays: bool = True,
+    overwrite: bool = False,
+    run: dict[str, Any] | None = None,
+) -> Summary:
+    """Predict on images and videos and write to the folder ``output``, which appears when all is done:
+
+    - ``predictions.json``: a list of COCO results (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in
+      pixels, ``score``, and of a model with masks ``segmentation`` as RLE) from ``score_thresh`` up; in a video also
+      ``frame``, counted from 0;
+    - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
+      ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
+    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, a picture of segment ids an
+      image or frame;
+    - ``overlays/``: the images and videos (as mp4) with the detections drawn, or the segments of a panoptic model,
+      under their names;
+    - ``summary.json``: counts, speed, the files that could not be read, and ``run``.
+
+    A file that can't be read is left out and listed.
+
+    Raises:
+        UserError: not one file can be read, or ``output`` may not be written.
+    """
+    started = time.perf_counter()
+    with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
+        writer = _Writer(folder, predictor, score_thresh, overlays)
+        with tqdm(total=len(inputs), unit="file", disable=None) as bar:
+            images = _readable((x for x in inputs if not x.is_video), writer.summary, bar)
+            for file, image, result in predictor.predict(images, batch_size):
+                writer.add_image(file, image, result)
+            for file in (x for x in inputs if x.is_video):
+                writer.add_video(file, batch_size)
+                bar.update()
+        summary = writer.summary
+        if not (summary.images or summary.frames):
+            first = summary.failed[0]["error"] if summary.failed else "there are no inputs"
+            raise UserError(f"None of the {len(inputs)} files can be read; the first: {first}")
+        summary.seconds = round(time.perf_counter() - started, 3)
+        summary.images_per_second = round((summary.images + summary.frames) / max(summary.seconds, 1e-3), 3)
+        writer.finish(run or {})
+    return summary
+
+
+def _readable(files: Iterator[InputFile], summary: Summary, bar: tqdm) -> Iterator[tuple[InputFile, NDArray]]:
+    for file in files:
+        bar.update()
+        try:
+            image = read_image(str(file.path), "RGB")
+        except UserError as e:
+            summary.failed.append({"file": str(file.path), "error": str(e)})
+            continue
+        yield file, image
+
+
+class _Writer:
+    def __init__(self, folder: Path, predictor: Predictor, score_thresh: float, overlays: bool):
+        self.folder = folder
+        self.predictor = predictor
+        self.overlays = overlays
+        self.summary = Summary(score_thresh)
+        self.images: list[dict] = []
+        self.results: list[dict] = []
+        rules = getattr(predictor.model, "panoptic", None)
+        self.panoptic = rules and PanopticOutput(folder, predictor.categories, rules.is_thing)
+
+    def add_image(self, file: InputFile, image: NDArray[np.uint8], result: dict[str, Any]) -> None:
+        self._add(result, {"file_name": str(file.path)}, image)
+        self.summary.images += 1
+        if self.overlays:
+            path = self._overlay_path(file, file.name if file.path.suffix.lower() in _WRITABLE else f"{file.name}.png")
+            Image.fromarray(self._draw(image, result)).save(path, quality=_JPEG_QUALITY)
+
+    def add_video(self, file: InputFile, batch_size: int) -> None:
+        writer = None
+        try:
+            video = VideoReader(file.path)
+            if self.overlays:
+                name = file.name if file.path.suffix.lower() == ".mp4" else f"{file.name}.mp4"
+                writer = VideoWriter(self._overlay_path(file, name), video.frames_per_second)
+            frames = tqdm(video, str(file.path), video.frame_count, leave=False, unit="frame", disable=None)
+            for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
+                self._add(result, {"file_name": str(file.path), "frame": number}, image)
+                self.summary.frames += 1
+                if writer:
+                    writer.write(self._draw(image, result))
+            self.summary.videos += 1
+        except UserError as e:
+            self.summary.failed.append({"file": str(file.path), "error": str(e)})
+        finally:
+            if writer:
+                writer.close()
+
+    def finish(self, run: dict[str, Any]) -> None:
+        dataset = {"images": self.images, "categories": self.predictor.categories.to_coco(), "annotations": []}
+        # A line a result: these files grow long.
+        lines = ",\n".join(json.dumps(x) for x in self.results)
+        (self.folder / "predictions.json").write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
+        self._write("images.json", {"info": {"description": "what detr_d2 predicted on"}, **dataset})
+        if self.panoptic:
+            self.panoptic.finish(self.images)
+        self._write(SUMMARY, {**self.summary.to_json(), **run})
+
+    def _add(self, found: dict[str, Any], image_of: dict, image: NDArray[np.uint8]) -> None:
+        instances = found["instances"]
+        image_id = len(self.images) + 1
+        height, width = image.shape[:2]
+        self.images.append({"id": image_id, **image_of, "height": height, "width": width})
+        if len(instances):
+            self.summary.highest_score = max(self.summary.highest_score, round(float(instances.scores.max()), 4))
+        frame = {"frame": image_of["frame"]} if "frame" in image_of else {}
+        kept = instances[instances.scores >= self.summary.score_thresh]
+        kept = kept[kept.scores.argsort(descending=True)]
+        boxes, classes, scores = kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), kept.scores.tolist()
+        for i, ((x0, y0, x1, y1), index, score) in enumerate(zip(boxes, classes, scores, strict=True)):
+            result = {"image_id": image_id, "category_id": self.predictor.categories.ids[index]}
+            result["bbox"] = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+            if kept.has("pred_masks"):
+                result["segmentation"] = encode_mask(kept.pred_masks[i].numpy())
+            self.results.append({**result, "score": round(score, 5), **frame})
+            self.summary.detections_by_class[self.predictor.categories.names[index]] += 1
+        self.summary.detections += len(kept)
+        if self.panoptic:
+            self.panoptic.add(image_id, found["panoptic_seg"])
+
+    def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8]:
+        names = self.predictor.categories.names
+        if "panoptic_seg" in result:
+            return draw_panoptic(image, *result["panoptic_seg"], names)
+        return draw_instances(image, result["instances"], names, self.summary.score_thresh)
+
+    def _overlay_path(self, file: InputFile, name: str) -> Path:
+        path = self.folder / "overlays" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write(self, name: str, content: Any) -> None:
+        (self.folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

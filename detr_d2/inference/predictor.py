@@ -1,0 +1,170 @@
+"""A trained model, from a config and a checkpoint, for images that nobody has annotated."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
+from detr_d2.checkpoint.class_head import contiguous_classes, head_rows
+from detr_d2.checkpoint.formats import to_native
+from detr_d2.config import check_detr_config
+from detr_d2.config.checks import check_device
+from detr_d2.config.loading import load_config
+from detr_d2.data.augmentation import build_augmentation
+from detr_d2.inference import inference_options, optimize_for_inference
+from detr_d2.inference.categories import Categories, find_categories
+from detr_d2.modeling import check_pixel_statistics
+from detr_d2.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# How many batches of images are sorted by size together.
+_WINDOW = 4
+
+# Where the weights lie that training starts from.
+_BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
+
+Key = TypeVar("Key")
+
+
+class Predictor:
+    """Finds the objects in images, several at a time.
+
+    Images are batched with images of about their size. What they are batched with makes no difference to the results,
+    unless ``MODEL.DETR.BATCH_INVARIANT`` is False.
+    """
+
+    def __init__(
+        self, model: nn.Module, augmentations: Sequence[T.Augmentation], image_format: str, categories: Categories
+    ):
+        """
+        Args:
+            model: a Detr; it is put into evaluation mode.
+            augmentations: of inference.
+            image_format: "RGB" or "BGR", ``INPUT.FORMAT``.
+        """
+        self.model = model.eval()
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.categories = categories
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Predictor":
+        """Build the model of a config, load ``MODEL.WEIGHTS``, every tensor of it, and optimise it as the config says.
+
+        Raises:
+            UserError: there are no weights, they are of a backbone alone, or of another model.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        # The weights of the whole model hold these too.
+        cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
+        check_detr_config(cfg)
+        check_device(cfg)
+        for message in check_pixel_statistics(cfg):
+            logger.warning(message)
+        model = build_model(cfg)
+        loaded = DetrCheckpointer(model, allow_new_head=False).load(cfg.MODEL.WEIGHTS)
+        categories = find_categories(cfg, cfg.MODEL.DETR.NUM_CLASSES, loaded.get("class_names"))
+        model = optimize_for_inference(model, **inference_options(cfg))
+        return cls(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
+
+    def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:
+        """What the model takes, from a (H, W, 3) image: as :class:`DetrDatasetMapper` makes it in inference."""
+        image = image_rgb
+        if self.image_format != "RGB":
+            image = detection_utils.convert_PIL_to_numpy(Image.fromarray(image_rgb), self.image_format)
+        augmented = T.AugInput(image)
+        self.augmentations(augmented)
+        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        height, width = image_rgb.shape[:2]
+        return {"image": tensor, "height": height, "width": width}
+
+    def __call__(self, images_rgb: Sequence[NDArray[np.uint8]], batch_size: int = 1) -> list[Instances]:
+        """The detections in (H, W, 3) images: as many as the model has queries, on the CPU, boxes in pixels."""
+        return [result["instances"] for _, _, result in self.predict(enumerate(images_rgb), batch_size)]
+
+    def predict(
+        self, images: Iterable[tuple[Key, NDArray[np.uint8]]], batch_size: int = 1
+    ) -> Iterator[tuple[Key, NDArray[np.uint8], dict[str, Any]]]:
+        """For pairs of whatever names an image and the image, in their order, read as they are needed.
+
+        Yields:
+            the pair, and what the model gives for the image, on the CPU: ``instances``, as calling gives them, and
+            ``panoptic_seg`` of a panoptic model.
+        """
+        images = iter(images)
+        while window := list(islice(images, _WINDOW * batch_size if batch_size > 1 else 1)):
+            found = self._predict_window([self.prepare(image) for _, image in window], batch_size)
+            for (key, image), result in zip(window, found, strict=True):
+                yield key, image, result
+
+    @torch.no_grad()
+    def _predict_window(self, inputs: list[dict], batch_size: int) -> list[dict[str, Any]]:
+        found = {}
+        by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
+        for start in range(0, len(inputs), batch_size):
+            batch = by_size[start : start + batch_size]
+            results = self.model([inputs[i] for i in batch])
+            found.update((i, _to_cpu(result)) for i, result in zip(batch, results, strict=True))
+        return [found[i] for i in range(len(inputs))]
+
+
+def _to_cpu(result: dict[str, Any]) -> dict[str, Any]:
+    moved = {"instances": result["instances"].to("cpu")}
+    if "panoptic_seg" in result:
+        ids, segments = result["panoptic_seg"]
+        moved["panoptic_seg"] = ids.cpu(), segments
+    return moved
+
+
+def prediction_config(config_file: str, options: list[str]) -> CfgNode:
+    """As :func:`~detr_d2.engine.load_config`, for a trained model.
+
+    Where ``options`` do not tell, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and without a GPU ``MODEL.DEVICE`` is
+    the CPU.
+
+    Raises:
+        UserError: as ``load_config``; or there are no weights, or they can't be read.
+    """
+    cfg = load_config(config_file, options)
+    if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
+        held = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
+        raise UserError(f"MODEL.WEIGHTS is {held}: to predict, add MODEL.WEIGHTS and the path of a trained model.")
+    if "MODEL.DEVICE" not in options[::2] and cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logger.info("PyTorch finds no CUDA GPU: predicting on the CPU.")
+        cfg.MODEL.DEVICE = "cpu"
+    if "MODEL.DETR.NUM_CLASSES" not in options[::2]:
+        classes = classes_in_checkpoint(cfg.MODEL.WEIGHTS)
+        if classes is not None and classes != cfg.MODEL.DETR.NUM_CLASSES:
+            logger.info(
+                f"MODEL.DETR.NUM_CLASSES is {classes}, as in {cfg.MODEL.WEIGHTS} (the config says "
+                f"{cfg.MODEL.DETR.NUM_CLASSES})."
+            )
+            cfg.MODEL.DETR.NUM_CLASSES = classes
+    return cfg
+
+
+def classes_in_checkpoint(path: str) -> int | None:
+    """How many foreground classes the model in a checkpoint has; None if it has no class head.
+
+    80 where the head is one over COCO's category ids, which are brought to contiguous classes.
+    """
+    weights = to_native(read_checkpoint(path), source=path)
+    rows = head_rows(weights.tensors)
+    if rows is None:
+        return None
+    contiguous = contiguous_classes(weights.tensors) if weights.format.has_coco_ids else None
+    return rows - 1 if contiguous is None else len(contiguous)

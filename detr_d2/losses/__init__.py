@@ -1,6 +1,0 @@
-"""What training minimises."""
-
-from detr_d2.losses.criterion import SetCriterion
-from detr_d2.losses.masks import MASK_LOSSES, MaskPredictor, MatchedPairs
-
-__all__ = ["MASK_LOSSES", "MaskPredictor", "MatchedPairs", "SetCriterion"]

@@ -1,7 +1,0 @@
-"""From predictions to results."""
-
-from detr_d2.postprocess.boxes import box_instances
-from detr_d2.postprocess.masks import QueryMasks, resized_masks
-from detr_d2.postprocess.panoptic import PanopticRules, panoptic_segmentation
-
-__all__ = ["PanopticRules", "QueryMasks", "box_instances", "panoptic_segmentation", "resized_masks"]

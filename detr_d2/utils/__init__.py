@@ -1,0 +1,1 @@
+"""What every other subpackage may use: box operations, files, errors, precision."""

@@ -1,0 +1,107 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr_d2 import model_zoo
+from detr_d2.checkpoint.path_handlers import detr_address
+from detr_d2.utils.errors import UserError
+
+BOX = ("detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5")
+PANOPTIC = ("detr-r50-panoptic", "detr-r50-dc5-panoptic", "detr-r101-panoptic")
+
+
+def test_all_published_models_are_there():
+    assert tuple(model_zoo.PUBLISHED) == BOX + PANOPTIC
+    assert all(re.fullmatch(name + r"-[0-9a-f]{8}\.pth", x.file) for name, x in model_zoo.PUBLISHED.items())
+
+
+@pytest.mark.parametrize("name", BOX)
+def test_config_of_a_published_model(name):
+    cfg = model_zoo.get_config(name, trained=True)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
+    assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
+
+
+def test_configs_by_file(repository):
+    name = "detr_256_6_6_torchvision_dc5"
+    expected = repository / "configs" / f"{name}.yaml"
+    assert Path(model_zoo.get_config_file(name)) == Path(model_zoo.get_config_file(f"{name}.yaml")) == expected
+    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == detr_address("detr-r50-dc5")
+
+
+def test_untrained_starts_as_the_config_says():
+    assert model_zoo.get_config("detr-r101").MODEL.WEIGHTS == "torchvision://resnet101"
+
+
+@pytest.mark.parametrize("name", PANOPTIC)
+def test_config_of_a_panoptic_model(name, repository):
+    cfg = model_zoo.get_config(name, trained=True)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.DETR.FROZEN_WEIGHTS == ""
+    assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
+    assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
+    assert (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED, cfg.MODEL.DETR.NUM_CLASSES) == (True, True, 133)
+    file = Path(model_zoo.get_config_file(name)).name
+    assert model_zoo.get_checkpoint_url(file) == detr_address(name)
+    # Untrained, the mask head learns over the box model in the same file.
+    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == detr_address(name)
+
+
+def test_figures_are_the_authors():
+    """Box AP, mask AP and PQ of the README of facebookresearch/detr."""
+    found = [(x.box_ap, x.mask_ap, x.pq) for x in model_zoo.PUBLISHED.values()]
+    assert found[:4] == [(42.0, None, None), (43.3, None, None), (43.5, None, None), (44.9, None, None)]
+    assert found[4:] == [(38.8, 31.1, 43.4), (40.2, 31.9, 44.6), (40.1, 33.0, 45.1)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: model_zoo.get_config_file("detr_r51"), "no config 'detr_r51'.*detr_r50_640.yaml.*detr-r50"),
+        (lambda: model_zoo.get_checkpoint_url("detr_r50_640.yaml"), "No weights are published for 'detr_r50_640.yaml'"),
+        (lambda: model_zoo.get_config("detr_128_2_3_cpu", trained=True), "No weights are published"),
+    ],
+)
+def test_unknown_names(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_get_loads_frozen_weights(make_original_segmentation, make_cfg, monkeypatch, tmp_path):
+    """Of a config for masks: the box model, which the new mask head is trained over."""
+    options = (
+        *("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_CLASSES", 133),
+        *("MODEL.DETR.FROZEN_WEIGHTS", str(tmp_path / "panoptic.pth")),
+    )
+    cfg = make_cfg(*options)
+    original = make_original_segmentation(cfg, num_classes=250)
+    torch.save({"model": original.state_dict()}, tmp_path / "panoptic.pth")
+    monkeypatch.setattr(model_zoo, "get_config", lambda *args: cfg)
+    model = model_zoo.get("detr-r50-panoptic", device="cpu")
+    assert torch.equal(model.detr.query_embed.weight, original.detr.query_embed.weight)
+    assert torch.equal(model.detr.class_embed.weight[132], original.detr.class_embed.weight[200])
+    assert not torch.equal(model.detr.mask_head.lay1.weight, original.mask_head.lay1.weight)
+    trained = {name.split(".")[1] for name, x in model.named_parameters() if x.requires_grad}
+    assert trained == {"bbox_attention", "mask_head"}
+
+
+def test_get_builds_and_loads(make_original, make_cfg, monkeypatch, tmp_path):
+    """A published file, its 92 rows brought to COCO's 80 classes, in a model ready to be trained on."""
+    cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 80)
+    original = make_original(cfg, num_classes=91)
+    torch.save({"model": original.state_dict()}, tmp_path / "detr-r50.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "detr-r50.pth")
+    asked = []
+    monkeypatch.setattr(model_zoo, "get_config", lambda *args: asked.append(args) or cfg)
+    model = model_zoo.get("detr-r50", trained=True, device="cpu")
+    assert asked == [("detr-r50", True)]
+    assert model.training
+    assert torch.equal(model.detr.query_embed.weight, original.query_embed.weight)
+    # The last category of COCO, toothbrush, has id 90.
+    assert torch.equal(model.detr.class_embed.weight[79], original.class_embed.weight[90])
+    cfg.MODEL.DETR.NUM_CLASSES = 7
+    with pytest.raises(UserError, match=r"92 rows.*MODEL\.DETR\.NUM_CLASSES"):
+        model_zoo.get("detr-r50", trained=True, device="cpu")

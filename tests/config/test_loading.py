@@ -1,0 +1,66 @@
+import pytest
+
+from detr_d2.engine import load_config
+from detr_d2.utils.errors import UserError
+
+
+def test_options_come_over_the_file(repository):
+    file = repository / "configs" / "detr_256_6_6_torchvision.yaml"
+    cfg = load_config(str(file), ["SOLVER.BASE_LR", "0.5", "MODEL.DETR.COST_L1", "3.0"])
+    assert cfg.SOLVER.BASE_LR == 0.5
+    assert cfg.MODEL.DETR.COST_L1 == 3.0
+    assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "MODEL:\n  DETR:\n    NUM_CLASES: 3\n",
+            "no config key MODEL.DETR.NUM_CLASES. Did you mean MODEL.DETR.NUM_CLASSES",
+        ),
+        ("MODEL:\n  DETR:\n    NHEADS: many\n", "MODEL.DETR.NHEADS is 'many': set a whole number."),
+        ("MODEL: [\n", "not valid YAML"),
+        ("just a text\n", "no keys with values"),
+    ],
+    ids=["unknown key", "wrong type", "broken file", "no mapping"],
+)
+def test_bad_files(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(str(file), [])
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_whole_numbers_will_do_for_fractions():
+    options = ["MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", "0", "SOLVER.BASE_LR", "1", "SOLVER.MAX_ITER", "7"]
+    cfg = load_config("", options)
+    assert (cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.0, 1.0, 7)
+    assert [type(x) for x in (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER)] == [float, int]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.DETR.NHEAD", "4"], "option MODEL.DETR.NHEAD 4: there is no config key MODEL.DETR.NHEAD"),
+        (["MODEL.DETR.NHEADS"], "KEY VALUE pairs"),
+        (["SOLVER.BASE_LR", "fast"], "option SOLVER.BASE_LR fast: SOLVER.BASE_LR is 'fast': set a number."),
+        (["SOLVER.ACCUMULATE", "2.5"], "SOLVER.ACCUMULATE is 2.5: set a whole number."),
+        (["INPUT.FAST_RESIZE_TRAIN", "maybe"], "INPUT.FAST_RESIZE_TRAIN is 'maybe': set True or False."),
+        (["SOLVER.ACTIVATION_CHECKPOINTS", "backbone"], """is 'backbone': set "('backbone',)"."""),
+        (["SOLVER.STEPS", "100"], 'SOLVER.STEPS is 100: set "(100,)".'),
+        (["MODEL.WEIGHTS", "3"], "MODEL.WEIGHTS is 3: set a text."),
+        (["MODEL.DETR.MASK", "3"], "MODEL.DETR.MASK is 3, but holds keys of its own"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError) as error:
+        load_config("", options)
+    assert message in str(error.value)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config("nowhere.yaml", [])
