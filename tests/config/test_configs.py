@@ -19,7 +19,7 @@ from detr_d2.data.shapes import ShapesSpec, register_shapes
 from detr_d2.engine import Trainer
 from detr_d2.modeling import check_pixel_statistics
 
-FOLDER = Path(__file__).resolve().parent.parent / "configs"
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(str(x.relative_to(FOLDER)) for x in FOLDER.rglob("*.yaml") if not x.name.startswith("Base"))
 SHRINK = 10
 
