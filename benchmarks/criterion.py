@@ -14,7 +14,7 @@ from benchmarks.models import make_config
 from benchmarks.timing import Runner
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import MatchingCost, build_matcher
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 
 NAMES = ("python-detr", "ours")
 PARTS = ("matching", "losses", "gradients")
@@ -52,17 +52,17 @@ class Criterion:
         return Contestant(runner, lambda: outputs(work()), 1e-4, name == "ours")
 
 
-def random_predictions(cfg: CfgNode, batch: int) -> Predictions:
+def random_predictions(cfg: CfgNode, batch: int) -> Output:
     detr = cfg.MODEL.DETR
     layers = detr.DEC_LAYERS if detr.DEEP_SUPERVISION else 1
     shape = (layers, batch, detr.NUM_OBJECT_QUERIES)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(*shape, detr.NUM_CLASSES + 1, generator=generator).to(cfg.MODEL.DEVICE)
     boxes = (0.1 + 0.4 * torch.rand(*shape, 4, generator=generator)).to(cfg.MODEL.DEVICE)
-    return Predictions(logits.requires_grad_(), boxes.requires_grad_())
+    return Output(logits.requires_grad_(), boxes.requires_grad_())
 
 
-def _ours(cfg: CfgNode, batch: list[dict], predictions: Predictions, part: str):
+def _ours(cfg: CfgNode, batch: list[dict], predictions: Output, part: str):
     criterion = SetCriterion(cfg).to(cfg.MODEL.DEVICE)
     cost, matcher = MatchingCost(cfg), build_matcher(cfg)
 
@@ -79,7 +79,7 @@ def _ours(cfg: CfgNode, batch: list[dict], predictions: Predictions, part: str):
     return _work(part, matching, losses, predictions, lambda matches: matches)
 
 
-def _python_detr(cfg: CfgNode, batch: list[dict], predictions: Predictions, part: str):
+def _python_detr(cfg: CfgNode, batch: list[dict], predictions: Output, part: str):
     criterion = original.build_criterion(cfg).to(cfg.MODEL.DEVICE)
     layers = [
         {"pred_logits": logits, "pred_boxes": boxes}
@@ -102,7 +102,7 @@ def _python_detr(cfg: CfgNode, batch: list[dict], predictions: Predictions, part
     return _work(part, matching, losses, predictions, as_matches)
 
 
-def _work(part: str, matching: Callable, losses: Callable, predictions: Predictions, as_matches: Callable):
+def _work(part: str, matching: Callable, losses: Callable, predictions: Output, as_matches: Callable):
     """What is timed, and how its result is compared."""
 
     def gradients() -> tuple[Tensor, ...]:

@@ -23,9 +23,9 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Runner
 from detr_d2.engine import build_optimizer
-from detr_d2.engine.steps import TrainingStep
+from detr_d2.engine.step import TrainingStep
 from detr_d2.modeling.activation_checkpoints import PARTS, checkpoint_activations
-from detr_d2.modeling.training_compilation import compile_layers
+from detr_d2.modeling.compilation import compile_for_training
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the losses, relative."""
@@ -94,7 +94,7 @@ def _ours(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float
     """As our trainer does it."""
     model = build_ours(cfg).train()
     if cfg.SOLVER.COMPILE:
-        compile_layers(model.detr.transformer)
+        compile_for_training(model.detr.transformer)
     checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
     dtype = None if precision == "float32" else getattr(torch, precision)
     trainer = TrainingStep(

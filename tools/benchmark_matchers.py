@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detr_d2.criterion.matching import HungarianMatcher, Matcher, MatchingCost, SinkhornMatcher
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 from detr_d2.utils.errors import UserError
 
 CLASSES = 80
@@ -91,7 +91,7 @@ def random_labels(count: int) -> Tensor:
 
 def detr_cost(logits: Tensor, predicted: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
     targets = Targets(labels[None], boxes[None], (len(labels),))
-    return MatchingCost()(Predictions(logits[None, None], predicted[None, None]), targets)[0, 0]
+    return MatchingCost()(Output(logits[None, None], predicted[None, None]), targets)[0, 0]
 
 
 def real(path: Path, queries: int) -> list[Tensor]:

@@ -1,24 +1,37 @@
 """The set criterion (arXiv 2005.12872, section 3.1): match, then compare the matched pairs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from detr_d2.config import choice
-from detr_d2.criterion import metrics, terms
-from detr_d2.criterion.classification import CLASS_LOSSES, Totals
-from detr_d2.criterion.masks import MASK_LOSSES, MaskPredictor, mask_losses, matched_pairs
+from detr_d2.criterion import losses
+from detr_d2.criterion.class_losses import Normalizer, get_class_loss
+from detr_d2.criterion.mask_losses import MASK_LOSSES, MatchedMasks, mask_losses
 from detr_d2.criterion.matching import Matcher, MatchingCost, build_matcher
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 from detr_d2.utils.precision import without_autocast
 
 
 class SetCriterion(nn.Module):
-    """Losses of a set of predictions against a set of objects, for all decoder layers in one pass."""
+    """Losses of a set of predictions against a set of objects, for all decoder layers in one pass.
+
+    Computes in float32 under any autocast.
+
+    Args:
+        num_classes: foreground classes.
+        cost: of matching a query with an object.
+        matcher: from costs to matches.
+        class_weight: weight of the class loss.
+        l1_weight: weight of the L1 distance of boxes.
+        giou_weight: weight of 1 - GIoU.
+        focal_weight: weight of the focal loss of masks.
+        dice_weight: weight of the dice loss of masks.
+        no_object_weight: weight of the no-object class within the cross entropy; the others have 1.
+        class_loss: a name in :data:`~detr_d2.criterion.class_losses.CLASS_LOSSES`.
+    """
 
     @configurable
     def __init__(
@@ -35,16 +48,8 @@ class SetCriterion(nn.Module):
         no_object_weight: float = 0.1,
         class_loss: str = "softmax",
     ):
-        """
-        Args:
-            num_classes: foreground classes.
-            class_weight, l1_weight, giou_weight: weights of the terms of the loss.
-            focal_weight, dice_weight: weights of the losses of masks.
-            no_object_weight: weight of the no-object class within the cross entropy; the others have 1.
-            class_loss: "softmax" or "focal".
-        """
         super().__init__()
-        self.class_loss = choice(CLASS_LOSSES, "MODEL.DETR.CLASS_LOSS", class_loss)
+        self.class_loss = get_class_loss(class_loss)
         self.num_classes = num_classes
         self.cost = cost
         self.matcher = matcher
@@ -54,8 +59,6 @@ class SetCriterion(nn.Module):
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._batch_counts: tuple[int, ...] | None = None
-        self._parts = 1
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -73,94 +76,89 @@ class SetCriterion(nn.Module):
             "class_loss": detr.CLASS_LOSS,
         }
 
-    @contextmanager
-    def of_batch(self, counts: Sequence[int], parts: int) -> Iterator[None]:
-        """Within the block, divide losses by what those of a batch are divided by that is taken in ``parts``.
+    def match(self, output: Output, targets: Targets) -> Tensor:
+        """Return (L, B, T) int64, the query that each object is matched with after each decoder layer, or -1.
+
+        Raises:
+            FloatingPointError: an object can only be matched at a cost that is not finite.
+        """
+        return self.matcher(self.cost(output, targets), targets.counts)
+
+    def normalizer(self, counts: Sequence[int], num_queries: int, accumulation_steps: int = 1) -> Normalizer:
+        """Return what the losses of a batch are divided by. All processes call this together.
 
         Args:
-            counts: how many objects each image of the whole batch has.
+            counts: number of objects in each image of this process's whole batch.
+            num_queries: of the model.
+            accumulation_steps: forward passes that the batch is split into.
         """
-        self._batch_counts, self._parts = tuple(counts), parts
-        try:
-            yield
-        finally:
-            self._batch_counts, self._parts = None, 1
-
-    def forward(
-        self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Computes in float32 under any autocast.
-
-        Args:
-            masks: makes the masks of the matched pairs, where ``targets`` have masks.
-
-        Returns:
-            The weighted losses to sum: ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer,
-            and with the suffix ``_0``, ``_1``, … of the layers before it; with masks also ``loss_mask`` and
-            ``loss_dice`` of the last layer. And what to watch: ``class_error``, ``cardinality_error`` and the losses
-            without their weights, ``unweighted/ce`` and so on.
-        """
-        device = predictions.logits.device
-        with without_autocast(device):
-            predictions = predictions._replace(logits=predictions.logits.float(), boxes=predictions.boxes.float())
-            matches = self.matcher(self.cost(predictions, targets), targets.counts)
-            totals = self._totals(targets, predictions.logits.shape[2], device)
-            values = self._losses(predictions, targets, matches, totals)
-            whole = {name: self._parts * value for name, value in values.items()}
-            watched = self._metrics(predictions, targets, matches, whole)
-        losses = _by_layer({name: self.weights[name] * value for name, value in values.items()})
-        if masks is not None:
-            values = self._mask_losses(masks, targets, matches[-1], totals)
-            losses.update({name: self.mask_weights[name] * value for name, value in values.items()})
-            watched.update(_unweighted({name: self._parts * value for name, value in values.items()}))
-        return losses, watched
-
-    def _losses(self, predictions: Predictions, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
-        classes = terms.target_classes(targets.labels, matches, predictions.logits.shape[2], self.num_classes)
-        l1, giou = terms.box_losses(predictions.boxes, targets.boxes, matches)
-        return {
-            "loss_ce": self.class_loss(predictions.logits, classes, self.class_weights, totals),
-            "loss_bbox": l1 / totals.boxes,
-            "loss_giou": giou / totals.boxes,
-        }
-
-    @staticmethod
-    def _mask_losses(masks: MaskPredictor, targets: Targets, matches: Tensor, totals: Totals) -> dict[str, Tensor]:
-        pairs = matched_pairs(matches, targets.counts, masks.num_queries)
-        logits = masks.predict(pairs)
-        with without_autocast(matches.device):
-            focal, dice = mask_losses(logits, pairs, targets, masks.frames)
-            return dict(zip(MASK_LOSSES, (focal / totals.boxes, dice / totals.boxes), strict=True))
-
-    def _totals(self, targets: Targets, num_queries: int, device: torch.device) -> Totals:
-        # Both are known on the host. Their average makes the gradients those of one process with the joint batch.
-        counts = targets.counts if self._batch_counts is None else self._batch_counts
+        # Known on the host. With averages over the processes, gradients are those of one process with the joint batch.
         matched = sum(min(count, num_queries) for count in counts)
         class_weight = matched + self.no_object_weight * (len(counts) * num_queries - matched)
-        totals = torch.tensor([float(sum(counts)), class_weight]).to(device, non_blocking=True)
+        totals = torch.tensor([float(sum(counts)), class_weight]).to(self.class_weights.device, non_blocking=True)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(totals)
             totals = totals / comm.get_world_size()
-        return Totals(totals[0].clamp(min=1), totals[1])
+        return Normalizer(totals[0].clamp(min=1), totals[1], accumulation_steps)
 
-    @staticmethod
-    @torch.no_grad()
-    def _metrics(
-        predictions: Predictions, targets: Targets, matches: Tensor, values: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        watched = _unweighted(values)
-        watched["cardinality_error"] = metrics.cardinality_error(predictions.logits, targets)
-        watched = _by_layer(watched)
-        error = metrics.class_error(predictions.logits[-1], targets, matches[-1])
-        return watched if error is None else {"class_error": error, **watched}
+    def losses(
+        self,
+        output: Output,
+        targets: Targets,
+        matches: Tensor,
+        masks: MatchedMasks | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compare the matched pairs.
+
+        Args:
+            output: of the network.
+            targets: of the batch.
+            matches: (L, B, T), of :meth:`match`.
+            masks: of the matched pairs of the last layer, to compare masks too.
+            normalizer: of the batch. None: of these targets.
+
+        Returns:
+            The weighted losses, which are to be summed: ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder
+            layer, and with the suffix ``_0``, ``_1``, … of the layers before it; with masks also ``loss_mask`` and
+            ``loss_dice``. And metrics: ``class_error``, ``cardinality_error`` and the losses without their weights,
+            ``unweighted/ce`` and so on.
+        """
+        num_queries = output.logits.shape[2]
+        if normalizer is None:
+            normalizer = self.normalizer(targets.counts, num_queries)
+        with without_autocast(output.logits.device):
+            logits, boxes = output.logits.float(), output.boxes.float()
+            classes = losses.target_classes(targets.labels, matches, num_queries, self.num_classes)
+            l1, giou = losses.box_losses(boxes, targets.boxes, matches)
+            terms = {
+                "loss_ce": self.class_loss.loss(logits, classes, self.class_weights, normalizer),
+                "loss_bbox": l1 / normalizer.num_objects,
+                "loss_giou": giou / normalizer.num_objects,
+            }
+            metrics = _by_layer(
+                {**_unweighted(terms, normalizer), "cardinality_error": losses.cardinality_error(logits, targets)}
+            )
+            error = losses.class_error(logits[-1], targets, matches[-1])
+            if error is not None:
+                metrics["class_error"] = error
+            weighted = _by_layer({name: self.weights[name] * value for name, value in terms.items()})
+            if masks is not None:
+                sums = zip(MASK_LOSSES, mask_losses(masks, targets), strict=True)
+                terms = {name: value / normalizer.num_objects for name, value in sums}
+                metrics.update(_unweighted(terms, normalizer))
+                weighted.update({name: self.mask_weights[name] * value for name, value in terms.items()})
+        return weighted, metrics
 
 
-def _unweighted(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("loss_", "unweighted/"): value.detach() for name, value in values.items()}
+def _unweighted(terms: dict[str, Tensor], normalizer: Normalizer) -> dict[str, Tensor]:
+    # The terms of one accumulation step add up to those of the batch; metrics are averages.
+    steps = normalizer.accumulation_steps
+    return {name.replace("loss_", "unweighted/"): steps * value.detach() for name, value in terms.items()}
 
 
 def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """(L,) values -> scalars, the last layer's under the plain name, the others' with their index."""
+    """Split (L,) values into scalars: the last layer's under the plain name, the others' with their index."""
     last = {name: value[-1] for name, value in values.items()}
     others = {f"{name}_{i}": x for name, value in values.items() for i, x in enumerate(value[:-1])}
     return {**last, **others}

@@ -4,7 +4,7 @@ from detr_d2.config.loading import load_config
 from detr_d2.engine.launching import run
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.own_data import add_data_arguments, use_own_data
-from detr_d2.engine.progress import ProgressBar
+from detr_d2.engine.console import ProgressBar
 from detr_d2.engine.setup import setup
 from detr_d2.engine.trainer import Trainer, class_names, loading_options
 from detr_d2.inference.predictor import Predictor, prediction_config

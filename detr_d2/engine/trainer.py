@@ -21,21 +21,21 @@ from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import choice
 from detr_d2.config.checks import amp_dtype
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
+from detr_d2.engine.console import FoldedMetricPrinter
 from detr_d2.engine.optimizer import build_optimizer
-from detr_d2.engine.steps import TrainingStep
-from detr_d2.engine.writers import FoldedMetricPrinter
+from detr_d2.engine.step import TrainingStep
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.training_compilation import compile_layers
+from detr_d2.modeling.compilation import compile_for_training
 
-# A GPU is asked for its losses this seldom: as often as Detectron2 writes a line.
+# Losses leave a GPU this seldom: as often as Detectron2 writes a line.
 _LOG_PERIOD = 20
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates what a config describes.
+    """Trainer and evaluator of the model that a config describes.
 
-    Refuses, before the model is built, datasets that do not go with the config.
+    Datasets that do not go with the config are refused before the model is built.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -49,7 +49,7 @@ class Trainer(DefaultTrainer):
             check_evaluation(cfg, name)
         model = self.build_model(cfg)
         if cfg.SOLVER.COMPILE:
-            compile_layers(model.detr.transformer)
+            compile_for_training(model.detr.transformer)
         checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -59,7 +59,7 @@ class Trainer(DefaultTrainer):
             loader,
             optimizer,
             dtype=amp_dtype(cfg),
-            parts=cfg.SOLVER.ACCUMULATE,
+            accumulation_steps=cfg.SOLVER.ACCUMULATE,
             log_period=1 if cfg.MODEL.DEVICE == "cpu" else _LOG_PERIOD,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -77,14 +77,14 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict | None:
-        """Train; returns the results of the last evaluation, where Detectron2 does so only to verify them."""
+        """Train, and return the results of the last evaluation."""
         super().train()
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
         try:
             super().run_step()
-            # What is saved must be known to be finite, and the last writers find all losses.
+            # Saved weights must be known to be finite, and the last writers need all losses.
             done = self.iter + 1
             if done == self.max_iter or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
                 self._trainer.loss_log.write()
@@ -107,7 +107,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         mapper = DetrDatasetMapper(cfg, is_train=True)
-        # Copies to a GPU wait for nobody only from pinned memory.
+        # Copies to a GPU are asynchronous only from pinned memory.
         pinned = cfg.MODEL.DEVICE.startswith("cuda")
         records = load_training_records(cfg)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records, pin_memory=pinned)
@@ -138,25 +138,25 @@ def distribute(model: nn.Module) -> nn.Module:
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [comm.get_local_rank()] if on_gpu else None
     model = DistributedDataParallel(model, device_ids=devices)
-    # Not before every pass, but as share_buffers does. Newer versions of PyTorch warn of the argument of this name.
+    # share_buffers does it, and not in every pass. Newer versions of PyTorch warn of the argument of this name.
     model.broadcast_buffers = False
     return model
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Take over those of the first process, which checkpoints hold: trained batch norms see other images in each."""
+    """Copy the buffers of the first process, which checkpoints hold: trained batch norms differ between processes."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def class_names(datasets: tuple[str, ...]) -> list[str] | None:
-    """The names of the classes of the first dataset, in the order of the class head's rows."""
+    """Return the class names of the first dataset, in the order of the class head's rows."""
     return MetadataCatalog.get(datasets[0]).get("thing_classes") if datasets else None
 
 
 def loading_options(cfg: CfgNode) -> dict[str, bool]:
-    """The arguments of :class:`DetrCheckpointer` that ``MODEL.DETR.LOAD`` stands for."""
+    """Return the arguments of :class:`DetrCheckpointer` that ``MODEL.DETR.LOAD`` stands for."""
     load = cfg.MODEL.DETR.LOAD
     return {
         "resize_queries": choice(_LOAD_QUERIES, "MODEL.DETR.LOAD.QUERIES", load.QUERIES),

@@ -1,4 +1,4 @@
-"""A trained model made faster, with the same call and the same results."""
+"""Predicting with trained models."""
 
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
 

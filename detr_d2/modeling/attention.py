@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.modeling.dropout import dropout
+from detr_d2.modeling.layers import dropout
 from detr_d2.utils.precision import without_autocast
 
 
@@ -13,14 +13,14 @@ class MultiheadAttention(nn.Module):
 
     The parameters have the names and shapes of :class:`torch.nn.MultiheadAttention`; the first
     dimension of every input is the batch.
+
+    Args:
+        hidden_dim: size of queries, keys and values; a multiple of ``num_heads``.
+        num_heads: number of heads.
+        dropout: probability with which an attention weight is dropped in training.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0):
-        """
-        Args:
-            hidden_dim: size of queries, keys and values; a multiple of ``num_heads``.
-            dropout: probability with which an attention weight is dropped in training.
-        """
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
@@ -31,10 +31,13 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """
+        """Return the queries' mix of the values.
+
         Args:
-            query: (B, N, C). key, value: (B, S, C).
-            padding_mask: (B, S) bool, True where a key is padding. None when nothing is padded.
+            query: (B, N, C).
+            key: (B, S, C).
+            value: (B, S, C).
+            padding_mask: (B, S) bool, True where a key is padding. None where nothing is padded.
 
         Returns:
             (B, N, C)
@@ -42,9 +45,9 @@ class MultiheadAttention(nn.Module):
         return self.attend(*self.operands(query, key, value, padding_mask))
 
     def weights(self, *inputs) -> Tensor:
-        """The attention weights behind what ``forward(*inputs)`` returns, without dropout: (B, heads, N, S) float32.
+        """Return the attention weights of ``forward(*inputs)``, without dropout: (B, heads, N, S) float32.
 
-        The fused kernel never makes them; this does, for those who want to see them.
+        The fused kernel never stores them.
         """
         q, k, _, mask, scale = self.operands(*inputs)
         return _weights(q.float(), k.float(), mask, scale)
@@ -52,13 +55,13 @@ class MultiheadAttention(nn.Module):
     def operands(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]:
-        """What :meth:`attend` takes, from what ``forward`` does."""
+        """Return the arguments of :meth:`attend` for those of ``forward``."""
         q, k, v = self.project(query, key, value)
         visible = None if padding_mask is None else ~padding_mask[:, None, None, :]
         return q, k, v, visible, None
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """(B, N or S, C) queries, keys and values -> (B, heads, N or S, C / heads)."""
+        """Project (B, N or S, C) queries, keys and values to (B, heads, N or S, C / heads)."""
         projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         return [
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -66,20 +69,23 @@ class MultiheadAttention(nn.Module):
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
-        """What the queries take from the values, mixed over the heads: (B, N, C).
+        """Attend with projected inputs, and mix the heads: (B, N, C).
 
         Args:
-            mask: what may be attended to (bool) or what is added to the logits, broadcast to (B, heads, N, S).
-            scale: of the products of queries and keys; by default one over the root of their size.
+            q: (B, heads, N, D).
+            k: (B, heads, S, D).
+            v: (B, heads, S, C / heads); D may be larger.
+            mask: where attention is allowed (bool), or added to the logits; broadcast to (B, heads, N, S).
+            scale: of the products of queries and keys. None: one over the root of D.
         """
         p = self.dropout if self.training else 0.0
-        # In the precision of what is given.
+        # In the precision of the inputs.
         with without_autocast(q.device):
             if p and q.device.type == "cpu":
-                # No fused kernel of CPUs knows dropout.
+                # No fused kernel on CPUs supports dropout.
                 attended = dropout(_weights(q, k, mask, scale), p) @ v
             else:
-                # Fused kernels want values as long as keys, which may carry more than what is attended by content.
+                # Fused kernels need values as long as keys.
                 padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
                 attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
                 attended = attended[..., : v.shape[-1]]
@@ -87,7 +93,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """(B, heads, N, S), arguments as for :meth:`MultiheadAttention.attend`."""
+    """Return (B, heads, N, S); arguments as for :meth:`MultiheadAttention.attend`."""
     logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask

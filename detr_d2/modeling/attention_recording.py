@@ -1,4 +1,4 @@
-"""Looking at attention: the weights of a forward pass, made only when somebody asks for them."""
+"""Attention weights of a forward pass, computed only on request."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,9 +22,10 @@ class AttentionRecord:
     """
 
     encoder: list[Tensor] = field(default_factory=list)
-    """A layer (B, heads, S, S), from every feature (dimension 2) to every feature; from P points (B, heads, P, S)."""
+    """For each layer (B, heads, S, S), from every feature (dimension 2) to every feature; from P points
+    (B, heads, P, S)."""
     decoder: list[Tensor] = field(default_factory=list)
-    """A layer (B, heads, Q, S), from the object queries to the features."""
+    """For each layer (B, heads, Q, S), from the object queries to the features."""
     size: tuple[int, int] = (0, 0)
     """H and W."""
     stride: int = 0
@@ -32,12 +33,12 @@ class AttentionRecord:
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
     """Height and width in pixels of each of the B images that the network sees, unpadded."""
     padding_mask: Tensor | None = None
-    """(B, H, W) bool, True where padded; None when nothing is."""
+    """(B, H, W) bool, True where padded; None where nothing is."""
     encoder_points: Sequence[Point] | None = ()
-    """What the rows of ``encoder`` stand for; None: every feature."""
+    """The points of the rows of ``encoder``; None: every feature."""
 
     def cross_attention(self, index: int = 0, layer: int = -1) -> Tensor:
-        """(heads, Q, H, W): where the object queries of image number ``index`` look.
+        """Return (heads, Q, H, W): where the object queries of image number ``index`` attend.
 
         Raises:
             UserError: there is no such decoder layer.
@@ -45,7 +46,7 @@ class AttentionRecord:
         return _layer(self.decoder, layer, "decoder")[index].unflatten(-1, self.size)
 
     def self_attention(self, point: Point, index: int = 0, layer: int = -1) -> Tensor:
-        """(heads, H, W): where the feature at ``point`` of image number ``index`` looks.
+        """Return (heads, H, W): where the feature at ``point`` of image number ``index`` attends.
 
         Raises:
             UserError: there is no such encoder layer, or the point was not recorded.
@@ -60,7 +61,7 @@ class AttentionRecord:
         return weights[:, row].unflatten(-1, self.size)
 
     def features_at(self, points: Sequence[Point]) -> Tensor:
-        """(B, P) int64: the features, of S, that the points lie in."""
+        """Return (B, P) int64: the features, of S, that contain the points."""
         relative = torch.tensor(points, dtype=torch.float64).clamp(0, 1)
         sizes = torch.tensor([(width, height) for height, width in self.image_sizes], dtype=torch.float64)
         # A point on the right or lower edge belongs to the last feature of the image, not to the padding.
@@ -72,9 +73,9 @@ class AttentionRecord:
 
 @contextmanager
 def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = ()) -> Iterator[AttentionRecord]:
-    """Within the block, keep the attention weights of the forward passes of a Detr.
+    """Keep the attention weights of the forward passes of a Detr within the block.
 
-    Its results stay as they are. The record is filled anew by every forward pass and stays valid after the block::
+    The results do not change. Every forward pass replaces the record, which stays valid after the block::
 
         with record_attention(model) as record, torch.no_grad():
             model(batched_inputs)
@@ -82,8 +83,8 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
 
     Args:
         model: a :class:`~detr_d2.modeling.meta_arch.Detr`, of any transformer.
-        encoder_points: from where in every image the encoder's self-attention is kept. None: from every feature,
-            which takes S² numbers a layer, head and image.
+        encoder_points: the points of every image whose self-attention in the encoder is kept. None: every feature,
+            which takes S² numbers per layer, head and image.
     """
     points = None if encoder_points is None else [(float(x), float(y)) for x, y in encoder_points]
     record = AttentionRecord(encoder_points=points)
@@ -91,12 +92,12 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     transformer = network.transformer
 
     def start(module: nn.Module, inputs: tuple, output: tuple) -> None:
-        (images,), (features, _) = inputs, output
+        (batch,), (features, _) = inputs, output
         record.encoder.clear()
         record.decoder.clear()
         record.size = tuple(features.tensor.shape[-2:])
         record.stride = module[0].stride
-        record.image_sizes = [tuple(size) for size in images.image_sizes]
+        record.image_sizes = [tuple(size) for size in batch.image_sizes]
         record.padding_mask = features.padding_mask
 
     def keep_encoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
@@ -110,17 +111,17 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
         record.decoder.append(module.weights(*inputs).detach())
 
     with ExitStack() as hooks:
-        hooks.enter_context(_removed_later(network.backbone.register_forward_hook(start)))
+        hooks.enter_context(_remove_later(network.backbone.register_forward_hook(start)))
         if points is None or points:
             for layer in transformer.encoder.layers:
-                hooks.enter_context(_removed_later(layer.self_attn.register_forward_hook(keep_encoder)))
+                hooks.enter_context(_remove_later(layer.self_attn.register_forward_hook(keep_encoder)))
         for layer in transformer.decoder.layers:
-            hooks.enter_context(_removed_later(layer.multihead_attn.register_forward_hook(keep_decoder)))
+            hooks.enter_context(_remove_later(layer.multihead_attn.register_forward_hook(keep_decoder)))
         yield record
 
 
 @contextmanager
-def _removed_later(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+def _remove_later(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
     try:
         yield
     finally:

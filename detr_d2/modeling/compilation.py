@@ -1,42 +1,130 @@
-"""``torch.compile`` for inputs of any size, with a way back."""
+"""``torch.compile`` for training and for inference, for images of any size, with a way back.
+
+``nn.Module.compile`` is not enough: it fails where compiling fails, its compiled code skips hooks that are registered
+later, and a module can not go on without it in evaluation mode.
+"""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._dynamo
+import torch._functorch.config
+import torch.fx.experimental._config
+from detectron2.utils.env import TORCH_VERSION
 from torch import nn
+
+from detr_d2.modeling.activation_checkpoints import repeated_modules
 
 logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 
+# Weights become constants of the code: packed for the processor, activations fused.
+_INFERENCE_OPTIONS = {"freezing": True}
+# PyTorch 2.3 splits the model into one piece per layer, each compiled by itself.
+_MIN_INFERENCE_VERSION = (2, 4)
 
-def anywhere(module: nn.Module) -> bool:
+_COMPILE_BACKWARD_FIRST = "force_non_lazy_backward_lowering"
+_TRAINING_OPTIONS = {
+    # A backward pass that can't be compiled shows while there still is a way back.
+    _COMPILE_BACKWARD_FIRST: True,
+    # Gradients are computed outside of autocast, as without compiling.
+    "backward_pass_autocast": "off",
+}
+
+
+def compile_for_inference(modules: Sequence[nn.Module]) -> bool:
+    """Replace each module's ``forward`` by compiled code, in place; see :class:`CompiledForward`.
+
+    Args:
+        modules: in evaluation mode, with their final weights.
+
+    Returns:
+        Whether this version of PyTorch supports it; if not, a warning is logged and nothing is changed.
+    """
+    if TORCH_VERSION < _MIN_INFERENCE_VERSION:
+        needed, found = (".".join(map(str, x)) for x in (_MIN_INFERENCE_VERSION, TORCH_VERSION))
+        logger.warning(f"Predicting without torch.compile, which needs PyTorch {needed} or later; this is {found}.")
+        return False
+    # Weights become constants only without gradients.
+    compiler = Compiler("Predicting", _INFERENCE_OPTIONS, torch.no_grad)
+    for module in modules:
+        module.forward = CompiledForward(module, compiler)
+    return True
+
+
+def compile_for_training(transformer: nn.Module) -> bool:
+    """Compile the layers of ``transformer`` for training, in place; see :class:`CompiledForward`.
+
+    Layers of one class share their code: six take no longer to compile than one, and processes can exchange the
+    gradients of one layer while those of the next are computed. The rest of the transformer, and layers in evaluation
+    mode, run without compiling. Call this before
+    :func:`~detr_d2.modeling.activation_checkpoints.checkpoint_activations`, which lets compiled layers run again.
+
+    Returns:
+        Whether this version of PyTorch supports it; if not, a warning is logged and nothing is changed.
+    """
+    if not can_compile_training():
+        found = ".".join(map(str, TORCH_VERSION))
+        logger.warning(f"Training without torch.compile, which needs a later version of PyTorch; this is {found}.")
+        return False
+    compiler = Compiler("Training", {}, _training_settings, _is_trained, torch._dynamo.exc.TorchDynamoException)
+    layers = list(repeated_modules(transformer))
+    for layer in layers:
+        layer.forward = CompiledForward(layer, compiler)
+    logger.info(f"Training with torch.compile: {len(layers)} layers, which are compiled in the first iterations.")
+    return True
+
+
+def can_compile_training() -> bool:
+    """Whether PyTorch can compile the backward pass together with the forward pass."""
+    return hasattr(torch._functorch.config, _COMPILE_BACKWARD_FIRST)
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return layer.training and torch.is_grad_enabled()
+
+
+@contextmanager
+def _training_settings() -> Iterator[None]:
+    with (
+        # Otherwise code is cut within a layer, where a bucket of gradients ends that processes exchange together.
+        torch._dynamo.config.patch(optimize_ddp=False),
+        # Otherwise code for a first batch with features as high as wide serves no others.
+        torch.fx.experimental._config.patch(use_duck_shape=False),
+        torch._functorch.config.patch(_TRAINING_OPTIONS),
+    ):
+        yield
+
+
+def _always(module: nn.Module) -> bool:
     return True
 
 
 @dataclass
 class Compiler:
-    """What the compiled modules of a model share: how they are compiled, and whether that failed."""
+    """State that the compiled modules of a model share: how they are compiled, and whether that failed."""
 
-    doing: str
-    """What goes on without compiled code where compiling failed: the first word of the warning."""
+    activity: str
+    """First word of the warning where compiling failed: what continues without compiled code."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the inductor."""
     context: Callable[[], AbstractContextManager] = nullcontext
-    """Makes what the code is compiled, and runs, in."""
-    serves: Callable[[nn.Module], bool] = anywhere
-    """Whether a module, as it is at the moment, is to run compiled."""
+    """Context in which the code is compiled and runs."""
+    applies: Callable[[nn.Module], bool] = _always
+    """Whether a module, in its current mode, is to run compiled."""
     failures: type[Exception] = Exception
-    """What, raised by compiled code, leads back to the module's own."""
+    """Exceptions of compiled code after which the module's own code runs."""
     failed: bool = False
     functions: dict[Callable, Callable] = field(default_factory=dict, repr=False)
-    """Compiled, by what they were: modules of one class share their code."""
+    """Compiled functions by their originals: modules of one class share their code."""
 
     def compiled(self, function: Callable) -> Callable:
+        """Return ``function`` compiled."""
         if function not in self.functions:
             options = self.options if BACKEND == "inductor" else None
             self.functions[function] = torch.compile(function, dynamic=True, backend=BACKEND, options=options)
@@ -47,57 +135,58 @@ class Compiler:
         if self.failed:
             return
         self.failed = True
-        # The first line tells which part of PyTorch failed, the second what was wrong.
+        # The first line names the part of PyTorch that failed, the second the reason.
         reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:2]])
-        logger.warning(f"{self.doing} without torch.compile, which failed: {reason}")
+        logger.warning(f"{self.activity} without torch.compile, which failed: {reason}")
 
     def __getstate__(self) -> dict:
-        # Compiled functions can't be pickled; a copy makes its own, of code that is there already.
+        # Compiled functions can't be pickled; a copy compiles again.
         return {**vars(self), "functions": {}}
 
 
 class CompiledForward:
-    """In place of a module's ``forward``: its compiled code, made at the first call, or its own.
+    """Replacement of a module's ``forward``: compiled code, compiled at the first call, or its own.
 
-    One code serves all sizes of images; what differs in structure (one image or several, padded or not) is compiled
-    when it is first met. Where compiling fails, a warning is logged once; what was not compiled until then goes on as
-    it was. So does a module as long as somebody watches its parts through hooks, which compiled code would not call.
+    One code serves all sizes of images; differences of structure (one image or several, padded or not) are compiled
+    when they first occur. Where compiling fails, a warning is logged once, and modules that are not compiled yet run
+    their own code. So does a module while hooks are registered on its children, which compiled code would not call.
 
     The module's parameters keep their names; copies of a model are compiled as it is.
+
+    Args:
+        module: its ``forward`` is that of its class.
+        compiler: shared by the modules of a model.
     """
 
     def __init__(self, module: nn.Module, compiler: Compiler):
-        """
-        Args:
-            module: its ``forward`` is that of its class.
-        """
         self.module = module
         self.compiler = compiler
         self.hooks = self._count_hooks()
         self.works: bool | None = None
-        """None: nothing is known yet."""
+        """None: not tried yet."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module."""
         own = type(self.module).forward
-        if not self._serves():
+        if not self._applies():
             return own(self.module, *args, **kwargs)
         try:
             with self.compiler.context():
                 results = self.compiler.compiled(own)(self.module, *args, **kwargs)
             self.works = True
         except self.compiler.failures as e:
-            # What the caller did wrong is wrong without compiling, too, and is raised again here.
+            # A mistake of the caller is one without compiling, too, and is raised again here.
             results = own(self.module, *args, **kwargs)
             self.works = False
             self.compiler.report(e)
         return results
 
-    def _serves(self) -> bool:
-        # Somebody else compiles what contains this module.
+    def _applies(self) -> bool:
+        # The caller compiles a module that contains this one.
         if torch.compiler.is_compiling():
             return False
         possible = not self.compiler.failed if self.works is None else self.works
-        return possible and self.compiler.serves(self.module) and self._count_hooks() == self.hooks
+        return possible and self.compiler.applies(self.module) and self._count_hooks() == self.hooks
 
     def _count_hooks(self) -> int:
         inner = (x for x in self.module.modules() if x is not self.module)

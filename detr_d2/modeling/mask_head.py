@@ -13,19 +13,19 @@ from torch.nn import functional as F
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.precision import without_autocast
 
-# Channels of a layer are normalised in this many groups, or as many as divide them.
+# Channels of a layer are normalized in this many groups, or in a divisor of both.
 _GROUPS = 8
 _NUM_LEVELS = 3
-# Queries at once.
+# Number of queries computed at once.
 _CHUNK_CPU = 4
 _CHUNK = 50
 
 _PHASES = (((1, 1, 0), (0, 0, 1)), ((1, 0, 0), (0, 1, 1)))
-"""[s][t][k]: whether tap k of a kernel of three falls on input t of two, for outputs of the phase s."""
+"""[s][t][k]: 1 if tap k of a kernel of three falls on input t of two, for outputs of phase s."""
 
 
 class AttentionMaps(nn.Module):
-    """Where the object queries look: attention weights without values."""
+    """Attention weights of the object queries over the memory, without values."""
 
     def __init__(self, hidden_dim: int, nheads: int):
         super().__init__()
@@ -37,7 +37,8 @@ class AttentionMaps(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor, memory: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """
+        """Return one map per query and head.
+
         Args:
             hidden: (B, Q, C) of the object queries.
             memory: (B, C, H, W) output of the encoder.
@@ -56,19 +57,18 @@ class AttentionMaps(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A convolutional head that brings the attention maps of queries to the finest level of the backbone.
+    """A convolutional head that refines the attention maps of queries to the finest level of the backbone.
 
-    Convolutions are linear: what they make of the image is computed once an image, whatever the number of queries.
+    Convolutions are linear: their response to the image is computed once per image, whatever the number of queries.
+
+    Args:
+        hidden_dim: channels of the projected features.
+        nheads: number of attention maps per query.
+        level_channels: of the backbone's three finer levels, coarse to fine.
+        maps_gain: factor on the initial weights by which the maps are read.
     """
 
     def __init__(self, hidden_dim: int, nheads: int, level_channels: tuple[int, int, int], maps_gain: float = 1.0):
-        """
-        Args:
-            hidden_dim: channels of the projected features.
-            nheads: of the attention maps.
-            level_channels: of the backbone's three finer levels, coarse to fine.
-            maps_gain: factor on the initial weights by which the maps are read.
-        """
         super().__init__()
         if hidden_dim < 16:
             raise UserError(f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: masks (MODEL.MASK_ON True) take 16 or more.")
@@ -85,40 +85,41 @@ class MaskHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
-        # The maps sum to one over all positions: beside features of order one, the head doesn't see them at first.
+        # The maps sum to one over all positions: beside features of order one, the head hardly sees them at first.
         with torch.no_grad():
             self.lay1.weight[:, hidden_dim:] *= maps_gain
 
     def forward(
         self, source: Tensor, maps: Tensor, levels: Sequence[Tensor], images: Tensor, chunk: int | None = None
     ) -> Tensor:
-        """
+        """Return the mask logits of M object queries.
+
         Args:
             source: (B, C, H, W) projected features.
             maps: (M, heads, H, W) attention maps of M object queries.
             levels: the backbone's finer levels, coarse to fine, (B, channels, h, w) each; the first three are read.
-            images: (M,) int64: the image, of B, of each query.
-            chunk: for how many queries to compute at once. None: for few on the CPU, where their features should stay
-                in the caches, for more elsewhere.
+            images: (M,) int64 index in the batch of each query's image.
+            chunk: number of queries computed at once. None: few on the CPU, where their features should stay in the
+                caches, more elsewhere.
 
         Returns:
-            (M, h, w) mask logits at the size of the finest level.
+            (M, h, w) at the size of the finest level.
         """
         on_cpu = source.device.type == "cpu"
         if chunk is None:
             chunk = _CHUNK_CPU if on_cpu else _CHUNK
-        # Every layer takes over the format of what comes in. This one is a fifth faster on the CPU.
+        # Every layer keeps the memory format of its input. Channels last is a fifth faster on the CPU.
         if on_cpu:
             maps = maps.contiguous(memory_format=torch.channels_last)
-        of_source, of_maps = self.lay1.weight.split((self.hidden_dim, maps.shape[1]), dim=1)
+        source_weight, maps_weight = self.lay1.weight.split((self.hidden_dim, maps.shape[1]), dim=1)
         stages = self._stages(levels)
-        first = F.conv2d(source, of_source, self.lay1.bias, padding=1)
+        first = F.conv2d(source, source_weight, self.lay1.bias, padding=1)
         logits = []
         for some_maps, some_images in zip(maps.split(chunk), images.split(chunk), strict=True):
-            x = F.conv2d(some_maps, of_maps, padding=1) + _take(first, some_images)
+            x = F.conv2d(some_maps, maps_weight, padding=1) + _take(first, some_images)
             x = F.relu_(self.gn2(self.lay2(F.relu_(self.gn1(x)))))
             for stage in stages:
-                x = F.relu_(stage.norm(stage.upsampling(x) + _take(stage.of_image, some_images)))
+                x = F.relu_(stage.norm(stage.upsampling(x) + _take(stage.level, some_images)))
             logits.append(self.out_lay(x)[:, 0])
         return torch.cat(logits)
 
@@ -135,10 +136,10 @@ class MaskHead(nn.Module):
 
 
 class _Stage(NamedTuple):
-    """From one level to the next finer one."""
+    """The step from one level to the next finer one."""
 
-    of_image: Tensor
-    """(B, channels, h, w) what the level itself adds."""
+    level: Tensor
+    """(B, channels, h, w) response to the level itself."""
     upsampling: "UpsamplingConv"
     norm: nn.GroupNorm
 
@@ -146,16 +147,15 @@ class _Stage(NamedTuple):
 class UpsamplingConv:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the upsampled features.
 
-    Where the size doubles, a kernel of 3 x 3 sees only 2 x 2 features before the upsampling: which ones, depends on
-    whether the row and the column of the output are even or odd. Four smaller kernels do with 4/9 of the work.
+    Where the size doubles, a kernel of 3 x 3 sees only 2 x 2 features before the upsampling, and which ones depends on
+    whether row and column of the output are even or odd. Four smaller kernels need 4/9 of the operations.
+
+    Args:
+        weight: (outputs, inputs, 3, 3).
+        size: height and width of the output.
     """
 
     def __init__(self, weight: Tensor, size: Sequence[int]):
-        """
-        Args:
-            weight: (outputs, inputs, 3, 3).
-            size: height and width of the output.
-        """
         self.weight = weight
         self.size = tuple(size)
         with without_autocast(weight.device):
@@ -163,6 +163,7 @@ class UpsamplingConv:
             self.phases = torch.einsum("stk,rvl,oikl->osritv", taps, taps, weight).flatten(0, 2)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return (M, outputs, *size) from (M, inputs, h, w)."""
         height, width = self.size
         size = tuple(x.shape[-2:])
         if size == self.size:
@@ -171,7 +172,7 @@ class UpsamplingConv:
             return self._direct(x, self.size)
         # Position p of the small convolution sees features p - 1 and p: the odd row before, the even row after them.
         y = F.pixel_shuffle(F.conv2d(x, self.phases, padding=1), 2)[..., 1 : height + 1, 1 : width + 1]
-        # At an odd end the last feature is repeated once only, and then there are zeros.
+        # At an odd end the last feature is repeated only once, before the zeros.
         if height % 2:
             y[..., -1, :] = self._direct(x[..., -2:, :], (min(2, size[0]), width))[..., -1, :]
         if width % 2:
@@ -185,9 +186,10 @@ class UpsamplingConv:
 def build_mask_modules(
     cfg: CfgNode, level_channels: Sequence[int]
 ) -> tuple[AttentionMaps, MaskHead] | tuple[None, None]:
-    """The attention maps and the mask head of a config, None for both without ``MODEL.MASK_ON``.
+    """Build the attention maps and the mask head; None for both without ``MODEL.MASK_ON``.
 
     Args:
+        cfg: the config.
         level_channels: of the levels of the backbone that are finer than the transformer's, coarse to fine.
 
     Raises:
@@ -206,6 +208,6 @@ def build_mask_modules(
     return AttentionMaps(detr.HIDDEN_DIM, detr.NHEADS), head
 
 
-def _take(of_images: Tensor, images: Tensor) -> Tensor:
-    """(B, ...) -> (M, ...), or (1, ...) if there is one image only."""
-    return of_images if len(of_images) == 1 else of_images[images]
+def _take(per_image: Tensor, images: Tensor) -> Tensor:
+    """Select (M, ...) rows of (B, ...); a single image is broadcast."""
+    return per_image if len(per_image) == 1 else per_image[images]

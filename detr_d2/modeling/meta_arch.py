@@ -1,41 +1,23 @@
 """DETR as a Detectron2 meta-architecture."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from detr_d2.checkpoint import native_state_dict
 from detr_d2.config import check_detr_config
-from detr_d2.criterion import MASK_LOSSES, MaskPredictor, MatchedPairs, SetCriterion
+from detr_d2.criterion import MASK_LOSSES, MatchedMasks, Normalizer, SetCriterion, get_class_loss, matched_pairs
 from detr_d2.data.panoptic import things_of_model
-from detr_d2.modeling import (
-    BackboneWithPosition,
-    DetrNetwork,
-    box_modules,
-    build_mask_modules,
-    build_masked_backbone,
-    build_position_embedding,
-    build_transformer,
-)
-from detr_d2.modeling.postprocessing import (
-    PanopticRules,
-    QueryMasks,
-    box_instances,
-    panoptic_segmentation,
-    resized_masks,
-)
-from detr_d2.structures import MaskFeatures, Predictions, Targets
-from detr_d2.structures.target_checks import check_instances
+from detr_d2.modeling.backbone import BackboneWithPosition, build_masked_backbone
+from detr_d2.modeling.mask_head import build_mask_modules
+from detr_d2.modeling.network import DetrNetwork
+from detr_d2.modeling.position_encoding import build_position_embedding
+from detr_d2.modeling.postprocessing import PanopticRules, box_instances, panoptic_segmentation, resized_masks
+from detr_d2.modeling.transformer import build_transformer
+from detr_d2.structures import Output, PaddedBatch, Size, Targets, check_instances
 from detr_d2.utils.errors import UserError
-
-# What a sigmoid class head says of every class at the start: most are not there.
-_CLASS_PRIOR = 0.01
 
 # Metrics leave the device this seldom: as often as Detectron2 writes a line.
 _METRICS_PERIOD = 20
@@ -43,7 +25,20 @@ _METRICS_PERIOD = 20
 
 @META_ARCH_REGISTRY.register()
 class Detr(nn.Module):
-    """End-to-end object detection with transformers (arXiv 2005.12872)."""
+    """End-to-end object detection with transformers (arXiv 2005.12872).
+
+    Args:
+        network: from images to predictions.
+        criterion: from predictions and targets to losses.
+        pixel_mean: one value per channel, in the order of the images' channels, on a scale of 255.
+        pixel_std: the same.
+        deep_supervision: losses after every decoder layer, not the last alone.
+        class_loss: that the class head is trained with, which decides how detections are ranked.
+        score_threshold: detections with a lower score are not returned.
+        mask_threshold: a pixel belongs to a mask if its probability is higher.
+        freeze_boxes: train the mask head alone. Nothing else has gradients, or dropout in training.
+        panoptic: the rules by which queries become segments. None: no panoptic results.
+    """
 
     @configurable
     def __init__(
@@ -60,18 +55,6 @@ class Detr(nn.Module):
         freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
     ):
-        """
-        Args:
-            network: images to predictions.
-            criterion: predictions and targets to losses.
-            pixel_mean, pixel_std: a value a channel, in the order of the images' channels, on a scale of 255.
-            deep_supervision: losses after every decoder layer, not the last alone.
-            class_loss: "softmax" or "focal", which decides how detections are ranked.
-            score_threshold: detections with a lower score are not returned.
-            mask_threshold: a pixel belongs to a mask if its probability is higher.
-            freeze_boxes: train the mask head alone. All else has no gradients, and no dropout in training either.
-            panoptic: which queries become segments; None: no panoptic results.
-        """
         super().__init__()
         self.detr = network
         self.criterion = criterion
@@ -81,7 +64,7 @@ class Detr(nn.Module):
         self.mask_threshold = mask_threshold
         self.freeze_boxes = freeze_boxes
         if freeze_boxes:
-            for module in box_modules(network):
+            for module in network.box_modules():
                 module.requires_grad_(False)
         self.panoptic = panoptic
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -98,7 +81,7 @@ class Detr(nn.Module):
             transformer=build_transformer(cfg),
             num_classes=detr.NUM_CLASSES,
             num_queries=detr.NUM_OBJECT_QUERIES,
-            class_prior=_CLASS_PRIOR if detr.CLASS_LOSS == "focal" else None,
+            class_prior=get_class_loss(detr.CLASS_LOSS).prior,
             attention_maps=attention_maps,
             mask_head=mask_head,
             mask_chunk=detr.MASK.CHUNK,
@@ -118,91 +101,115 @@ class Detr(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model and its results."""
         return self.pixel_mean.device
 
     @property
     def has_masks(self) -> bool:
+        """Whether the model has a mask head."""
         return self.detr.mask_head is not None
 
     def train(self, mode: bool = True) -> "Detr":
+        """Set training or evaluation mode; a frozen box model stays in evaluation mode."""
         super().train(mode)
         if self.freeze_boxes:
-            for module in box_modules(self.detr):
+            for module in self.detr.box_modules():
                 module.eval()
         return self
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """
+    def forward(
+        self, batched_inputs: list[dict], normalizer: Normalizer | None = None
+    ) -> dict[str, Tensor] | list[dict]:
+        """Return losses in training, results in evaluation.
+
         Args:
-            batched_inputs: a dict an image, as Detectron2's mappers make them: ``image``, (C, H, W); in training
+            batched_inputs: one dict per image, as Detectron2's mappers return them: ``image``, (C, H, W); in training
                 ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; in inference
-                ``height`` and ``width`` of the wanted result in pixels, by default those of ``image``.
+                ``height`` and ``width`` of the result in pixels, by default those of ``image``.
+            normalizer: of the batch that these inputs are one accumulation step of; see :meth:`normalizer`. None: the
+                inputs are the whole batch.
 
         Returns:
-            In training the weighted losses by name; their sum is the loss. In inference a dict an image whose
+            In training the weighted losses by name; their sum is the loss. In inference one dict per image whose
             ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
             score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
             rules also ``panoptic_seg``, see :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`.
         """
-        images = self.preprocess_image(batched_inputs)
+        batch = self.preprocess_image(batched_inputs)
         if self.training:
-            targets = self._targets(batched_inputs)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_boxes):
-                predictions = self.detr(images, all_layers=self.deep_supervision and not self.freeze_boxes)
-            masks = self._mask_predictor(predictions, images)
-            return self._losses(predictions, targets, masks, batched_inputs)
-        predictions = self.detr(images, all_layers=False)
+            return self._losses(batch, batched_inputs, normalizer)
         sizes = [
             (int(x.get("height", size[0])), int(x.get("width", size[1])))
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+            for x, size in zip(batched_inputs, batch.image_sizes, strict=True)
         ]
-        instances = box_instances(predictions, sizes, self.class_loss, self.score_threshold)
+        return self._results(self.detr(batch, all_layers=False), batch, sizes)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> PaddedBatch:
+        """Normalize the images and pad them with zeros, right and below, to the largest of the batch."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        return self.detr.backbone[0].pad([(x - self.pixel_mean) / self.pixel_std for x in images])
+
+    def normalizer(self, batched_inputs: list[dict], accumulation_steps: int) -> Normalizer:
+        """Return what the losses of a batch are divided by that is split into several forward passes.
+
+        All processes call this together.
+        """
+        counts = [len(x["instances"]) for x in batched_inputs if "instances" in x]
+        return self.criterion.normalizer(counts, self.detr.num_queries, accumulation_steps)
+
+    def _results(self, output: Output, batch: PaddedBatch, sizes: list[Size]) -> list[dict]:
+        """Select queries, compute their masks once, and assemble the results."""
+        instances = box_instances(output, sizes, self.class_loss, self.score_threshold)
         results = [{"instances": x} for x in instances]
-        if predictions.mask_features is not None:
-            for index, result in enumerate(results):
-                masks = self._query_masks(predictions, index)
-                # The frame that the mask logits fill, and the image in it.
-                frame_sizes = {
-                    "padded_size": predictions.mask_features.frames[index],
-                    "image_size": images.image_sizes[index],
-                }
-                instances[index].pred_masks = self._instance_masks(instances[index], masks, **frame_sizes)
-                if self.panoptic is not None:
-                    result["panoptic_seg"] = panoptic_segmentation(
-                        predictions.logits[-1, index],
-                        masks,
-                        **frame_sizes,
-                        output_size=sizes[index],
-                        rules=self.panoptic,
-                    )
+        if not self.has_masks:
+            return results
+        queries = [x.queries for x in instances]
+        if self.panoptic is not None:
+            selected = [self.panoptic.select(logits) for logits in output.logits[-1]]
+            queries = [torch.cat((x, y.queries)) for x, y in zip(queries, selected, strict=True)]
+        unique = [x.unique(return_inverse=True) for x in queries]
+        masks = self.detr.masks(output.mask_inputs, [x for x, _ in unique])
+        for i, (result, logits, (_, rows)) in enumerate(zip(results, masks, unique, strict=True)):
+            detections = result["instances"]
+            sizes_of_image = {
+                "padded_size": batch.valid_sizes[i],
+                "image_size": batch.image_sizes[i],
+                "output_size": sizes[i],
+            }
+            of_detections, of_segments = rows[: len(detections)], rows[len(detections) :]
+            detections.pred_masks = resized_masks(
+                logits[of_detections], **sizes_of_image, threshold=self.mask_threshold
+            )
+            if self.panoptic is not None:
+                result["panoptic_seg"] = panoptic_segmentation(
+                    selected[i], logits[of_segments], **sizes_of_image, rules=self.panoptic
+                )
         return results
 
-    def _query_masks(self, predictions: Predictions, index: int) -> QueryMasks:
-        features = predictions.mask_features.of_image(index)
-        make = partial(self._mask_logits_of_image, features)
-        return QueryMasks(make, features.hidden.shape[1], self.device)
+    def _losses(
+        self, batch: PaddedBatch, batched_inputs: list[dict], normalizer: Normalizer | None
+    ) -> dict[str, Tensor]:
+        targets = self._targets(batched_inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_boxes):
+            output = self.detr(batch, all_layers=self.deep_supervision and not self.freeze_boxes)
+        try:
+            matches = self.criterion.match(output, targets)
+            masks = self._matched_masks(output, batch, targets, matches[-1]) if self.has_masks else None
+            losses, metrics = self.criterion.losses(output, targets, matches, masks, normalizer)
+        except FloatingPointError as e:
+            names = ", ".join(_name(x, i) for i, x in enumerate(batched_inputs))
+            raise FloatingPointError(f"{e} Images of the batch: {names}.") from e
+        _write_metrics(metrics)
+        # The losses of frozen boxes are constants: they are reported as metrics, not minimized.
+        return {name: losses[name] for name in MASK_LOSSES} if self.freeze_boxes else losses
 
-    def _mask_logits_of_image(self, features: MaskFeatures, queries: Tensor) -> Tensor:
-        return self.detr.mask_logits(features, torch.zeros_like(queries), queries)
-
-    def _instance_masks(self, instances: Instances, masks: QueryMasks, **frame_sizes: tuple[int, int]) -> Tensor:
-        if not len(instances):
-            return torch.zeros((0, *instances.image_size), dtype=torch.bool, device=self.device)
-        return resized_masks(
-            masks(instances.queries),
-            **frame_sizes,
-            output_size=instances.image_size,
-            threshold=self.mask_threshold,
-        )
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images and pad them with zeros, right and below, to the largest of the batch."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        backbone = self.detr.backbone[0].backbone
-        return ImageList.from_tensors(
-            images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
-        )
+    def _matched_masks(self, output: Output, batch: PaddedBatch, targets: Targets, matches: Tensor) -> MatchedMasks:
+        pairs = matched_pairs(matches, targets.counts, self.detr.num_queries)
+        queries = pairs.queries
+        if not len(pairs):
+            # Distributed training waits for a gradient of every parameter, also in a process without objects.
+            queries = (queries[0].new_zeros(1), *queries[1:])
+        return MatchedMasks(pairs, self.detr.masks(output.mask_inputs, queries), batch.valid_sizes)
 
     def _targets(self, batched_inputs: list[dict]) -> Targets:
         for i, x in enumerate(batched_inputs):
@@ -215,43 +222,15 @@ class Detr(nn.Module):
                 x["instances"],
                 _name(x, i),
                 num_classes=self.criterion.num_classes,
-                num_queries=self.detr.query_embed.num_embeddings,
+                num_queries=self.detr.num_queries,
                 masks=self.has_masks,
             )
         return Targets.from_instances([x["instances"] for x in batched_inputs], self.device, masks=self.has_masks)
 
-    def _mask_predictor(self, predictions: Predictions, images: ImageList) -> MaskPredictor | None:
-        if not self.has_masks:
-            return None
-        features = predictions.mask_features
-        together = set(features.frames) == {tuple(images.tensor.shape[-2:])}
-        make = partial(self._masks_together if together else self._masks_by_image, features)
-        return MaskPredictor(make, predictions.logits.shape[2], features.frames)
-
-    def _masks_together(self, features: MaskFeatures, pairs: MatchedPairs) -> Sequence[Tensor]:
-        return self.detr.mask_logits(features, pairs.images, pairs.queries).split(pairs.counts)
-
-    def _masks_by_image(self, features: MaskFeatures, pairs: MatchedPairs) -> Sequence[Tensor]:
-        queries = enumerate(pairs.queries.split(pairs.counts))
-        nothing = features.hidden.new_zeros(0, 1, 1)
-        return [self._mask_logits_of_image(features.of_image(i), x) if len(x) else nothing for i, x in queries]
-
-    def _losses(
-        self, predictions: Predictions, targets: Targets, masks: MaskPredictor | None, batched_inputs: list[dict]
-    ) -> dict[str, Tensor]:
-        try:
-            losses, metrics = self.criterion(predictions, targets, masks)
-        except FloatingPointError as e:
-            names = ", ".join(_name(x, i) for i, x in enumerate(batched_inputs))
-            raise FloatingPointError(f"{e} Images of the batch: {names}.") from e
-        _write_metrics(metrics)
-        # The losses of boxes that are frozen are constants: they are watched, not minimised.
-        return {name: losses[name] for name in MASK_LOSSES} if self.freeze_boxes else losses
-
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # Whoever loads this model, Detectron2's DefaultPredictor included, may hold a foreign checkpoint.
+        # Any loader of this model, Detectron2's DefaultPredictor included, may read a foreign checkpoint.
         if not prefix:
-            native = native_state_dict(state_dict, self.criterion.num_classes, self.detr.mask_head is not None)
+            native = native_state_dict(state_dict, self.criterion.num_classes, self.has_masks)
             if native is not state_dict:
                 state_dict.clear()
                 state_dict.update(native)

@@ -1,4 +1,4 @@
-"""Where in the image a feature is: fixed sines, or a learned table."""
+"""Position embeddings of image features: fixed sines, or a learned table."""
 
 import math
 from functools import lru_cache
@@ -14,7 +14,7 @@ _MAX_TABLE_SIZE = 50
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sines and cosines of the position, normalised to the unpadded image (arXiv 1706.03762, section 3.5).
+    """Sines and cosines of the position, normalized to the unpadded image (arXiv 1706.03762, section 3.5).
 
     Half of the channels hold the row, half the column.
     """
@@ -25,7 +25,7 @@ class PositionEmbeddingSine(nn.Module):
         self.temperature = temperature
 
     def forward(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """(B, C, H, W) features and their (B, H, W) padding mask -> (B, hidden_dim, H, W); (1, …) without mask."""
+        """Return (B, hidden_dim, H, W) for features and their (B, H, W) padding mask; (1, …) without mask."""
         if padding_mask is None:
             height, width = features.shape[-2:]
             return _unpadded_sine(height, width, self.channels_per_axis, self.temperature, features.device)
@@ -50,7 +50,7 @@ def _axis_sine(position: Tensor, channels: int, temperature: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _unpadded_sine(height: int, width: int, channels_per_axis: int, temperature: float, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could not be used in training later.
+    # A tensor created in inference mode could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         valid = torch.ones((1, height, width), dtype=torch.bool, device=device)
         return _sine(valid, channels_per_axis, temperature)
@@ -67,11 +67,11 @@ class PositionEmbeddingLearned(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """(B, C, H, W) features -> (1, hidden_dim, H, W); the padding makes no difference."""
+        """Return (1, hidden_dim, H, W) for (B, C, H, W) features; the padding makes no difference."""
         height, width = features.shape[-2:]
         if max(height, width) > _MAX_TABLE_SIZE:
             raise UserError(
-                f"MODEL.DETR.POSITION_EMBEDDING 'learned' knows {_MAX_TABLE_SIZE} rows and columns, but the image "
+                f"MODEL.DETR.POSITION_EMBEDDING 'learned' has {_MAX_TABLE_SIZE} rows and columns, but the image "
                 f"features have {height} x {width}: use smaller images (INPUT.MAX_SIZE_TRAIN, INPUT.MAX_SIZE_TEST) "
                 "or 'sine'."
             )
@@ -84,6 +84,6 @@ _EMBEDDINGS = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearne
 
 
 def build_position_embedding(cfg: CfgNode) -> nn.Module:
-    """Build what ``MODEL.DETR.POSITION_EMBEDDING`` names."""
+    """Build the embedding that ``MODEL.DETR.POSITION_EMBEDDING`` names."""
     detr = cfg.MODEL.DETR
     return choice(_EMBEDDINGS, "MODEL.DETR.POSITION_EMBEDDING", detr.POSITION_EMBEDDING)(detr.HIDDEN_DIM)

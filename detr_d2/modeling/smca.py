@@ -1,45 +1,113 @@
 """Spatially modulated co-attention (arXiv 2101.07448, section 3.2), which converges in a tenth of the epochs."""
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detr_d2.config import choice
 from detr_d2.modeling.attention import MultiheadAttention
-from detr_d2.modeling.backbone import Features
-from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
-from detr_d2.modeling.heads import MLP
-from detr_d2.modeling.spatial_bias import SpatialBias
-from detr_d2.modeling.transformer import DecoderLayer, DetrTransformer
-from detr_d2.structures import Decoded
+from detr_d2.modeling.layers import MLP
+from detr_d2.modeling.transformer import DETR_TRANSFORMER_REGISTRY, DecoderLayer, DetrTransformer
+from detr_d2.structures import Decoded, Features
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.precision import without_autocast
 
 SCALES_PER_HEAD = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
-"""How many scales of the Gaussian each head predicts: none, one, x and y, or x, y and their product."""
+"""Number of the Gaussian's scales that each head predicts: none, one, x and y, or x, y and their product."""
+
+# Fused kernels take head sizes that are multiples of this.
+_HEAD_SIZE_STEP = 8
+
+
+class SpatialBias(NamedTuple):
+    """The Gaussian (equations 4 to 6) as a bias of attention: - (w_x dx² + w_y dy² + w_xy dx² dy²).
+
+    dx and dy are the distances of a feature from a query's point.
+    """
+
+    point: Tensor
+    """(B, heads, Q, 2) x and y, measured in features from the center of the first."""
+    weight: Tensor
+    """(B, heads, Q, 2 or 3) weights of the squared distances along x and y and, optionally, of their product."""
+    size: tuple[int, int]
+    """Height and width of the features."""
+
+    @property
+    def has_product(self) -> bool:
+        """Whether the product of the squared distances has a weight."""
+        return self.weight.shape[-1] == 3
+
+    def explicit(self) -> Tensor:
+        """Return the bias itself: (B, heads, Q, H * W)."""
+        grid = feature_grid(*self.size, self.point.device)
+        squared = (self.point[..., None, :] - grid).square()
+        bias = (squared * self.weight[..., None, :2]).sum(-1)
+        if self.has_product:
+            bias = bias + squared.prod(-1) * self.weight[..., 2:]
+        return -bias
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return vectors whose product is the bias, up to a constant per query, which cancels in a softmax.
+
+        -w (p - g)² = 2 w p g - w g² - w p²: with g and g² of both axes as the features' vectors no tensor of the size
+        of the attention is needed. Needs float32, since the terms are large where their sum is small.
+
+        Returns:
+            (B, heads, Q, D) for the queries, (1, 1, H * W, D) for the features; D is padded with zeros.
+        """
+        grid = feature_grid(*self.size, self.point.device)
+        query_factors = torch.cat((2 * self.weight * self.point, -self.weight), dim=-1)
+        feature_factors = torch.cat((grid, grid.square()), dim=-1)
+        padding = -query_factors.shape[-1] % _HEAD_SIZE_STEP
+        query_factors, feature_factors = (F.pad(x, (0, padding)) for x in (query_factors, feature_factors))
+        return query_factors, feature_factors[None, None]
+
+
+def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (H * W, 2) float32 x and y of every feature, row by row."""
+    # Compiled code serves all sizes, and has no cache.
+    return (_make_grid if torch.compiler.is_compiling() else _cached_grid)(height, width, device)
+
+
+@lru_cache(maxsize=64)
+def _cached_grid(height: int, width: int, device: torch.device) -> Tensor:
+    # A tensor made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return _make_grid(height, width, torch.device("cpu")).to(device, non_blocking=True)
+
+
+def _make_grid(height: int, width: int, device: torch.device) -> Tensor:
+    rows, columns = (torch.arange(x, dtype=torch.float32, device=device) for x in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x, y), dim=-1).flatten(0, 1)
 
 
 class SpatialAttention(MultiheadAttention):
-    """Attention whose logits get a bias for where the keys are."""
+    """Attention whose logits have a bias for the positions of the keys."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
     ) -> Tensor:
-        """As :class:`MultiheadAttention`, with the bias that ``bias`` describes."""
+        """Return the queries' mix of the values, as :class:`MultiheadAttention` does, with a bias."""
         return self.attend(*self.operands(query, key, value, padding_mask, bias))
 
     def operands(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+        """Return the arguments of :meth:`attend` for those of ``forward``."""
         q, k, v = self.project(query, key, value)
         if q.device.type == "cpu" and q.dtype.itemsize < 4:
             # The factors need float32, and attention on CPUs gains little from less.
             q, k, v = q.float(), k.float(), v.float()
         scale = q.shape[-1] ** -0.5
         if q.dtype == torch.float32 and not bias.has_product:
-            of_queries, of_keys = bias.factors()
-            q = torch.cat((q, of_queries / scale), dim=-1)
-            k = torch.cat((k, of_keys.expand(*k.shape[:2], -1, -1)), dim=-1)
+            query_factors, key_factors = bias.factors()
+            q = torch.cat((q, query_factors / scale), dim=-1)
+            k = torch.cat((k, key_factors.expand(*k.shape[:2], -1, -1)), dim=-1)
             mask = None if padding_mask is None else ~padding_mask[:, None, None, :]
         else:
             mask = bias.explicit()
@@ -50,7 +118,7 @@ class SpatialAttention(MultiheadAttention):
 
 
 class SmcaDecoderLayer(DecoderLayer):
-    """A decoder layer whose heads look around points that are predicted from the queries."""
+    """A decoder layer whose heads attend around reference points that are predicted from the queries."""
 
     cross_attention = SpatialAttention
 
@@ -74,24 +142,24 @@ class SmcaDecoderLayer(DecoderLayer):
         self.point3 = nn.Linear(hidden_dim, scales_per_head * nheads) if scales_per_head else None
 
     def locate(self, tgt: Tensor, query_pos: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the queries say of where to look, in float32.
+        """Predict from the queries where to attend, in float32.
 
         Returns:
             (B, heads, Q, 2) offsets measured in features; (B, heads, Q, 1 to 3) scales of the Gaussian, if learned;
             from the first layer (B, Q, 2) reference points before the sigmoid.
         """
-        located = self.norm4(tgt + query_pos)
+        with_pos = self.norm4(tgt + query_pos)
         with without_autocast(tgt.device):
-            located = located.float()
+            with_pos = with_pos.float()
             heads = self.multihead_attn.num_heads
-            offsets = self.point2(located).unflatten(-1, (heads, 2)).transpose(1, 2)
+            offsets = self.point2(with_pos).unflatten(-1, (heads, 2)).transpose(1, 2)
             scales = None
             if self.point3 is not None:
-                scales = self.point3(located).unflatten(-1, (heads, -1)).transpose(1, 2).square()
-            return offsets, scales, None if self.point1 is None else self.point1(located)
+                scales = self.point3(with_pos).unflatten(-1, (heads, -1)).transpose(1, 2).square()
+            return offsets, scales, None if self.point1 is None else self.point1(with_pos)
 
     def bias(self, point: Tensor, scales: Tensor | None, modulated: Tensor, size: tuple[int, int]) -> SpatialBias:
-        """The bias around (B, heads, Q, 2) points; ``modulated``, (heads, Q, 1), is 0 where there is none."""
+        """Return the bias around (B, heads, Q, 2) points; ``modulated``, (heads, Q, 1), is 0 where it is off."""
         if scales is None:
             scales = point.new_ones(1)
         if scales.shape[-1] == 1:
@@ -102,20 +170,30 @@ class SmcaDecoderLayer(DecoderLayer):
         self,
         tgt: Tensor,
         memory: Tensor,
-        located_memory: Tensor,
+        memory_with_pos: Tensor,
         query_pos: Tensor,
         padding_mask: Tensor | None,
         bias: SpatialBias,
     ) -> Tensor:
+        """Update the content of the object queries, as :class:`DecoderLayer` does, with a bias."""
+
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, located_memory, memory, padding_mask, bias)
+            return self.multihead_attn(x + query_pos, memory_with_pos, memory, padding_mask, bias)
 
         return self.run(tgt, query_pos, attend_to_memory)
 
 
 @DETR_TRANSFORMER_REGISTRY.register()
 class SmcaTransformer(DetrTransformer):
-    """DETR's transformer with spatially modulated cross attention in the decoder."""
+    """DETR's transformer with spatially modulated cross attention in the decoder.
+
+    Args:
+        dynamic_scale: a key of :data:`SCALES_PER_HEAD`.
+        smooth: divisor of the squared distance, which is measured in features.
+        head_mixture: only the first half of the heads is modulated.
+        query_mixture: only the second half of the queries is modulated, and predicts boxes around its points.
+        transformer: arguments of :class:`DetrTransformer`.
+    """
 
     @configurable
     def __init__(
@@ -127,15 +205,7 @@ class SmcaTransformer(DetrTransformer):
         query_mixture: bool = False,
         **transformer,
     ):
-        """
-        Args:
-            dynamic_scale: a key of :data:`SCALES_PER_HEAD`.
-            smooth: what the squared distance, in features, is divided by.
-            head_mixture: only the first half of the heads is modulated.
-            query_mixture: only the second half of the queries is modulated, and predicts boxes around its points.
-            transformer: as for :class:`DetrTransformer`.
-        """
-        # The parent's constructor makes the decoder layers, which need the first two.
+        # The parent's constructor builds the decoder layers, which read these.
         self.scales_per_head = choice(SCALES_PER_HEAD, "MODEL.DETR.SMCA.DYNAMIC_SCALE", dynamic_scale)
         if smooth <= 0:
             raise UserError(f"MODEL.DETR.SMCA.SMOOTH is {smooth}: set a number over 0.")
@@ -178,25 +248,25 @@ class SmcaTransformer(DetrTransformer):
         features: Features,
         all_layers: bool,
     ) -> Decoded:
-        located_memory = memory + pos
+        memory_with_pos = memory + pos
         size = tuple(features.tensor.shape[-2:])
         modulated, modulated_queries = self._modulated(query_pos)
-        extents = features.extents.to(memory.device, non_blocking=True)[:, None]
+        image_sizes = features.image_sizes.to(memory.device, non_blocking=True)[:, None]
         tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
         outputs, reference, center = [], None, None
         for layer in self.decoder.layers:
             offsets, scales, predicted = layer.locate(tgt, query_pos)
             if predicted is not None:
                 reference = predicted
-                center = (predicted.sigmoid() * extents)[:, None]
+                center = (predicted.sigmoid() * image_sizes)[:, None]
             bias = layer.bias(center + offsets, scales, modulated, size)
-            tgt = layer(tgt, memory, located_memory, query_pos, padding_mask, bias)
+            tgt = layer(tgt, memory, memory_with_pos, query_pos, padding_mask, bias)
             outputs.append(tgt)
         hidden = self.decoder.norm(torch.stack(outputs if all_layers else outputs[-1:]))
         return Decoded(hidden, reference * modulated_queries)
 
     def _modulated(self, query_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """(heads, Q, 1) and (Q, 1): 1 where the Gaussian is, 0 elsewhere."""
+        """Return (heads, Q, 1) and (Q, 1): 1 where the Gaussian is on, 0 elsewhere."""
         nheads = self.decoder.layers[0].multihead_attn.num_heads
         heads, queries = (torch.ones(n, 1, device=query_pos.device) for n in (nheads, len(query_pos)))
         if self.head_mixture:

@@ -4,18 +4,29 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_d2.config import choice
 from detr_d2.modeling.attention import MultiheadAttention
-from detr_d2.modeling.backbone import Features
-from detr_d2.modeling.build import DETR_TRANSFORMER_REGISTRY
-from detr_d2.modeling.dropout import Dropout
-from detr_d2.structures import Decoded
+from detr_d2.modeling.layers import Dropout
+from detr_d2.structures import Decoded, Features
+
+DETR_TRANSFORMER_REGISTRY = Registry("DETR_TRANSFORMER")
+DETR_TRANSFORMER_REGISTRY.__doc__ = """
+Transformers between the image features and the heads. Called with a cfg; the object has ``hidden_dim``
+and the forward signature of :class:`DetrTransformer`.
+"""
+
+
+def build_transformer(cfg: CfgNode) -> nn.Module:
+    """Build the transformer that ``MODEL.DETR.TRANSFORMER`` names."""
+    return choice(DETR_TRANSFORMER_REGISTRY, "MODEL.DETR.TRANSFORMER", cfg.MODEL.DETR.TRANSFORMER)(cfg)
 
 
 class TransformerLayer(nn.Module):
-    """What encoder and decoder layers share: residual branches with dropout, and the feed-forward network."""
+    """Base of encoder and decoder layers: residual branches with dropout, and the feed-forward network."""
 
     def __init__(self, hidden_dim: int, dim_feedforward: int, dropout: float, pre_norm: bool):
         super().__init__()
@@ -35,6 +46,8 @@ class TransformerLayer(nn.Module):
 
 
 class EncoderLayer(TransformerLayer):
+    """Self-attention of the features, then the feed-forward network."""
+
     def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
         super().__init__(hidden_dim, dim_feedforward, dropout, pre_norm)
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
@@ -42,17 +55,19 @@ class EncoderLayer(TransformerLayer):
         self.norm2 = nn.LayerNorm(hidden_dim)
 
     def forward(self, src: Tensor, pos: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """(B, S, C) -> (B, S, C); ``pos`` is (B or 1, S, C), ``padding_mask`` (B, S) or None."""
+        """Map (B, S, C) to (B, S, C); ``pos`` is (B or 1, S, C), ``padding_mask`` (B, S) or None."""
 
         def attend(x: Tensor) -> Tensor:
-            located = x + pos
-            return self.self_attn(located, located, x, padding_mask)
+            with_pos = x + pos
+            return self.self_attn(with_pos, with_pos, x, padding_mask)
 
         src = self.residual(src, self.norm1, attend)
         return self.residual(src, self.norm2, self.feed_forward)
 
 
 class DecoderLayer(TransformerLayer):
+    """Self-attention of the object queries, attention to the memory, then the feed-forward network."""
+
     cross_attention = MultiheadAttention
 
     def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
@@ -67,14 +82,16 @@ class DecoderLayer(TransformerLayer):
         self,
         tgt: Tensor,
         memory: Tensor,
-        located_memory: Tensor,
+        memory_with_pos: Tensor,
         query_pos: Tensor,
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """
+        """Update the content of the object queries.
+
         Args:
-            tgt: (B, Q, C) what the queries hold so far.
-            memory, located_memory: (B, S, C) the encoder's output, without and with position embedding.
+            tgt: (B, Q, C) content of the queries.
+            memory: (B, S, C) output of the encoder.
+            memory_with_pos: (B, S, C) the same with the position embedding.
             query_pos: (Q, C) the object queries.
             padding_mask: (B, S) bool, True where padded, or None.
 
@@ -83,7 +100,7 @@ class DecoderLayer(TransformerLayer):
         """
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, located_memory, memory, padding_mask)
+            return self.multihead_attn(x + query_pos, memory_with_pos, memory, padding_mask)
 
         return self.run(tgt, query_pos, attend_to_memory)
 
@@ -91,8 +108,8 @@ class DecoderLayer(TransformerLayer):
         """Self-attention of the queries, then ``attend_to_memory``, then the feed-forward network."""
 
         def attend_to_queries(x: Tensor) -> Tensor:
-            located = x + query_pos
-            return self.self_attn(located, located, x)
+            with_pos = x + query_pos
+            return self.self_attn(with_pos, with_pos, x)
 
         tgt = self.residual(tgt, self.norm1, attend_to_queries)
         tgt = self.residual(tgt, self.norm2, attend_to_memory)
@@ -100,6 +117,8 @@ class DecoderLayer(TransformerLayer):
 
 
 class Encoder(nn.Module):
+    """Encoder layers, with a norm at the end if they are pre-norm."""
+
     def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None):
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -112,6 +131,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Decoder layers, with one norm for the outputs of all of them."""
+
     def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm):
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -120,12 +141,12 @@ class Decoder(nn.Module):
     def forward(
         self, memory: Tensor, pos: Tensor, query_pos: Tensor, padding_mask: Tensor | None, all_layers: bool
     ) -> Tensor:
-        """(B, S, C) memory -> (L, B, Q, C): every layer's output, or the last one's alone (L = 1)."""
-        located_memory = memory + pos
+        """Map (B, S, C) memory to (L, B, Q, C): every layer's output, or the last one's alone (L = 1)."""
+        memory_with_pos = memory + pos
         tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
         outputs = []
         for layer in self.layers:
-            tgt = layer(tgt, memory, located_memory, query_pos, padding_mask)
+            tgt = layer(tgt, memory, memory_with_pos, query_pos, padding_mask)
             outputs.append(tgt)
         return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
 
@@ -171,12 +192,13 @@ class DetrTransformer(nn.Module):
         }
 
     def forward(self, features: Features, pos: Tensor, query_pos: Tensor, *, all_layers: bool) -> Decoded:
-        """
+        """Run encoder and decoder.
+
         Args:
             features: projected to (B, C, H, W).
             pos: (B or 1, C, H, W) position embedding.
             query_pos: (Q, C) object queries.
-            all_layers: give the output of every decoder layer (L of them), not of the last alone (L = 1).
+            all_layers: return the output of every decoder layer (L of them), not of the last alone (L = 1).
         """
         src = features.tensor.flatten(2).transpose(1, 2)
         pos = pos.flatten(2).transpose(1, 2)
@@ -186,7 +208,7 @@ class DetrTransformer(nn.Module):
         return decoded._replace(memory=memory.transpose(1, 2).unflatten(-1, features.tensor.shape[-2:]))
 
     def decoder_layer(self, index: int, *sizes) -> DecoderLayer:
-        """Make decoder layer number ``index``; variants of the decoder change this."""
+        """Build decoder layer number ``index``; variants of the decoder override this."""
         return DecoderLayer(*sizes)
 
     def decode(
@@ -198,5 +220,5 @@ class DetrTransformer(nn.Module):
         features: Features,
         all_layers: bool,
     ) -> Decoded:
-        """Run the decoder over the (B, S, C) memory; variants of the decoder change this."""
+        """Run the decoder over the (B, S, C) memory; variants of the decoder override this."""
         return Decoded(self.decoder(memory, pos, query_pos, padding_mask, all_layers))

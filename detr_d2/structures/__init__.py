@@ -1,5 +1,17 @@
 """The data that subpackages hand to each other."""
 
-from detr_d2.structures.types import Decoded, MaskFeatures, Predictions, Size, Targets
+from detr_d2.structures.padded_batch import PaddedBatch, Size
+from detr_d2.structures.predictions import Decoded, FeatureLevel, Features, MaskInputs, Output
+from detr_d2.structures.targets import Targets, check_instances
 
-__all__ = ["Decoded", "MaskFeatures", "Predictions", "Size", "Targets"]
+__all__ = [
+    "Decoded",
+    "FeatureLevel",
+    "Features",
+    "MaskInputs",
+    "Output",
+    "PaddedBatch",
+    "Size",
+    "Targets",
+    "check_instances",
+]

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import HungarianMatcher, MatchingCost
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def problem(layers=3, counts=(3, 1), queries=6, classes=4, seed=0):
     width = max(counts)
     labels = torch.randint(classes, (len(counts), width))
     targets = Targets(labels, torch.rand(len(counts), width, 4) * 0.4 + 0.1, counts)
-    return Predictions(logits, boxes), targets
+    return Output(logits, boxes), targets
 
 
 def original_inputs(predictions, targets):
@@ -87,10 +87,10 @@ def test_no_objects(criterion, counts):
 def test_is_float32_under_autocast(criterion):
     """Edge case C28: finite with logits of +-60, and equal to the float32 loss."""
     predictions, targets = problem()
-    extreme = Predictions(predictions.logits.sign() * 60, predictions.boxes)
+    extreme = Output(predictions.logits.sign() * 60, predictions.boxes)
     expected, _ = criterion(extreme, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = criterion(Predictions(extreme.logits.bfloat16(), extreme.boxes), targets)
+        losses, _ = criterion(Output(extreme.logits.bfloat16(), extreme.boxes), targets)
     for name, value in expected.items():
         assert torch.isfinite(value)
         assert losses[name].dtype == torch.float32

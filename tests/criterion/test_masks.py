@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from detr_d2.criterion import masks as module
 from detr_d2.criterion.criterion import SetCriterion
-from detr_d2.criterion.masks import MaskPredictor, dice_loss, mask_losses, matched_pairs, sigmoid_focal_loss
-from detr_d2.structures import Predictions, Targets
+from detr_d2.criterion.mask_losses import MaskPredictor, dice_loss, mask_losses, matched_pairs, sigmoid_focal_loss
+from detr_d2.structures import Output, Targets
 
 CLASSES, QUERIES = 4, 6
 SIZE = (24, 40)
@@ -28,7 +28,7 @@ def problem():
         labels = torch.randint(CLASSES, (batch, most))
         targets = Targets(labels, torch.rand(batch, most, 4) * 0.4 + 0.1, counts, masks)
         every_mask = (torch.randn(batch, QUERIES, 6, 10) * 3).requires_grad_()
-        return Predictions(logits, boxes), targets, every_mask
+        return Output(logits, boxes), targets, every_mask
 
     return make
 
@@ -108,7 +108,7 @@ def test_only_the_matched_pairs_of_the_last_layer_are_predicted(make_cfg, proble
     criterion(predictions, targets, masks._replace(logits=logits))
     [(images, queries)] = asked
     assert images.tolist() == [0] * 3 + [2] * 6
-    last = Predictions(predictions.logits[-1:], predictions.boxes[-1:])
+    last = Output(predictions.logits[-1:], predictions.boxes[-1:])
     matches = criterion.matcher(criterion.cost(last, targets), targets.counts)[0]
     assert queries[:3].tolist() == matches[0, :3].tolist()
     assert sorted(queries[3:].tolist()) == list(range(6))

@@ -13,7 +13,7 @@ import detr_d2.modeling.compilation
 from detr_d2.engine.trainer import distribute, share_buffers
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.meta_arch import Detr
-from detr_d2.modeling.training_compilation import can_train, compile_layers
+from detr_d2.modeling.compilation import can_compile_training, compile_for_training
 
 
 def train_one_batch(cfg, state, shares, folder):
@@ -57,7 +57,7 @@ def checkpoint_both(network):
 
 def compile_transformer(network):
     detr_d2.modeling.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
-    compile_layers(network.transformer)
+    compile_for_training(network.transformer)
 
 
 def train_one_share(cfg, state, shares, folder, prepare):
@@ -87,7 +87,7 @@ def train_one_share(cfg, state, shares, folder, prepare):
             id="compiled",
             marks=[
                 pytest.mark.slow,
-                pytest.mark.skipif(not can_train(), reason="compiles the backward pass too late"),
+                pytest.mark.skipif(not can_compile_training(), reason="compiles the backward pass too late"),
             ],
         ),
     ],

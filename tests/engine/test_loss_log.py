@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from detr_d2.engine.loss_log import LossLog
+from detr_d2.engine.step import LossLog
 
 
 def losses(iteration: int) -> dict[str, torch.Tensor]:

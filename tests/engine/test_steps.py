@@ -6,7 +6,7 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from detr_d2.engine import build_optimizer
-from detr_d2.engine.steps import TrainingStep
+from detr_d2.engine.step import TrainingStep
 
 SIZE = (64, 64)
 MASKS = ("MODEL.MASK_ON", True)

@@ -4,7 +4,7 @@ import pytest
 from detectron2.engine import TrainerBase
 
 from detr_d2.engine import Trainer, build_optimizer, loading_options
-from detr_d2.engine.steps import TrainingStep
+from detr_d2.engine.step import TrainingStep
 from detr_d2.utils.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, f
     """Found at the end, or before a checkpoint is written; the iteration is that in which it arose."""
     trainer = make_trainer(checkpoint_period=checkpoint_period)
     criterion = trainer._trainer.detr.criterion
-    # Predictions are finite, so that the matcher finds nothing wrong.
+    # Output are finite, so that the matcher finds nothing wrong.
     monkeypatch.setitem(criterion.weights, "loss_giou", math.inf)
     monkeypatch.setattr(trainer._trainer.optimizer, "step", lambda: None)
     message = rf"^Found in iteration {found}, at learning rates 1e-05, 0.0001: .*infinite or NaN at iteration=0!"

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import detr_d2
 from detr_d2.engine import build_optimizer
-from detr_d2.engine.steps import TrainingStep
+from detr_d2.engine.step import TrainingStep
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 
 MASKS = ("MODEL.MASK_ON", True)

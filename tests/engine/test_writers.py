@@ -4,7 +4,7 @@ import logging
 import pytest
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 
-from detr_d2.engine.writers import FoldedMetricPrinter
+from detr_d2.engine.console import FoldedMetricPrinter
 
 
 @pytest.fixture

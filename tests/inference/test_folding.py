@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.inference.folding import fold_batch_norms
+from detr_d2.inference.optimization import fold_batch_norms
 from detr_d2.modeling import build_masked_backbone
 
 NORMS = {

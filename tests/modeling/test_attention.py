@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from detr_d2.modeling.attention import MultiheadAttention
-from detr_d2.modeling.dropout import dropout
+from detr_d2.modeling.layers import dropout
 
 
 @pytest.mark.parametrize("padded", [False, True])

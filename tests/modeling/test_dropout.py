@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detr_d2.modeling.dropout import Dropout, dropout
+from detr_d2.modeling.layers import Dropout, dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -3,7 +3,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.modeling.frozen_norm import merge_frozen_norms
+from detr_d2.modeling.resnet import merge_frozen_norms
 
 
 def test_output_and_gradients_stay():

@@ -14,7 +14,7 @@ from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
 from detr_d2.modeling.smca import SpatialAttention
-from detr_d2.modeling.spatial_bias import SpatialBias
+from detr_d2.modeling.smca import SpatialBias
 from detr_d2.structures import Targets
 from detr_d2.utils.errors import UserError
 

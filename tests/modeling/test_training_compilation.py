@@ -16,7 +16,7 @@ import detr_d2.modeling.compilation
 from detr_d2.inference import optimize_for_inference
 from detr_d2.modeling import training_compilation as compilation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.training_compilation import compile_layers
+from detr_d2.modeling.compilation import compile_for_training
 from detr_d2.utils.precision import without_autocast
 
 SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
@@ -24,7 +24,7 @@ SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "f
 MASKS = ("MODEL.MASK_ON", True)
 SIZES = [(64, 96), (80, 64)]
 
-needs_new_torch = pytest.mark.skipif(not compilation.can_train(), reason="compiles the backward pass too late")
+needs_new_torch = pytest.mark.skipif(not compilation.can_compile_training(), reason="compiles the backward pass too late")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_losses_and_gradients(make_model, make_inputs, counter, options, checkpo
     batch = make_inputs(SIZES, [3, 2], masks=True)
     expected = backward(model, batch)
     names = list(model.state_dict())
-    assert compile_layers(model.detr.transformer)
+    assert compile_for_training(model.detr.transformer)
     checkpoint_activations(model.detr, checkpoints)
     assert_same(backward(model, batch), expected)
     assert counter.frame_count
@@ -93,7 +93,7 @@ def test_bfloat16(make_model, make_inputs, counter):
     batch = make_inputs(SIZES, [3, 2], masks=True)
     _, exact = backward(model, batch)
     losses, rounded = backward(model, batch, torch.bfloat16)
-    compile_layers(model.detr.transformer)
+    compile_for_training(model.detr.transformer)
     compiled_losses, compiled = backward(model, batch, torch.bfloat16)
     assert counter.frame_count
     assert_close(sum(compiled_losses.values()), sum(losses.values()), rtol=1e-2, atol=0)
@@ -119,7 +119,7 @@ def test_what_is_float32_has_gradients_in_float32(counter):
     layers = nn.Sequential(nn.ModuleList([Float32Layer(), Float32Layer()]))
     layer, x = layers[0][0], torch.randn(8, 64)
     expected = torch.autograd.grad(layer(x).square().sum(), layer.linear.weight)
-    compile_layers(layers)
+    compile_for_training(layers)
     with torch.autocast("cpu", torch.bfloat16):
         loss = layer(x).square().sum()
     assert_close(torch.autograd.grad(loss, layer.linear.weight), expected, rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_what_is_float32_has_gradients_in_float32(counter):
 def test_few_codes_for_many_sizes(make_model, make_inputs, counter, options):
     """However many layers there are."""
     model = make_model(*SMALL, "MODEL.DETR.ENC_LAYERS", 3, "MODEL.DETR.DEC_LAYERS", 4, *options).train()
-    compile_layers(model.detr.transformer)
+    compile_for_training(model.detr.transformer)
     # The features of the first are as high as wide.
     for sizes in ([(64, 96), (80, 64)], [(96, 64), (64, 128)], [(33, 70), (120, 64)]):
         before = codes()
@@ -147,7 +147,7 @@ def test_evaluation_is_not_compiled(make_model, make_inputs, counter):
     inputs = make_inputs(SIZES, [3, 2])
     with torch.no_grad():
         (expected, _) = model(inputs)
-        compile_layers(model.detr.transformer)
+        compile_for_training(model.detr.transformer)
         (found, _) = model(inputs)
         model.train()(inputs)
     model.eval()(inputs)
@@ -159,7 +159,7 @@ def test_evaluation_is_not_compiled(make_model, make_inputs, counter):
 def test_a_copy_is_trained_by_itself(make_model, make_inputs, counter):
     model = make_model(*SMALL).train()
     batch = make_inputs(SIZES, [3, 2])
-    compile_layers(model.detr.transformer)
+    compile_for_training(model.detr.transformer)
     first = backward(model, batch)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, dir
     batch = make_inputs(SIZES, [3, 2])
     expected = backward(model, batch)
     with caplog.at_level(logging.WARNING, logger="detr_d2"):
-        compile_layers(model.detr.transformer)
+        compile_for_training(model.detr.transformer)
         for _ in range(2):
             assert_same(backward(model, batch), expected)
     (message,) = [x.getMessage() for x in caplog.records if x.name.startswith("detr_d2")]
@@ -202,7 +202,7 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "TORCH_VERSION", (2, 3))
     transformer = make_model(*SMALL).detr.transformer
     with caplog.at_level(logging.WARNING, logger="detr_d2"):
-        assert not compile_layers(transformer)
+        assert not compile_for_training(transformer)
     assert "forward" not in vars(transformer.encoder.layers[0])
     assert caplog.messages == ["Training without torch.compile, which needs a later version of PyTorch; this is 2.3."]
 
@@ -211,7 +211,7 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
 def test_predicting_afterwards(make_model, make_inputs, counter):
     """The transformer in one piece."""
     model = make_model(*SMALL)
-    compile_layers(model.detr.transformer)
+    compile_for_training(model.detr.transformer)
     inputs = make_inputs(SIZES[:1], [0])
     optimized = optimize_for_inference(model, compile=True)
     with torch.no_grad():

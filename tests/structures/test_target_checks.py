@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-from detr_d2.structures.target_checks import check_instances
+from detr_d2.structures import check_instances
 from detr_d2.utils.errors import UserError
 
 

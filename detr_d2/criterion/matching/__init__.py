@@ -1,8 +1,7 @@
-"""Which query answers for which object."""
+"""Matching of queries with objects."""
 
-from detr_d2.criterion.matching.build import DETR_MATCHER_REGISTRY, Matcher, build_matcher
-from detr_d2.criterion.matching.cost import MatchingCost
 from detr_d2.criterion.matching.hungarian import HungarianMatcher
+from detr_d2.criterion.matching.matcher import DETR_MATCHER_REGISTRY, Matcher, MatchingCost, build_matcher
 from detr_d2.criterion.matching.sinkhorn import SinkhornMatcher
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The cheapest one-to-one matching."""
+"""The one-to-one matching of minimum cost."""
 
 import numpy as np
 import torch
@@ -6,8 +6,7 @@ from detectron2.config import CfgNode, configurable
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr_d2.criterion.matching.build import DETR_MATCHER_REGISTRY
-from detr_d2.criterion.matching.nonfinite import check_matched_finite
+from detr_d2.criterion.matching.matcher import DETR_MATCHER_REGISTRY, check_matched_finite
 
 
 @DETR_MATCHER_REGISTRY.register()
@@ -24,7 +23,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, cost: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """See :data:`detr_d2.criterion.matching.build.Matcher`. Copies the cost to the host once.
+        """Return matches as :data:`~detr_d2.criterion.matching.Matcher` says; the cost is copied to the host once.
 
         Raises:
             FloatingPointError: an object can only be matched at a cost that is not finite.
@@ -43,7 +42,7 @@ class HungarianMatcher:
 
 
 def _with_prohibitive_cost(cost: np.ndarray) -> np.ndarray:
-    """Make what is not finite dearer than any matching of finite entries."""
+    """Make entries that are not finite costlier than any matching of finite entries."""
     finite = np.isfinite(cost)
     span = np.ptp(cost[finite].astype(np.float64)) if finite.any() else 0.0
     largest = cost[finite].max() if finite.any() else 0.0

@@ -1,23 +1,24 @@
-"""From preferences to a one-to-one matching, for many problems at once and without asking the device anything."""
+"""Rounding of scores to one-to-one matchings, for many problems at once and without waiting for the device."""
 
 import torch
 from torch import Tensor
 
-# After so many rounds of mutual choice next to nothing is left; what is, is matched in the order it stands.
+# After this many rounds of mutual choice almost every row is matched; the others are matched in their order.
 _ROUNDS = 16
 
 
 def round_to_matching(score: Tensor, rows: Tensor, columns: Tensor, noise: float = 0.0) -> Tensor:
-    """Match rows and columns that are each other's best, round after round, then the rest as it comes.
+    """Match rows and columns that are each other's best, round after round, then the remaining rows in their order.
 
     Args:
-        score: (N, T, Q) of N problems; the greater, the sooner matched.
-        rows: (N, T) bool, those to match. columns: (N, Q) bool, those to choose from, at least as many.
-        noise: differences in score up to this much are broken differently by every row, so that rows which want
-            the same columns equally do not queue up.
+        score: (N, T, Q) of N problems; higher scores are matched first.
+        rows: (N, T) bool, those to match.
+        columns: (N, Q) bool, those to choose from, at least as many.
+        noise: differences in score up to this are broken differently by every row, so that rows with equal scores for
+            the same columns do not wait for each other.
 
     Returns:
-        (N, T) int64 columns, no two alike in a problem; Q for the other rows. Valid for any score.
+        (N, T) int64 columns, all different within a problem; Q for the other rows. Valid for any score.
     """
     problems, height, width = score.shape
     row, column = (torch.arange(size, device=score.device) for size in (height, width))
@@ -28,9 +29,9 @@ def round_to_matching(score: Tensor, rows: Tensor, columns: Tensor, noise: float
     left, free = rows, columns
     for _ in range(_ROUNDS):
         open_score = score.masked_fill(~(left[:, :, None] & free[:, None, :]), -torch.inf)
-        wanted = open_score.argmax(2)
-        mutual = left & (open_score.argmax(1).gather(1, wanted) == row)
-        matched = torch.where(mutual, wanted, matched)
+        best_column = open_score.argmax(2)
+        mutual = left & (open_score.argmax(1).gather(1, best_column) == row)
+        matched = torch.where(mutual, best_column, matched)
         left = rows & (matched == width)
         free = columns & ~_scatter(matched, True, False, width)
         if score.is_cpu and not left.any():
@@ -45,50 +46,53 @@ def improve_by_swaps(
 ) -> Tensor:
     """Lower the cost of a matching by moves of up to two rows.
 
-    A row takes a column; the column's owner, if any, gets what the row had, or its cheapest free column. Every sweep
-    makes the best such move of each problem, and all others that do not touch the columns of a better one.
+    A row takes a column; the column's owner, if any, gets the row's old column or its own cheapest free column. Every
+    sweep makes the best such move of each problem, and all others that do not touch the columns of a better one.
 
     Args:
-        cost: (N, T, Q) finite. rows, columns: as in :func:`round_to_matching`.
-        matched: (N, T) its result.
-        tolerance: moves that gain less are left alone.
+        cost: (N, T, Q) finite.
+        matched: (N, T), of :func:`round_to_matching`.
+        rows: (N, T) bool, those to match.
+        columns: (N, Q) bool, those to choose from.
+        sweeps: maximum number of sweeps.
+        tolerance: moves that gain less are not made.
 
     Returns:
-        (N, T) like ``matched``, never dearer.
+        (N, T) like ``matched``, never costlier.
     """
     problems, height, width = cost.shape
     row = torch.arange(height, device=cost.device).expand(problems, height)
-    # The owner of a free column is a row that has no wishes.
-    with_nobody = torch.nn.functional.pad(cost, (0, 0, 0, 1))
+    # The owner of a free column is one more row, with cost 0 everywhere.
+    with_free = torch.nn.functional.pad(cost, (0, 0, 0, 1))
     forbidden = ~(rows[:, :, None] & columns[:, None, :])
     for _ in range(sweeps):
         owner = _scatter(matched, row, height, width)
         own = matched.clamp(max=width - 1)
         occupied = ((owner < height) | ~columns)[:, None, :]
-        refuge_cost, refuge = with_nobody.masked_fill(occupied, torch.inf).min(2)
+        refuge_cost, refuge = with_free.masked_fill(occupied, torch.inf).min(2)
         exchange_cost = (
-            with_nobody.gather(2, own[:, None, :].expand(-1, height + 1, -1))
+            with_free.gather(2, own[:, None, :].expand(-1, height + 1, -1))
             .gather(1, owner[:, :, None].expand(-1, -1, height))
             .transpose(1, 2)
         )
-        owner_before = with_nobody.gather(1, owner[:, None, :])
+        owner_before = with_free.gather(1, owner[:, None, :])
         owner_after = torch.minimum(exchange_cost, refuge_cost.gather(1, owner)[:, None, :])
         gain = (cost.gather(2, own[:, :, None]) - cost) + (owner_before - owner_after)
-        best, wanted = gain.masked_fill(forbidden, 0.0).max(2)
+        best, best_column = gain.masked_fill(forbidden, 0.0).max(2)
 
-        loser = owner.gather(1, wanted)
-        flees = refuge_cost.gather(1, loser) < exchange_cost.gather(2, wanted[:, :, None]).squeeze(2)
+        loser = owner.gather(1, best_column)
+        flees = refuge_cost.gather(1, loser) < exchange_cost.gather(2, best_column[:, :, None]).squeeze(2)
         offered = torch.where(flees & (loser < height), refuge.gather(1, loser), own)
-        go = _compatible(best, (own, wanted, offered), width, tolerance)
+        go = _compatible(best, (own, best_column, offered), width, tolerance)
         if cost.is_cpu and not go.any():
             break
-        moved = torch.cat((torch.where(go, wanted, matched), matched[:, :1]), 1)
+        moved = torch.cat((torch.where(go, best_column, matched), matched[:, :1]), 1)
         matched = moved.scatter(1, torch.where(go, loser, height), offered)[:, :height]
     return matched
 
 
 def _compatible(gain: Tensor, touched: tuple[Tensor, ...], width: int, tolerance: float) -> Tensor:
-    """(N, T) bool: the moves that are the best of all that touch any of their columns. Ties go to the first row."""
+    """Return (N, T) bool, the best of all moves that touch any of their columns; ties go to the first row."""
     height = gain.shape[1]
     rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     rank = torch.where(gain > tolerance, rank, height)
@@ -100,7 +104,7 @@ def _compatible(gain: Tensor, touched: tuple[Tensor, ...], width: int, tolerance
 
 
 def _scatter(matched: Tensor, value: Tensor | bool, default: int | bool, width: int) -> Tensor:
-    """(N, Q): ``value`` at the matched columns, ``default`` elsewhere."""
+    """Return (N, Q): ``value`` at the matched columns, ``default`` elsewhere."""
     # Unmatched rows point one past the last column.
     table = torch.full((len(matched), width + 1), default, device=matched.device)
     return table.scatter(1, matched, value)[:, :width]

@@ -1,14 +1,13 @@
-"""A one-to-one matching of nearly least cost, by entropic optimal transport, computed where the cost lies."""
+"""A one-to-one matching of almost minimum cost, by entropic optimal transport, computed on the cost's device."""
 
 import math
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
+from torch.nn import functional as F
 
-from detr_d2.criterion.matching.build import DETR_MATCHER_REGISTRY
-from detr_d2.criterion.matching.nonfinite import check_matched_finite
-from detr_d2.criterion.matching.normalization import normalize
+from detr_d2.criterion.matching.matcher import DETR_MATCHER_REGISTRY, check_matched_finite
 from detr_d2.criterion.matching.rounding import improve_by_swaps, round_to_matching
 from detr_d2.utils.errors import UserError
 
@@ -17,9 +16,18 @@ from detr_d2.utils.errors import UserError
 class SinkhornMatcher:
     """Sinkhorn's iteration (Cuturi, arXiv 1306.0895) in the log domain, then rounding and swaps.
 
-    All layers and images are one batch, and the host never waits for the device: nothing it does depends on a
-    value there, so that a device always pays for ``max_iterations``. On the CPU it stops as soon as all is done,
-    with the same result: what has converged is frozen, whatever it is batched with.
+    All layers and images are one batch, and the host never waits for the device: a GPU always runs
+    ``max_iterations``. The CPU stops as soon as every problem has converged, with the same result: a converged problem
+    is frozen, whatever it is batched with.
+
+    Args:
+        epsilon: weight of the entropy, relative to the spread of the costs that objects compete for.
+        epsilon_init: initial weight, in multiples of ``epsilon``.
+        epsilon_decay: factor per iteration on the weight, until it is ``epsilon``.
+        max_iterations: of Sinkhorn's iteration.
+        threshold: an image has converged when at most this share of its objects' mass is misplaced.
+        momentum_from: the iteration from which updates are over-relaxed.
+        swap_sweeps: maximum number of sweeps of swaps over the rounded matching.
     """
 
     @configurable
@@ -34,15 +42,6 @@ class SinkhornMatcher:
         momentum_from: int = 50,
         swap_sweeps: int = 20,
     ):
-        """
-        Args:
-            epsilon: weight of the entropy, relative to the spread of the costs that objects compete for.
-            epsilon_init: how many times ``epsilon`` the weight is at first.
-            epsilon_decay: its factor an iteration, until ``epsilon`` is reached.
-            threshold: the largest share of the objects' mass that may be misplaced for an image to be done.
-            momentum_from: the iteration from which updates are over-relaxed.
-            swap_sweeps: the most passes of swaps over the rounded matching.
-        """
         valid = {
             "EPSILON": (epsilon, epsilon > 0, "a number above 0"),
             "EPSILON_INIT": (epsilon_init, epsilon_init >= 1, "1 or more"),
@@ -52,9 +51,9 @@ class SinkhornMatcher:
             "MOMENTUM_FROM": (momentum_from, momentum_from >= 0, "0 or more"),
             "SWAP_SWEEPS": (swap_sweeps, swap_sweeps >= 0, "0 or more"),
         }
-        for key, (value, is_valid, wanted) in valid.items():
+        for key, (value, is_valid, expected) in valid.items():
             if not is_valid:
-                raise UserError(f"MODEL.DETR.SINKHORN.{key} is {value}: set {wanted}.")
+                raise UserError(f"MODEL.DETR.SINKHORN.{key} is {value}: set {expected}.")
         self.epsilon = epsilon
         self.epsilon_init = epsilon_init
         self.epsilon_decay = epsilon_decay
@@ -69,11 +68,11 @@ class SinkhornMatcher:
 
     @torch.no_grad()
     def __call__(self, cost: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """See :data:`detr_d2.criterion.matching.build.Matcher`. What is not finite is avoided.
+        """Return matches as :data:`~detr_d2.criterion.matching.Matcher` says; costs that are not finite are avoided.
 
         Raises:
-            FloatingPointError: on the CPU only, an object was matched at a cost that is not finite. On a device
-                the losses of such a pair are not finite, and the trainer stops on these.
+            FloatingPointError: on the CPU only, an object was matched at a cost that is not finite. On a GPU the
+                losses of such a pair are not finite, and the trainer stops there.
         """
         layers, batch, queries, width = cost.shape
         if width == 0:
@@ -87,12 +86,12 @@ class SinkhornMatcher:
         return matches
 
     def transport(self, cost: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The optimal transport of N = L * B problems, before it is rounded to a matching.
+        """Return the optimal transport of N = L * B problems, before it is rounded to a matching.
 
         Returns:
-            (N, T, Q') logarithm of how much of object t query q gets; (N, T, Q') normalised cost; (N, T) bool, which
-            rows are objects; (N, Q') bool, which columns are there to choose from. Q' is Q, or T if that is more:
-            where objects outnumber queries, those that are left over get a column of their own.
+            (N, T, Q') logarithm of the share of object t that query q gets; (N, T, Q') normalized cost; (N, T) bool,
+            the rows that are objects; (N, Q') bool, the columns to choose from. Q' is Q, or T if that is more: where
+            objects outnumber queries, those without a query get a column of their own.
         """
         layers, _, queries, width = cost.shape
         problems = cost.float().transpose(2, 3).flatten(0, 1)
@@ -106,23 +105,23 @@ class SinkhornMatcher:
     def _sizes(
         counts: tuple[int, ...], queries: int, width: int, spare: int, device: torch.device, layers: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows (N, T) and columns (N, Q + spare) take part, and the number of objects (N, 1, 1)."""
-        # Made on the host, for the device to fetch when it gets there.
+        """Return the rows (N, T) and columns (N, Q + spare) that take part, and the number of objects (N, 1, 1)."""
+        # Made on the host: the copy does not wait for the device.
         total = torch.tensor(counts * layers).to(device, non_blocking=True)[:, None]
         rows = torch.arange(width, device=device) < total
         columns = torch.arange(queries + spare, device=device) < total.clamp(min=queries)
         return rows, columns, total[:, :, None]
 
     def _potentials(self, cost: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The logarithms of the scalings, (N, T) and (N, Q), of Sinkhorn's iteration.
+        """Return the logarithms of the scalings, (N, T) and (N, Q), of Sinkhorn's iteration.
 
-        Every row and column has mass 1. One more row, to which everything costs nothing, takes what columns have left.
+        Every row and column has mass 1. One more row, with cost 0 everywhere, takes the remaining mass of the columns.
         """
         objects = rows.shape[1]
         slack = (columns.sum(1) - rows.sum(1))[:, None]
         rows = torch.cat((rows, slack > 0), 1)
         mass = torch.cat((torch.ones_like(cost[:, :, 0]), slack.clamp(min=1)), 1)
-        cost = torch.nn.functional.pad(cost, (0, 0, 0, 1))
+        cost = F.pad(cost, (0, 0, 0, 1))
         cost = cost.masked_fill(~(rows[:, :, None] & columns[:, None, :]), torch.inf)
         needed = rows[:, :objects].sum(1).clamp(min=1)
 
@@ -153,6 +152,40 @@ class SinkhornMatcher:
 
 
 def _over_relaxation(error: Tensor, last_error: Tensor) -> Tensor:
-    """The best factor for an error that shrinks as it last did (Lehmann et al., arXiv 2012.12562, theorem 1)."""
+    """Return the best factor for the last rate of convergence (Lehmann et al., arXiv 2012.12562, theorem 1)."""
     rate = (error / last_error).clamp(max=0.99)
     return 2 / (1 + (1 - rate).sqrt())
+
+
+def normalize(cost: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
+    """Bring costs to one scale without changing which matching is cheapest.
+
+    Each of n objects can be matched with one of its n cheapest queries. Their range of costs sets the scale; costs far
+    above it are clipped. Entries that are not finite become costlier than any matching of finite entries.
+
+    Args:
+        cost: (N, T, Q) of any magnitude.
+        rows: (N, T) bool, those that are objects.
+        columns: (N, Q + spare) bool, those to choose from; the spare ones cost the same for all objects.
+        total: (N, 1, 1) int64, the number of objects.
+
+    Returns:
+        (N, T, Q + spare) finite, with a minimum of 0 in every row.
+    """
+    known = cost.isfinite() & rows[:, :, None]
+    cost = cost - cost.where(known, torch.inf).amin((1, 2), keepdim=True)
+    cost = F.pad(cost, (0, columns.shape[1] - cost.shape[2]))
+    finite = cost.isfinite() & rows[:, :, None] & columns[:, None, :]
+    cost = cost.where(finite, torch.inf)
+    ordered = cost.sort(2).values
+    lowest = ordered[:, :, :1]
+    rank = total.expand(-1, rows.shape[1], -1).clamp(max=cost.shape[2] - 1)
+    highest = cost.where(finite, -torch.inf).amax(2, keepdim=True)
+    reach = (torch.minimum(ordered.gather(2, rank), highest) - lowest).nan_to_num(0.0, 0.0, 0.0)
+
+    typical = reach.where(rows[:, :, None], torch.nan).nanmedian(1, keepdim=True).values
+    mean = reach.sum(1, keepdim=True) / total.clamp(min=1)
+    scale = torch.where(typical > 0, typical, torch.where(mean > 0, mean, 1.0))
+    above = torch.minimum((cost - lowest) / scale, 2 * reach / scale + 1).where(finite, 0.0)
+    prohibitive = (above.amax((1, 2), keepdim=True) + 1) * (total + 1)
+    return above.where(finite, prohibitive)

@@ -1,7 +1,6 @@
-"""From predictions to results."""
+"""From predictions to Detectron2's results."""
 
-from detr_d2.modeling.postprocessing.boxes import box_instances
-from detr_d2.modeling.postprocessing.masks import QueryMasks, resized_masks
-from detr_d2.modeling.postprocessing.panoptic import PanopticRules, panoptic_segmentation
+from detr_d2.modeling.postprocessing.detections import box_instances, resized_masks
+from detr_d2.modeling.postprocessing.panoptic import PanopticRules, SelectedQueries, panoptic_segmentation
 
-__all__ = ["PanopticRules", "QueryMasks", "box_instances", "panoptic_segmentation", "resized_masks"]
+__all__ = ["PanopticRules", "SelectedQueries", "box_instances", "panoptic_segmentation", "resized_masks"]

@@ -4,7 +4,7 @@ from detr.util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from torch.testing import assert_close
 
 from detr_d2.criterion.matching import HungarianMatcher, MatchingCost, build_matcher
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 from detr_d2.utils.errors import UserError
 
 
@@ -14,7 +14,7 @@ def random_problem(layers=2, counts=(3, 1), queries=6, classes=4):
     targets = Targets(
         torch.randint(classes, (len(counts), max(counts))), torch.rand(len(counts), max(counts), 4) * 0.4 + 0.1, counts
     )
-    return Predictions(logits, boxes), targets
+    return Output(logits, boxes), targets
 
 
 def test_is_the_originals():
@@ -35,13 +35,13 @@ def test_is_the_originals():
 def test_is_float32_under_autocast():
     """Edge case C28: logits of +-60 in half precision give the float32 match."""
     predictions, targets = random_problem(queries=20, counts=(8, 5))
-    extreme = Predictions(predictions.logits.sign() * 60, predictions.boxes)
+    extreme = Output(predictions.logits.sign() * 60, predictions.boxes)
     expected = MatchingCost()(extreme, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cost = MatchingCost()(extreme, targets)
     assert cost.dtype == torch.float32
     assert_close(cost, expected, atol=0, rtol=0)
-    half = MatchingCost()(Predictions(extreme.logits.half(), extreme.boxes), targets)
+    half = MatchingCost()(Output(extreme.logits.half(), extreme.boxes), targets)
     assert HungarianMatcher()(half, targets.counts).tolist() == HungarianMatcher()(expected, targets.counts).tolist()
 
 
@@ -49,7 +49,7 @@ def test_identical_boxes_get_distinct_queries():
     """Edge case C29."""
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     targets = Targets(torch.zeros(1, 3, dtype=torch.int64), box.expand(1, 3, 4), (3,))
-    predictions = Predictions(torch.zeros(1, 1, 5, 2), box.expand(1, 1, 5, 4))
+    predictions = Output(torch.zeros(1, 1, 5, 2), box.expand(1, 1, 5, 4))
     matches = HungarianMatcher()(MatchingCost()(predictions, targets), targets.counts)
     assert len(set(matches.flatten().tolist())) == 3
 

@@ -1,4 +1,4 @@
-"""What every registered matcher must do: see detr_d2.criterion.matching.build.Matcher."""
+"""What every registered matcher must do: see detr_d2.criterion.matching.matcher.Matcher."""
 
 import pytest
 import torch

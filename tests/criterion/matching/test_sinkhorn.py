@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_d2.criterion.matching import MatchingCost, SinkhornMatcher, build_matcher
 from detr_d2.data import DetrDatasetMapper
-from detr_d2.structures import Predictions, Targets
+from detr_d2.structures import Output, Targets
 from detr_d2.utils.errors import UserError
 
 CLASSES = 80
@@ -53,7 +53,7 @@ def make_problem(kind, queries, objects, generator):
 
 def detr_cost(logits, boxes, object_boxes, labels):
     targets = Targets(labels[None], object_boxes[None], (len(labels),))
-    return MatchingCost()(Predictions(logits[None, None], boxes[None, None]), targets)[0, 0]
+    return MatchingCost()(Output(logits[None, None], boxes[None, None]), targets)[0, 0]
 
 
 def gaps(problems, **options):

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from detr_d2.modeling.postprocessing import box_instances
-from detr_d2.structures import Predictions
+from detr_d2.structures import Output
 from detr_d2.utils.errors import UserError
 
 
@@ -11,7 +11,7 @@ def predictions(logits):
     """Of an earlier layer that must not count, and of the last."""
     logits = torch.tensor(logits)
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]])
-    return Predictions(torch.stack((-logits, logits))[:, None], boxes.expand(2, 1, 2, 4))
+    return Output(torch.stack((-logits, logits))[:, None], boxes.expand(2, 1, 2, 4))
 
 
 def test_softmax_gives_every_query_its_best_class():

@@ -1,0 +1,102 @@
+"""From logits, relative boxes and mask logits to Detectron2's instances."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+from detr_d2.criterion import get_class_loss
+from detr_d2.structures import Output, Size
+from detr_d2.utils.box_ops import cxcywh_to_xyxy
+
+# Masks that are resized at once: bounds the memory between logits and masks.
+_CHUNK = 4
+
+
+def box_instances(
+    output: Output,
+    image_sizes: Sequence[Size],
+    class_loss: str = "softmax",
+    score_threshold: float = 0.0,
+) -> list[Instances]:
+    """Return the detections of the last decoder layer: as many per image as there are queries, or fewer by a threshold.
+
+    With "softmax" every query is a detection of its best foreground class, also where no-object is more probable:
+    average precision needs the whole ranking. With "focal" the best pairs of a query and a class count, so that a query
+    may be found under several classes, or not at all. Boxes are not clipped to the image, as in the original.
+
+    Args:
+        output: of the network.
+        image_sizes: (height, width) in pixels of each of the B results.
+        class_loss: that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
+        score_threshold: detections with a lower score are left out.
+
+    Returns:
+        B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query of
+        each detection, on the device.
+    """
+    scores, classes, queries = get_class_loss(class_loss).rank(output.logits[-1].float())
+    boxes = cxcywh_to_xyxy(output.boxes[-1]).gather(1, queries[..., None].expand(-1, -1, 4))
+    scale = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=torch.float32)
+    boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
+    rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
+    found = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
+    # Selecting makes the host wait for the device.
+    return [x[x.scores >= score_threshold] for x in found] if score_threshold > 0 else found
+
+
+def resized_masks(
+    logits: Tensor,
+    *,
+    padded_size: Sequence[int],
+    image_size: Sequence[int],
+    output_size: Sequence[int],
+    threshold: float = 0.5,
+) -> Tensor:
+    """Return masks in the pixels of the result.
+
+    The original resizes (bilinearly) to the padded images, applies the threshold, cuts the padding off, and resizes (to
+    the nearest pixel) to the result. Here only the pixels that the result uses are computed, with equal values. Sizes
+    are (height, width) in pixels.
+
+    Args:
+        logits: (N, h, w) over the padded image.
+        padded_size: of the images in the batch.
+        image_size: of this one, without padding.
+        output_size: of the result.
+        threshold: a pixel belongs to a mask if its probability is higher.
+
+    Returns:
+        (N, H, W) bool on the logits' device.
+    """
+    masks = torch.empty((len(logits), *output_size), dtype=torch.bool, device=logits.device)
+    if not len(logits):
+        return masks
+    rows, columns = (
+        _Samples(*sizes, logits.device)
+        for sizes in zip(logits.shape[1:], padded_size, image_size, output_size, strict=True)
+    )
+    min_logit = math.log(threshold / (1 - threshold))
+    for some, out in zip(logits.split(_CHUNK), masks.split(_CHUNK), strict=True):
+        # Along x first, while the rows are few.
+        x = some.float()
+        x = torch.lerp(x[..., columns.low], x[..., columns.high], columns.weight)
+        x = torch.lerp(x[:, rows.low], x[:, rows.high], rows.weight[:, None])
+        torch.gt(x, min_logit, out=out)
+    return masks
+
+
+class _Samples:
+    """Along one axis, the two logits on either side of every pixel of the result, and its place between them."""
+
+    def __init__(self, size: int, padded_size: int, image_size: int, output_size: int, device: torch.device):
+        pixels = torch.arange(image_size, dtype=torch.float32)[None, None]
+        pixels = F.interpolate(pixels, size=output_size, mode="nearest")[0, 0]
+        position = ((pixels + 0.5) * (size / padded_size) - 0.5).clamp(min=0)
+        low = position.long().clamp(max=size - 1)
+        self.low = low.to(device, non_blocking=True)
+        self.high = (low + 1).clamp(max=size - 1).to(device, non_blocking=True)
+        self.weight = (position - low).to(device, non_blocking=True)
