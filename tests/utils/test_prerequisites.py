@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECK = REPOSITORY / "detr_d2" / "_detectron2.py"
+CHECK = REPOSITORY / "detr_d2" / "utils" / "prerequisites.py"
 
 # Hides the package named first from every finder, then runs the rest.
 HIDE = """
