@@ -6,7 +6,7 @@ from detr_d2.config import find_config, load_config, packaged_config
 from detr_d2.utils.errors import UserError
 
 
-def test_options_come_over_the_file(repository):
+def test_options_override_the_file(repository):
     file = repository / "configs" / "detr_256_6_6_torchvision.yaml"
     cfg = load_config(str(file), ["SOLVER.BASE_LR", "0.5", "MODEL.DETR.COST_L1", "3.0"])
     assert cfg.SOLVER.BASE_LR == 0.5
@@ -36,7 +36,7 @@ def test_bad_files(tmp_path, text, message):
     assert str(file) in str(error.value)
 
 
-def test_whole_numbers_will_do_for_fractions():
+def test_whole_numbers_are_accepted_for_fractions():
     options = ["MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", "0", "SOLVER.BASE_LR", "1", "SOLVER.MAX_ITER", "7"]
     cfg = load_config("", options)
     assert (cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.0, 1.0, 7)
