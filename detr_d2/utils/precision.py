@@ -15,6 +15,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 @cache
 def has_bfloat16_products() -> bool:
-    """Check if this CPU has instructions for products in bfloat16, which speed up convolutions, as reported by torch."""
+    """Check if the CPU has instructions for products in bfloat16, which speed up convolutions, as torch reports it."""
     known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(supported is not None and supported() for supported in known)
