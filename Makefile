@@ -1,7 +1,12 @@
 # `make PYTHON=python3.12 ...` chooses the interpreter, `make test ARGS="-k matcher -x"` passes arguments to pytest,
-# `make demo ARGS="OUTPUT_DIR output/other"` to the demo.
+# `make demo ARGS="OUTPUT_DIR output/other"` to the demo. `make test WORKERS=0` runs the tests in one process.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= auto
+
+# A worker takes up to 2 GB of memory. One thread each: more would compete for the same processors.
+PYTEST = -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
+test test-compiled: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help env env-compiled demo test test-compiled lint format clean
@@ -9,26 +14,26 @@ ARGS ?=
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-env:  ## Make .venv, or find it ready
+env:  ## Make .venv unless it is ready
 	@$(PYTHON) tools/setup_env.py newest
 
-env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's compiled ops), or find it ready
+env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's compiled ops) unless it is ready
 	@$(PYTHON) tools/setup_env.py compiled
 
-demo: env  ## Train a small DETR in minutes, and write a report with pictures of what it learned
+demo: env  ## Train a small DETR in minutes, and write a report with images of its results
 	.venv/bin/python tools/demo.py $(ARGS)
 
 test: env  ## Run the tests in .venv
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python $(PYTEST)
 
 test-compiled: env-compiled  ## Run the tests in .venv-compiled
-	.venv-compiled/bin/python -m pytest $(ARGS)
+	.venv-compiled/bin/python $(PYTEST)
 
 lint: env  ## Check style and format
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-format: env  ## Mend what ruff can mend, and format
+format: env  ## Fix what ruff can fix, and format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 

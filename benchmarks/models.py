@@ -14,7 +14,7 @@ from benchmarks import original
 from detr_d2 import model_zoo
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.export import write_checkpoint
-from detr_d2.config.checks import check_device
+from detr_d2.config.checks import check_amp, check_device
 from detr_d2.config.loading import load_config
 from detr_d2.utils.errors import UserError
 
@@ -62,6 +62,7 @@ def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") 
         cfg.MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL = False
         cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD
     check_device(cfg)
+    check_amp(cfg)
     return cfg
 
 

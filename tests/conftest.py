@@ -1,4 +1,4 @@
-"""What the tests of several rooms share."""
+"""Fixtures of the tests of several subpackages."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images and annotations."""
+    """Return the folder of real images and annotations."""
     folder = Path(os.environ.get("DETR_D2_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "coco" / "annotations").is_dir():
         reason = f"no real data in {folder}: set DETR_D2_TEST_DATA"
@@ -40,7 +40,7 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def forget_loggers():
-    """What a test sets up writes to its captured output, which is closed behind it."""
+    """Remove the handlers that a test adds to loggers, since pytest closes the captured output they write to."""
     yield
     setup_logger.cache_clear()
     for name in ("detectron2", "detr_d2", "fvcore"):
@@ -52,7 +52,7 @@ def forget_loggers():
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """The model computes in float64, losses and boxes included."""
+    """Compute in float64, losses and boxes included."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
@@ -61,7 +61,10 @@ def in_float64(monkeypatch):
 
 @pytest.fixture
 def in_this_process(monkeypatch) -> type:
-    """The benchmark's contestants run here: processes of their own take seconds to start. Tells how many are open."""
+    """Run the benchmark's implementations in this process, and return the class that counts those that are open.
+
+    Processes of their own take seconds to start.
+    """
 
     class ThisProcess:
         opened = 0
@@ -91,9 +94,9 @@ def repository() -> Path:
 
 @pytest.fixture
 def make_cfg():
-    """A function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``.
+    """Return a function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``.
 
-    With ``MODEL.MASK_ON`` the ResNet gives all the levels that a mask head reads, unless the options name some.
+    With ``MODEL.MASK_ON`` the ResNet returns all levels that a mask head reads, unless the options set them.
     """
 
     def make(*options) -> CfgNode:
@@ -124,7 +127,7 @@ def make_cfg():
 
 @pytest.fixture
 def make_model(make_cfg):
-    """A function that builds a small DETR with moderate random weights, in evaluation mode."""
+    """Return a function that builds a small DETR with moderate random weights, in evaluation mode."""
 
     def make(*options, seed: int = 0) -> torch.nn.Module:
         torch.manual_seed(seed)
@@ -137,7 +140,7 @@ def make_model(make_cfg):
 
 @pytest.fixture
 def catalog():
-    """Registers datasets for one test: ``catalog(name, records, thing_classes=[…])``."""
+    """Return a function that registers a dataset for one test: ``catalog(name, records, thing_classes=[…])``."""
     names = []
 
     def register(name, records, **metadata):
@@ -153,9 +156,9 @@ def catalog():
 
 @pytest.fixture
 def save_trained(tmp_path, make_cfg, make_model):
-    """A function that saves a small random model and its config, as a training run does; returns the paths.
+    """Return a function that saves a small random model and its config, as a training run does, and returns the paths.
 
-    The config is that of the model, but for the keys in ``config``.
+    The config is that of the model, except for the keys in ``config``.
     """
 
     def save(*options, class_names: list[str] | None = None, config: tuple = ()) -> tuple[Path, Path]:
@@ -171,7 +174,7 @@ def save_trained(tmp_path, make_cfg, make_model):
 
 @pytest.fixture
 def make_original():
-    """A function that builds the original network for a config, with random weights, in evaluation mode."""
+    """Return a function that builds the original network for a config, with random weights, in evaluation mode."""
 
     def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETR:
         torch.manual_seed(seed)
@@ -207,7 +210,7 @@ def make_original():
 
 @pytest.fixture
 def make_original_segmentation(make_original):
-    """As ``make_original``, with the original's mask head: ``HIDDEN_DIM`` is 128 or 256, and ``NHEADS`` 8."""
+    """Return ``make_original`` with the original's mask head: ``HIDDEN_DIM`` is 128 or 256, and ``NHEADS`` 8."""
 
     def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETRsegm:
         detr = cfg.MODEL.DETR
@@ -225,7 +228,7 @@ def make_original_segmentation(make_original):
 
 @pytest.fixture
 def make_original_criterion():
-    """A function that builds the original criterion for a config; its ``weight_dict`` holds the weights."""
+    """Return a function that builds the original criterion for a config; its ``weight_dict`` holds the weights."""
 
     def make(cfg: CfgNode) -> SetCriterion:
         detr = cfg.MODEL.DETR
@@ -241,7 +244,7 @@ def make_original_criterion():
 
 @pytest.fixture
 def make_inputs():
-    """A function that makes a batch as the mapper does: an image and ``count`` objects for each size."""
+    """Return a function that makes a batch as the mapper does: an image and ``count`` objects per size."""
 
     def make(
         sizes: list[tuple[int, int]], counts: list[int], num_classes: int = 5, seed: int = 0, masks: bool = False
@@ -265,7 +268,7 @@ def make_inputs():
 
 @pytest.fixture
 def original_batch():
-    """A function that makes of our inputs what the original takes: normalised samples, and targets."""
+    """Return a function that converts our inputs to the original's: normalized samples, and targets."""
 
     def make(inputs: list[dict], cfg: CfgNode) -> tuple[NestedTensor, list[dict]]:
         mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1) / 255
@@ -283,7 +286,7 @@ def original_batch():
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module) -> None:
-    """Draw every tensor at random, so that no two are alike and the features stay moderate in size."""
+    """Fill every tensor with random values, so that all differ and the features stay moderate in size."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 2.0)

@@ -20,8 +20,7 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from tabulate import tabulate
 from torch import nn
 
-from detr_d2.config import check_detr_config
-from detr_d2.config.loading import load_config
+from detr_d2.config import check_model_config, load_config
 from detr_d2.data.augmentation import DetrResizeShortestEdge
 from detr_d2.utils.errors import UserError
 
@@ -64,7 +63,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     cfg = load_config(args.config_file, args.opts)
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.TIMM.PRETRAINED", False, "MODEL.TIMM.WEIGHTS", ""])
-    check_detr_config(cfg)
+    check_model_config(cfg)
     if args.dataset and args.size:
         raise UserError("Give --size or --dataset, not both.")
     sizes = dataset_sizes(cfg, args) if args.dataset else Counter(map(tuple, args.size or [(800, 1066)]))

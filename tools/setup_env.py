@@ -1,12 +1,12 @@
-"""Make a virtual environment that holds all that the tests need, or find that it is ready.
+"""Make a virtual environment with everything that the tests need, unless it is ready.
 
     python3 tools/setup_env.py newest      .venv: current torch, Detectron2's sources
     python3 tools/setup_env.py compiled    .venv-compiled: Python 3.10, torch 2.3.1, Detectron2's compiled ops
 
-The environment gets the interpreter that runs this script; "compiled" looks for a Python 3.10 if that is
-another one. A stamp in the folder, written last, tells a complete environment from an interrupted or outdated
-one, which is made anew. Standard library only, in syntax that old Pythons parse as well: they shall be able
-to say which version is needed.
+The environment gets the interpreter that runs this script; "compiled" looks for a Python 3.10 if this one
+has another version. A stamp in the folder, written last, marks a complete environment; an interrupted or outdated
+one is made again. Standard library only, in syntax that old Pythons parse as well, so that they can report
+which version is needed.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from typing import NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAMP = "detr_d2-environment"
 INCOMPLETE = "incomplete\n"
-# They would send packages, or imports, elsewhere than into the environment.
+# They redirect packages, or imports, away from the environment.
 FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
-CHECK = "import torchvision.ops, detectron2.engine, detectron2.utils.visualizer, detr, scipy, pytest"
+CHECK = "import torchvision.ops, detectron2.engine, detectron2.utils.visualizer, detr, scipy, pytest, xdist"
 
 
 class SetupError(Exception):
@@ -34,7 +34,7 @@ class SetupError(Exception):
 
 
 class Kind(NamedTuple):
-    """One environment: its requirements file, its folder, its Python versions, what must work at the end."""
+    """Environment with its requirements file, its folder, its Python versions, and the imports that must work."""
 
     name: str
     folder: str
@@ -49,13 +49,14 @@ VERSION = "{}.{}".format(*sys.version_info)
 
 
 def main(arguments=None):
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--venv", help="folder of the environment (default: see above, in the repository)")
     options = parser.parse_args(arguments)
     kind = KINDS[options.kind]
     folder = os.path.abspath(options.venv or os.path.join(ROOT, kind.folder))
-    # As Ctrl-C: so that the pip that is running ends too, and does not meddle with the next run.
+    # As Ctrl-C, so that a running pip ends too and does not interfere with the next run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if VERSION not in kind.pythons:
@@ -65,14 +66,14 @@ def main(arguments=None):
     except (SetupError, OSError) as error:
         sys.exit(f"setup_env: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nsetup_env: interrupted; the next run starts anew")
+        sys.exit("\nsetup_env: interrupted; the next run starts again")
 
 
 def suitable_python(kind):
-    """Path of another interpreter for the environment, where there is one version only to look for."""
+    """Return the path of another interpreter for an environment that works with one version only."""
     if len(kind.pythons) > 1:
         raise SetupError(
-            f"this is Python {VERSION}, and the environment is known to work with {', '.join(kind.pythons)} "
+            f"this is Python {VERSION}, and the environment works with {', '.join(kind.pythons)} "
             "only: choose one of them, e.g. make test PYTHON=python3.11"
         )
     version = kind.pythons[0]
@@ -80,7 +81,7 @@ def suitable_python(kind):
     pyenv = os.path.join(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions")
     candidates = [shutil.which(name), *sorted(glob.glob(os.path.join(pyenv, version + ".*", "bin", name)))]
     for candidate in filter(None, candidates):
-        # A command of that name may be a pyenv shim whose version is not switched on.
+        # A command of that name may be a pyenv shim whose version is not active.
         if reported_version(candidate) == version:
             return candidate
     raise SetupError(
@@ -90,7 +91,7 @@ def suitable_python(kind):
 
 
 def reported_version(python):
-    """The version of an interpreter as in "3.10", or None if it does not run."""
+    """Return the version of an interpreter as in "3.10", or None if it does not run."""
     command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
         return subprocess.check_output(command, stderr=subprocess.DEVNULL).decode().strip()
@@ -105,17 +106,18 @@ def continue_with(python):
 
 
 def is_ready(kind, folder):
+    """Check if the folder holds the complete, current environment."""
     try:
         with open(os.path.join(folder, STAMP)) as file:
             stamp = file.read()
     except OSError:
         return False
-    # The interpreter inside is a link, which may lead nowhere by now.
+    # The interpreter in the environment is a link, which may be broken.
     return stamp == fingerprint(kind) and os.path.exists(environment_python(folder))
 
 
 def fingerprint(kind):
-    """Digest of everything that a finished environment depends on."""
+    """Return a digest of everything that a finished environment depends on."""
     digest = hashlib.sha256()
     # Moving the repository breaks the scripts inside; another interpreter breaks the compiled packages.
     for text in (kind.name, ROOT, sys.version, sys.base_prefix):
@@ -128,10 +130,12 @@ def fingerprint(kind):
 
 
 def environment_python(folder):
+    """Return the path of the environment's interpreter."""
     return os.path.join(folder, "bin", "python")
 
 
 def build(kind, folder):
+    """Make the environment, with a line of output per step."""
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             raise SetupError(
@@ -148,12 +152,12 @@ def build(kind, folder):
 
 
 def empty(folder):
-    """Remove an earlier environment, leaving a folder that the next run knows to be unfinished."""
+    """Remove an earlier environment, and mark the folder as incomplete for the next run."""
     entries = os.listdir(folder) if os.path.isdir(folder) else []
     if entries and STAMP not in entries and "pyvenv.cfg" not in entries:
         raise SetupError(f"{folder} holds something else than a virtual environment: move it away first")
     if entries:
-        print(f"{folder} is unfinished or out of date: making it anew", flush=True)
+        print(f"{folder} is unfinished or out of date: making it again", flush=True)
     os.makedirs(folder, exist_ok=True)
     write_stamp(folder, INCOMPLETE)
     for entry in set(entries) - {STAMP}:
@@ -165,6 +169,7 @@ def empty(folder):
 
 
 def write_stamp(folder, text):
+    """Write the stamp, complete or not at all."""
     partial = os.path.join(folder, STAMP + ".partial")
     with open(partial, "w") as file:
         file.write(text)
@@ -172,7 +177,7 @@ def write_stamp(folder, text):
 
 
 def steps(kind, folder):
-    """The commands that make the environment, each with a word about what it does."""
+    """Return the descriptions and the commands of the steps that make the environment."""
     python = environment_python(folder)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-input"]
     detectron2 = [*pip, "--no-deps", "--only-binary=:all:", "-r", requirements("detectron2")]
@@ -183,7 +188,7 @@ def steps(kind, folder):
     return [
         # Not sys.executable: that may be the interpreter of the environment that was just removed.
         (f"new environment with Python {VERSION}", [base_python(), "-m", "venv", folder]),
-        ("torch and all else but the following (a minute or more)", [*pip, "-r", requirements(kind.name)]),
+        ("torch and most packages (a minute or more)", [*pip, "-r", requirements(kind.name)]),
         ("Detectron2", detectron2),
         ("the original DETR, to compare with", [*pip, "--no-deps", "-r", requirements("oracle")]),
         ("this package", [*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT]),
@@ -192,14 +197,17 @@ def steps(kind, folder):
 
 
 def base_python():
+    """Return the interpreter that this one's environment was made with."""
     return getattr(sys, "_base_executable", None) or sys.executable
 
 
 def requirements(name):
+    """Return the path of a requirements file."""
     return os.path.join(ROOT, "requirements", name + ".txt")
 
 
 def run(what, command):
+    """Run the command of a step in a clean environment, and explain a failure."""
     environment = {key: value for key, value in os.environ.items() if key not in FOREIGN_VARIABLES}
     try:
         subprocess.run(command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)

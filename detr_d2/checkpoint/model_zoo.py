@@ -1,10 +1,8 @@
 """Configs and published models by name, with the functions of ``detectron2.model_zoo``.
 
 ``NAME`` is a config file relative to ``configs/`` ("detr_256_6_6_torchvision.yaml"; the ending may be left out) or a
-published model of :data:`~detr_d2.checkpoint.published.PUBLISHED` ("detr-r50").
+published model of :data:`~detr_d2.config.published.PUBLISHED` ("detr-r50").
 """
-
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,30 +10,20 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.checkpoint.published import PUBLISHED
-from detr_d2.config import add_detr_config
+from detr_d2.config import add_detr_config, packaged_config
+from detr_d2.config.published import PUBLISHED
 from detr_d2.utils.errors import UserError
 
 __all__ = ["PUBLISHED", "get", "get_checkpoint_url", "get_config", "get_config_file"]
 
 
 def get_config_file(name: str) -> str:
-    """The path of a config.
+    """Return the path of a config.
 
     Raises:
-        UserError: there is none of this name; the message lists those there are.
+        UserError: there is no such config; the message lists names like it.
     """
-    if name in PUBLISHED:
-        name = PUBLISHED[name].config
-    folder = _config_folder()
-    path = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
-    if not path.is_file():
-        found = sorted(str(x.relative_to(folder)) for x in folder.rglob("*.yaml"))
-        raise UserError(
-            f"There is no config {name!r}: choose one of {', '.join(found)}, or a published model: "
-            f"{', '.join(PUBLISHED)}."
-        )
-    return str(path)
+    return packaged_config(name)
 
 
 def get_checkpoint_url(name: str) -> str:
@@ -94,9 +82,3 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     checkpointer = DetrCheckpointer(model, allow_new_head=not trained, frozen_weights=cfg.MODEL.DETR.FROZEN_WEIGHTS)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return model
-
-
-def _config_folder() -> Path:
-    # Installed, the configs lie in the package; in a checkout they lie beside it.
-    package = Path(__file__).resolve().parent
-    return next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())

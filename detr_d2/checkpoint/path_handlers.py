@@ -6,7 +6,7 @@ from typing import IO, Any
 import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from detr_d2.checkpoint.published import published_model
+from detr_d2.config.published import published_model
 from detr_d2.utils.errors import UserError
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -49,7 +49,7 @@ class NamedWeightsHandler(PathHandler):
 
 
 def detr_address(name: str) -> str:
-    """The URL of a model in :data:`detr_d2.checkpoint.published.PUBLISHED`."""
+    """The URL of a model in :data:`detr_d2.config.published.PUBLISHED`."""
     return published_model(name).url
 
 

@@ -1,5 +1,28 @@
 """Config keys, loading and checks."""
 
-from detr_d2.config.defaults import PRECISIONS, add_detr_config, check_detr_config, check_precision, choice
+from detr_d2.config.checks import (
+    PRECISIONS,
+    check_detr_config,
+    check_model_config,
+    check_precision,
+    check_training_config,
+    choice,
+)
+from detr_d2.config.defaults import add_detr_config
+from detr_d2.config.loading import find_config, load_config, packaged_config
+from detr_d2.config.pixel_checks import check_pixel_statistics, log_pixel_warnings
 
-__all__ = ["PRECISIONS", "add_detr_config", "check_detr_config", "check_precision", "choice"]
+__all__ = [
+    "PRECISIONS",
+    "add_detr_config",
+    "check_detr_config",
+    "check_model_config",
+    "check_pixel_statistics",
+    "check_precision",
+    "check_training_config",
+    "choice",
+    "find_config",
+    "load_config",
+    "log_pixel_warnings",
+    "packaged_config",
+]

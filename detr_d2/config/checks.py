@@ -1,50 +1,150 @@
-"""What configs must fulfil on this machine, and for training; what holds everywhere is in detr_d2/config/defaults.py."""
+"""Checks of a config: what a model and its training require, before anything is built."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils import comm
+from detectron2.utils.registry import Registry
 
-from detr_d2.config.defaults import choice
 from detr_d2.utils.errors import UserError
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""Values of MODEL.DETR.TEST.PRECISION; the names are PyTorch's."""
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINTED_PARTS = ("backbone", "transformer")
-"""What ``SOLVER.ACTIVATION_CHECKPOINTS`` may name."""
+"""Values in ``SOLVER.ACTIVATION_CHECKPOINTS``."""
+
+_Range = tuple[str, Callable[[Any], bool]]
+_POSITIVE: _Range = ("1 or more", lambda x: x >= 1)
+_NOT_NEGATIVE: _Range = ("0 or more", lambda x: x >= 0)
+_MODEL_RANGES: dict[str, _Range] = {
+    "MODEL.DETR.NUM_CLASSES": _POSITIVE,
+    "MODEL.DETR.NHEADS": _POSITIVE,
+    "MODEL.DETR.DEC_LAYERS": _POSITIVE,
+    "MODEL.DETR.NUM_OBJECT_QUERIES": _POSITIVE,
+    "MODEL.DETR.HIDDEN_DIM": _POSITIVE,
+    "MODEL.DETR.DIM_FEEDFORWARD": _POSITIVE,
+    "MODEL.DETR.MASK.THRESHOLD": ("a probability between 0 and 1", lambda x: 0 < x < 1),
+    "MODEL.DETR.MASK.MAPS_GAIN": ("a positive factor", lambda x: x > 0),
+    "MODEL.DETR.MASK.CHUNK": ("1 or more, or None", lambda x: x is None or x >= 1),
+    "MODEL.DETR.TEST.SCORE_THRESHOLD": ("a score from 0 to 1", lambda x: 0 <= x <= 1),
+    "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": ("a probability from 0 to 1", lambda x: 0 <= x <= 1),
+    "MODEL.DETR.PANOPTIC.MIN_AREA": ("0 or more, in pixels", lambda x: x >= 0),
+    "DATALOADER.CACHE_MEGABYTES": _NOT_NEGATIVE,
+    "TEST.BATCH_SIZE": _POSITIVE,
+}
+_TRAINING_RANGES: dict[str, _Range] = {
+    "SOLVER.MAX_ITER": _POSITIVE,
+    "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
+    "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+}
+# Those of Detectron2.
+_TRAINING_NAMES = {
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+# The default is None, for which Detectron2 accepts a value of any type.
+_OPTIONAL_NUMBERS = {
+    "MODEL.DETR.COST_CLASS": (int, float),
+    "MODEL.DETR.COST_L1": (int, float),
+    "MODEL.DETR.COST_GIOU": (int, float),
+    "MODEL.DETR.MASK.CHUNK": (int,),
+    "MODEL.DETR.PANOPTIC.NUM_THINGS": (int,),
+}
 
 
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """What ``SOLVER.AMP`` computes the network in; None: float32."""
-    amp = cfg.SOLVER.AMP
-    return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
+def check_model_config(cfg: CfgNode) -> None:
+    """Check that a model can be built from ``cfg``, and run on this machine.
 
-
-def check_parts(names: Sequence[str] | None) -> None:
-    """
     Raises:
-        UserError: ``names`` is None, or not all are in :data:`CHECKPOINTED_PARTS`.
+        UserError: names the key and its valid values.
     """
-    if names is None:
-        raise UserError("SOLVER.ACTIVATION_CHECKPOINTS is None: set (), or name parts of the model.")
-    for name in names:
-        choice(dict.fromkeys(CHECKPOINTED_PARTS), "SOLVER.ACTIVATION_CHECKPOINTS", name)
+    if "DETR" not in cfg.MODEL:
+        raise UserError("The config has no MODEL.DETR: call detr_d2.add_detr_config(cfg) before merging a YAML file.")
+    _check_optional_numbers(cfg)
+    _check_ranges(cfg, _MODEL_RANGES)
+    check_precision(cfg.MODEL.DETR.TEST.PRECISION)
+    detr = cfg.MODEL.DETR
+    if detr.HIDDEN_DIM % detr.NHEADS:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} is not a multiple of MODEL.DETR.NHEADS {detr.NHEADS}: "
+            "every head takes an equal share of the channels."
+        )
+    if detr.HIDDEN_DIM % 4:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}: set a multiple of 4, "
+            "for the sines and cosines of two axes in the position embedding."
+        )
+    if detr.PANOPTIC.ENABLED and not cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.DETR.PANOPTIC.ENABLED needs masks: set MODEL.MASK_ON True.")
+    num_things = detr.PANOPTIC.NUM_THINGS
+    if num_things is not None and not 0 <= num_things <= detr.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.DETR.PANOPTIC.NUM_THINGS is {num_things}: set how many of the "
+            f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES} classes are things."
+        )
+    if detr.FROZEN_WEIGHTS and not cfg.MODEL.MASK_ON:
+        raise UserError(
+            "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model: set MODEL.MASK_ON True, or "
+            "set MODEL.WEIGHTS to start from a checkpoint."
+        )
+    check_device(cfg)
+
+
+check_detr_config = check_model_config
+"""Earlier name of :func:`check_model_config`."""
+
+
+def check_training_config(cfg: CfgNode, num_processes: int) -> None:
+    """Check that ``num_processes`` processes can train with ``cfg``.
+
+    Raises:
+        UserError: names the key and its valid values.
+    """
+    check_model_config(cfg)
+    size, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if size < 1 or size % num_processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {size} is not a multiple of the number of processes, {num_processes}: every process "
+            "takes an equal share of the batch. --num-gpus sets how many there are, on a CPU too."
+        )
+    if steps < 1 or size // num_processes % steps:
+        raise UserError(
+            f"SOLVER.ACCUMULATE is {steps}: set a divisor of {size // num_processes}, the images of a process "
+            "(SOLVER.IMS_PER_BATCH, shared by the processes)."
+        )
+    _check_ranges(cfg, _TRAINING_RANGES)
+    for key, names in _TRAINING_NAMES.items():
+        _check_name(names, key, _value(cfg, key))
+    check_amp(cfg)
+    check_parts(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
+    if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
+        raise UserError(
+            "SOLVER.COMPILE True compiles the layers of the transformer in training, which MODEL.DETR.FROZEN_WEIGHTS "
+            "keeps as they are: set it False."
+        )
 
 
 def check_device(cfg: CfgNode) -> None:
-    """
+    """Check that this machine has the device ``MODEL.DEVICE``.
+
     Raises:
-        UserError: this machine has no such device, or it can not do what the config asks for.
+        UserError: it has none.
     """
     device = cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
-    _check_amp(cfg)
 
 
-def _check_amp(cfg: CfgNode) -> None:
+def check_amp(cfg: CfgNode) -> None:
+    """Check that ``MODEL.DEVICE`` can train in the precision of ``SOLVER.AMP``.
+
+    Raises:
+        UserError: it can't.
+    """
     device, dtype = torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg)
     if dtype is None:
         return
@@ -55,42 +155,66 @@ def _check_amp(cfg: CfgNode) -> None:
     if dtype == torch.float16 and device == "cpu":
         raise UserError("SOLVER.AMP.DTYPE is float16, which needs a CUDA GPU; MODEL.DEVICE is cpu: set bfloat16.")
     if dtype == torch.bfloat16 and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("SOLVER.AMP.DTYPE is bfloat16, which this GPU does not know: set float16.")
+        raise UserError("SOLVER.AMP.DTYPE is bfloat16, which this GPU does not support: set float16.")
 
 
-_LEAST = (("SOLVER", "MAX_ITER", 1), ("SOLVER", "CHECKPOINT_PERIOD", 1), ("DATALOADER", "NUM_WORKERS", 0))
-"""The smallest values of keys of Detectron2 that training would fail with otherwise."""
-_NAMES = {
-    "LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
-    "WARMUP_METHOD": ("linear", "constant"),
-}
-"""What Detectron2 knows, by key of ``SOLVER``."""
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Return the data type in which ``SOLVER.AMP`` computes the network; None for float32."""
+    amp = cfg.SOLVER.AMP
+    return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
 
 
-def check_training(cfg: CfgNode) -> None:
-    """
+def check_parts(names: Sequence[str] | None) -> None:
+    """Check the value of ``SOLVER.ACTIVATION_CHECKPOINTS``.
+
     Raises:
-        UserError: training would fail with this config, or with so many processes.
+        UserError: ``names`` is None, or not all are in :data:`CHECKPOINTED_PARTS`.
     """
-    size, processes, parts = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE
-    if size < 1 or size % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {size} is not a multiple of the number of processes, {processes}: every process "
-            "takes an equal share of the batch. --num-gpus sets how many there are, on a CPU too."
-        )
-    if parts < 1 or size // processes % parts:
-        raise UserError(
-            f"SOLVER.ACCUMULATE is {parts}: set a divisor of {size // processes}, the images of a process "
-            "(SOLVER.IMS_PER_BATCH, shared by the processes)."
-        )
-    for section, key, least in _LEAST:
-        if cfg[section][key] < least:
-            raise UserError(f"{section}.{key} is {cfg[section][key]}: set {least} or more.")
-    for key, names in _NAMES.items():
-        choice(dict.fromkeys(names), f"SOLVER.{key}", cfg.SOLVER[key])
-    check_parts(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
-    if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
-        raise UserError(
-            "SOLVER.COMPILE True compiles the layers of the transformer in training, which MODEL.DETR.FROZEN_WEIGHTS "
-            "keeps as they are: set it False."
-        )
+    if names is None:
+        raise UserError("SOLVER.ACTIVATION_CHECKPOINTS is None: set (), or name parts of the model.")
+    for name in names:
+        _check_name(CHECKPOINTED_PARTS, "SOLVER.ACTIVATION_CHECKPOINTS", name)
+
+
+def check_precision(name: str) -> None:
+    """Check that ``name`` is in :data:`PRECISIONS`.
+
+    Raises:
+        UserError: lists them.
+    """
+    _check_name(PRECISIONS, "MODEL.DETR.TEST.PRECISION", name)
+
+
+def choice(table: Mapping[str, Any] | Registry, key: str, name: str) -> Any:
+    """Return the entry of ``table`` that the config key ``key`` names.
+
+    Raises:
+        UserError: there is no such entry; the message lists all.
+    """
+    _check_name(dict(table), key, name)
+    return table.get(name)
+
+
+def _check_name(names: Iterable[str], key: str, name: str) -> None:
+    if name not in names:
+        raise UserError(f"{key} is {name!r}: choose one of {', '.join(sorted(names))}.")
+
+
+def _check_ranges(cfg: CfgNode, ranges: Mapping[str, _Range]) -> None:
+    for key, (valid, is_valid) in ranges.items():
+        if not is_valid(_value(cfg, key)):
+            raise UserError(f"{key} is {_value(cfg, key)}: set {valid}.")
+
+
+def _check_optional_numbers(cfg: CfgNode) -> None:
+    for key, types in _OPTIONAL_NUMBERS.items():
+        value = _value(cfg, key)
+        if value is not None and type(value) not in types:
+            kind = "number" if float in types else "whole number"
+            raise UserError(f"{key} is {value!r}: set a {kind}, or None.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg

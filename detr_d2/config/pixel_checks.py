@@ -1,5 +1,6 @@
-"""Do the image format, the pixel statistics, the backbone and its weights go together?"""
+"""Checks that the image format, the pixel statistics, the backbone and its weights agree."""
 
+import logging
 import re
 from dataclasses import dataclass
 
@@ -8,10 +9,12 @@ from detectron2.config import CfgNode
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.timm_models import pixel_statistics
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Family:
-    """Weights that were trained on images prepared in one way."""
+    """Weights that were trained on images of one format and with the same statistics."""
 
     name: str
     image_format: str
@@ -35,26 +38,32 @@ _FAMILIES_BY_PATH = (
     (r"https://dl\.fbaipublicfiles\.com/detr/.+", TORCHVISION),
     (r"https://download\.pytorch\.org/models/.+", TORCHVISION),
 )
-# Statistics are often written with fewer digits; none of the families are as close to each other.
+# Statistics are often written with fewer digits. The families differ by more.
 _TOLERANCE = 0.51
 
 
 def check_pixel_statistics(cfg: CfgNode) -> list[str]:
-    """Look for image formats, pixel statistics and weights that contradict each other.
+    """Find contradictions between the image format, the pixel statistics and the weights of a config.
 
-    A model trained or evaluated with them runs, and is worse than it could be. Nothing is downloaded.
+    A model runs with them, but its results are worse than they could be. Nothing is downloaded.
 
     Returns:
-        For each contradiction a message that names the keys and what to set them to; empty if none is known.
+        One message per contradiction, which names the keys and their right values.
     """
     if messages := _check_scale(cfg):
         return messages
     try:
         family = _family(cfg)
     except UserError:
-        # Building the backbone says what is wrong with it.
+        # Building the backbone reports what is wrong with it.
         return []
     return _check_order(cfg) if family is None else _check_family(cfg, family)
+
+
+def log_pixel_warnings(cfg: CfgNode) -> None:
+    """Log the messages of :func:`check_pixel_statistics` as warnings."""
+    for message in check_pixel_statistics(cfg):
+        logger.warning(message)
 
 
 def _family(cfg: CfgNode) -> Family | None:
@@ -70,7 +79,9 @@ def _family(cfg: CfgNode) -> Family | None:
 def _check_scale(cfg: CfgNode) -> list[str]:
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     if len(mean) != len(std):
-        return [f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one a channel in both."]
+        return [
+            f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one per channel in both."
+        ]
     if any(0 < abs(x) <= 1 for x in mean) or (all(x < 1 for x in std) and any(mean)):
         scaled = [[round(255 * x, 3) for x in values] if max(values) <= 1 else values for values in (mean, std)]
         return [
@@ -95,7 +106,7 @@ def _check_family(cfg: CfgNode, family: Family) -> list[str]:
 
 
 def _check_order(cfg: CfgNode) -> list[str]:
-    """For weights of unknown origin: the means of ImageNet tell the order of the channels."""
+    """Check the order of the channels, given the means of ImageNet, for weights of unknown origin."""
     image_format, mean = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN)
     other = {"RGB": "BGR", "BGR": "RGB"}.get(image_format)
     means = {"RGB": TORCHVISION.mean, "BGR": CAFFE2.mean}
@@ -107,5 +118,5 @@ def _check_order(cfg: CfgNode) -> list[str]:
     ]
 
 
-def _close(values: list[float], wanted: tuple[float, ...]) -> bool:
-    return len(values) == len(wanted) and all(abs(a - b) <= _TOLERANCE for a, b in zip(values, wanted, strict=True))
+def _close(values: list[float], expected: tuple[float, ...]) -> bool:
+    return len(values) == len(expected) and all(abs(a - b) <= _TOLERANCE for a, b in zip(values, expected, strict=True))

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.config import choice
+from detr_d2.config import check_training_config, choice, log_pixel_warnings
 from detr_d2.config.checks import amp_dtype
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
 from detr_d2.engine.console import FoldedMetricPrinter
@@ -44,6 +44,7 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detr_d2").isEnabledFor(logging.INFO):
             setup_logger(name="detr_d2")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_training_config(cfg, comm.get_world_size())
         check_datasets(cfg)
         for name in cfg.DATASETS.TEST:
             check_evaluation(cfg, name)
@@ -99,6 +100,12 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         writers = super().build_writers()
         return [FoldedMetricPrinter(self.max_iter) if isinstance(x, CommonMetricPrinter) else x for x in writers]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        log_pixel_warnings(cfg)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

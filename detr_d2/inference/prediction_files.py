@@ -19,7 +19,7 @@ from detr_d2.data.videos import VideoReader, VideoWriter
 from detr_d2.inference.panoptic_output import PanopticOutput, encode_mask
 from detr_d2.inference.predictor import Predictor
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.output_folder import output_folder
+from detr_d2.utils.files import output_folder
 from detr_d2.visualization import draw_instances, draw_panoptic
 
 SUMMARY = "summary.json"

@@ -19,13 +19,10 @@ from torch import nn
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.class_head import contiguous_classes, head_rows
 from detr_d2.checkpoint.formats import to_native
-from detr_d2.config import check_detr_config
-from detr_d2.config.checks import check_device
-from detr_d2.config.loading import load_config
+from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.inference import inference_options, optimize_for_inference
 from detr_d2.inference.categories import Categories, find_categories
-from detr_d2.modeling import check_pixel_statistics
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -71,11 +68,8 @@ class Predictor:
         cfg.defrost()
         # The weights of the whole model hold these too.
         cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
-        check_detr_config(cfg)
-        check_device(cfg)
-        for message in check_pixel_statistics(cfg):
-            logger.warning(message)
         model = build_model(cfg)
+        log_pixel_warnings(cfg)
         loaded = DetrCheckpointer(model, allow_new_head=False).load(cfg.MODEL.WEIGHTS)
         categories = find_categories(cfg, cfg.MODEL.DETR.NUM_CLASSES, loaded.get("class_names"))
         model = optimize_for_inference(model, **inference_options(cfg))

@@ -7,7 +7,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from detr_d2.checkpoint import native_state_dict
-from detr_d2.config import check_detr_config
+from detr_d2.config import check_model_config
 from detr_d2.criterion import MASK_LOSSES, MatchedMasks, Normalizer, SetCriterion, get_class_loss, matched_pairs
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.modeling.backbone import BackboneWithPosition, build_masked_backbone
@@ -72,7 +72,7 @@ class Detr(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        check_detr_config(cfg)
+        check_model_config(cfg)
         detr = cfg.MODEL.DETR
         backbone = build_masked_backbone(cfg)
         attention_maps, mask_head = build_mask_modules(cfg, backbone.level_channels)

@@ -1,1 +1,1 @@
-"""What every other subpackage may use: box operations, files, errors, precision."""
+"""Helpers of all other subpackages: box operations, files, errors, precision, memory."""

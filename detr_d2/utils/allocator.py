@@ -1,4 +1,4 @@
-"""Memory that a program frees and soon takes again, as every layer of a network does."""
+"""Settings of glibc's allocator for programs that free and allocate the same memory again and again, as networks do."""
 
 import ctypes
 import functools
@@ -10,27 +10,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGEST = 2**31 - 1
 
 VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-"""With these users choose for themselves, as with ``glibc.malloc…`` in ``GLIBC_TUNABLES``."""
+"""Environment variables by which users set the allocator, as by ``glibc.malloc…`` in ``GLIBC_TUNABLES``."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, to use it again, instead of returning it to the system.
+    """Make this process keep the memory that it frees for its next allocations, instead of returning it to the system.
 
-    Otherwise glibc returns every large buffer, and takes it back cleared, page by page: in a step or a prediction on
-    the CPU some ten percent of the time. It concerns the whole process, with whatever else runs in it, which is why
-    programs do it, and importing this package does not. It costs memory: the process holds its peak until it ends,
-    or forks (the workers of a loader), when what is free at that moment is returned, so that no child holds on to it.
+    By default glibc returns every large buffer and gets it back cleared, page by page, which takes some ten percent of
+    the time of a training step or a prediction on the CPU. The setting affects the whole process, so that programs
+    make it, and importing this package does not. It costs memory: the process keeps its peak until it ends. Before a
+    fork (the workers of a data loader) it returns its free memory, so that no child keeps a copy.
 
-    On Linux with glibc only; it does nothing elsewhere, to an allocator that was loaded in glibc's place, or where the
-    environment sets one of :data:`VARIABLES`. Doing it twice is doing it once.
+    The setting needs Linux with glibc. Nothing happens elsewhere, with another allocator loaded in place of glibc's, or
+    where the environment sets one of :data:`VARIABLES`. A second call changes nothing.
 
     Returns:
-        whether it was done.
+        True if the setting was made.
     """
     libc = _glibc()
-    if libc is None or _is_chosen():
+    if libc is None or _is_set_by_user():
         return False
-    # Older versions refuse a threshold that high; they can do without mappings at all.
+    # Older versions refuse such a high threshold, but can avoid mappings altogether.
     if not (libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(_M_MMAP_MAX, 0)):
         return False
     if not libc.mallopt(_M_TRIM_THRESHOLD, -1):
@@ -40,13 +40,13 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give what is free at this moment back to the system; on Linux with glibc."""
+    """Return free memory to the system; on Linux with glibc."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
-def _is_chosen() -> bool:
+def _is_set_by_user() -> bool:
     return any(x in os.environ for x in VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
 
 
@@ -59,5 +59,5 @@ def _glibc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
-    # Other C libraries have no such function, musl neither mallopt.
+    # Other C libraries do not have this function, and musl has no mallopt either.
     return libc if hasattr(libc, "gnu_get_libc_version") else None

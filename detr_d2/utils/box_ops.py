@@ -1,30 +1,30 @@
-"""Box formats and overlaps, vectorised over any leading dimensions."""
+"""Box formats and overlaps, vectorized over any leading dimensions."""
 
 import torch
 from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) boxes as centre, width and height -> as left, top, right and bottom."""
+    """Convert (..., 4) boxes from center, width and height to left, top, right and bottom."""
     cx, cy, w, h = boxes.unbind(-1)
     return torch.stack((cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """(..., 4) boxes as left, top, right and bottom -> as centre, width and height."""
+    """Convert (..., 4) boxes from left, top, right and bottom to center, width and height."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1)
 
 
 def generalized_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised intersection over union (arXiv 1902.09630, algorithm 1), in [-1, 1].
+    """Compute the generalized intersection over union (arXiv 1902.09630, algorithm 1), in [-1, 1].
 
     Args:
         boxes1, boxes2: (..., 4) boxes as left, top, right, bottom whose leading dimensions broadcast:
             (N, 4) with (N, 4) compares pair by pair, (N, 1, 4) with (M, 4) all pairs.
 
     Returns:
-        The broadcast leading dimensions. Not a number where both boxes are the same point.
+        A tensor of the broadcast leading dimensions. NaN where both boxes are the same point.
     """
     left1, top1, right1, bottom1 = boxes1.unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unbind(-1)

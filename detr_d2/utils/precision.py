@@ -1,4 +1,4 @@
-"""Where numbers must not lose digits."""
+"""Float32 regions under autocast, and what this CPU computes fast."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -7,7 +7,7 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which float32 stays float32, whatever autocast the caller is in."""
+    """Return a context in which float32 stays float32, whatever autocast the caller is in."""
     if device.type in ("cpu", "cuda"):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -15,6 +15,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 @cache
 def has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies in bfloat16 itself, as far as torch knows: convolutions are faster then."""
+    """Check if the CPU has instructions for products in bfloat16, which speed up convolutions, as torch reports it."""
     known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(supported is not None and supported() for supported in known)

@@ -1,4 +1,4 @@
-"""Detectron2 is a prerequisite that pip cannot install by itself: say how, where it is missing."""
+"""Check for Detectron2, which pip can't install as a dependency, with installation commands in the error."""
 
 import importlib.util
 import shlex
@@ -26,15 +26,16 @@ _NEEDS = (
 
 
 def check_detectron2() -> None:
-    """Raise ImportError, with the commands that help, unless Detectron2 can be imported.
+    """Check that Detectron2 can be imported, without importing it.
 
-    Looks for the packages without importing them.
+    Raises:
+        ImportError: it can't; the message shows the commands that install what is missing.
     """
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(_missing_detectron2(), name="detectron2")
     if importlib.util.find_spec("pkg_resources") is None:
         raise ImportError(
-            "Detectron2 imports pkg_resources, which setuptools has no more since version 81. Install an "
+            "Detectron2 imports pkg_resources, which setuptools dropped in version 81. Install an "
             f"earlier one:\n  {_pip('setuptools<81')}",
             name="pkg_resources",
         )

@@ -1,12 +1,13 @@
-"""The optional library timm, and what it says of its models."""
+"""Access to the optional library timm and to what it says about its models."""
 
 import difflib
+from types import ModuleType
 
 from detr_d2.utils.errors import UserError
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, RGB on a scale of 255, of the images that timm's weights ``name`` were trained on.
+    """Return mean and standard deviation (RGB, on a scale of 255) of the training images of timm's weights ``name``.
 
     Raises:
         UserError: timm is missing or has no such model.
@@ -19,7 +20,12 @@ def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, std
 
 
-def import_timm():
+def import_timm() -> ModuleType:
+    """Return the module timm.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import timm
     except ImportError as e:
@@ -31,6 +37,7 @@ def import_timm():
 
 
 def unknown_model(name: str) -> str:
+    """Return the message about a model that timm does not have, with names like it."""
     close = difflib.get_close_matches(name.split(".")[0], import_timm().list_models(), n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all."
     return f"MODEL.TIMM.NAME is {name!r}, which this version of timm does not have: {hint}"

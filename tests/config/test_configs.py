@@ -1,4 +1,4 @@
-"""Every config in configs/ is built, trained for a step and evaluated, with a small transformer on small images."""
+"""Tests that build every config in configs/, train a step and evaluate, with a small transformer on small images."""
 
 import json
 import math
@@ -13,11 +13,9 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from detr_d2.config import check_detr_config
-from detr_d2.config.loading import load_config
+from detr_d2.config import check_model_config, check_pixel_statistics, load_config
 from detr_d2.data.shapes import ShapesSpec, register_shapes
 from detr_d2.engine import Trainer
-from detr_d2.modeling import check_pixel_statistics
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(str(x.relative_to(FOLDER)) for x in FOLDER.rglob("*.yaml") if not x.name.startswith("Base"))
@@ -26,7 +24,7 @@ SHRINK = 10
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> str:
-    """The name of a dataset of two images and two classes, with boxes and polygons."""
+    """Return the name of a dataset of two images and two classes, with boxes and polygons."""
     folder = tmp_path_factory.mktemp("dataset")
     pixels = np.random.default_rng(0)
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 80} for i in (1, 2)]
@@ -61,7 +59,7 @@ def dataset(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def panoptic_dataset(tmp_path_factory):
-    """The name of a panoptic dataset of two images, with the classes of the drawn shapes."""
+    """Return the name of a panoptic dataset of two images, with the classes of the rendered shapes."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DETR_D2_CACHE", str(tmp_path_factory.mktemp("cache")))
         name = "test_configs_shapes"
@@ -73,7 +71,7 @@ def panoptic_dataset(tmp_path_factory):
 
 
 def shrink(cfg: CfgNode, dataset: str, output: Path) -> CfgNode:
-    """Sizes cut down, in proportion where they belong together; no weights; all else as it is."""
+    """Make sizes smaller, in proportion where they belong together, and remove the weights; keep all else."""
     detr, crop, resnets = cfg.MODEL.DETR, cfg.INPUT.CROP, cfg.MODEL.RESNETS
     detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.NUM_OBJECT_QUERIES = 32, 48, 8
     detr.NUM_CLASSES = len(MetadataCatalog.get(dataset).thing_classes)
@@ -112,7 +110,7 @@ def test_there_are_configs():
 def test_config_trains_a_step_and_evaluates(cfg, request, tmp_path):
     if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         pytest.importorskip("timm")
-    check_detr_config(cfg)
+    check_model_config(cfg)
     is_panoptic = cfg.DATASETS.TRAIN[0].endswith("_panoptic")
     dataset = request.getfixturevalue("panoptic_dataset" if is_panoptic else "dataset")
     trainer = Trainer(shrink(cfg, dataset, tmp_path))

@@ -2,9 +2,6 @@ import pytest
 from detectron2.config import get_cfg
 
 from detr_d2 import add_detr_config
-from detr_d2.config import check_detr_config
-from detr_d2.modeling.meta_arch import Detr
-from detr_d2.utils.errors import UserError
 
 # What YAML files written for the original project's wrapper may hold, and what they meant there.
 NAMES_THAT_STAY = {
@@ -47,36 +44,3 @@ def test_the_recipe(repository):
     assert pytest.approx([255 * x for x in (0.229, 0.224, 0.225)]) == cfg.MODEL.PIXEL_STD
     assert cfg.INPUT.FORMAT == "RGB"
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("MODEL.DETR.NHEADS", 5),
-        ("MODEL.DETR.HIDDEN_DIM", 30),
-        ("MODEL.DETR.NUM_CLASSES", 0),
-        ("MODEL.DETR.DEC_LAYERS", 0),
-        ("MODEL.DETR.NUM_OBJECT_QUERIES", 0),
-        ("MODEL.DETR.POSITION_EMBEDDING", "cosine"),
-        ("MODEL.DETR.TRANSFORMER", "Perceiver"),
-        ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth"),
-        ("MODEL.DETR.MASK.THRESHOLD", 1.0),
-        ("MODEL.DETR.MASK.CHUNK", 0),
-        ("MODEL.DETR.MASK.CHUNK", "all"),
-        ("MODEL.DETR.PANOPTIC.NUM_THINGS", 2.5),
-        ("MODEL.DETR.COST_L1", "many"),
-        ("MODEL.DETR.MASK.MAPS_GAIN", 0.0),
-        ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
-        ("MODEL.DETR.TEST.PRECISION", "half"),
-        ("TEST.BATCH_SIZE", 0),
-        ("DATALOADER.CACHE_MEGABYTES", -1),
-    ],
-)
-def test_refused_values_name_their_key(make_cfg, key, value):
-    with pytest.raises(UserError, match=key):
-        Detr(make_cfg(key, value))
-
-
-def test_forgotten_add_detr_config():
-    with pytest.raises(UserError, match="add_detr_config"):
-        check_detr_config(get_cfg())

@@ -1,6 +1,7 @@
 import pytest
 
-from detr_d2.modeling import check_pixel_statistics
+from detr_d2.config import check_pixel_statistics
+from detr_d2.engine import Trainer
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 BGR_MEAN = RGB_MEAN[::-1]
@@ -10,7 +11,7 @@ MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
 @pytest.fixture
 def check(make_cfg):
-    """A function that checks a config; its options go over those of Base-DETR.yaml, which fit R50."""
+    """Return a function that checks a config; its options override those of Base-DETR.yaml, which fit R50."""
 
     def make(*options) -> list[str]:
         return check_pixel_statistics(make_cfg("MODEL.RESNETS.DEPTH", 50, *options))
@@ -38,7 +39,7 @@ def check(make_cfg):
         ("MODEL.WEIGHTS", "", "MODEL.PIXEL_MEAN", [0.0, 0.0, 0.0], "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
     ],
 )
-def test_what_goes_together(check, options):
+def test_agreement(check, options):
     assert check(*options) == []
 
 
@@ -62,8 +63,8 @@ def test_what_goes_together(check, options):
         (("MODEL.PIXEL_STD", [58.0]), ["MODEL.PIXEL_MEAN has 3 numbers and MODEL.PIXEL_STD 1"]),
     ],
 )
-def test_what_does_not(check, options, expected):
-    """Images in another order or scale than the weights expect: the messages name the keys and the right values."""
+def test_contradictions(check, options, expected):
+    """Images in another order or on another scale than the weights expect; messages name the keys and right values."""
     messages = check(*options)
     assert len(messages) == len(expected)
     for message, part in zip(messages, expected, strict=True):
@@ -88,3 +89,10 @@ def test_bit_with_imagenets_statistics(check):
 
 def test_unknown_timm_model_is_left_to_the_builder(check):
     assert check(*BIT, "MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.NAME", "no_such_model") == []
+
+
+def test_contradictions_are_logged_once_when_a_trainer_builds_the_model(make_cfg, caplog):
+    cfg = make_cfg("INPUT.FORMAT", "BGR")
+    Trainer.build_model(cfg)
+    assert [x.getMessage() for x in caplog.records if x.levelname == "WARNING"] == check_pixel_statistics(cfg)
+    assert len(check_pixel_statistics(cfg)) == 1

@@ -1,4 +1,4 @@
-"""tools/setup_env.py with its commands recorded instead of run."""
+"""Tests of tools/setup_env.py with its commands recorded instead of run."""
 
 import ast
 import importlib.util
@@ -15,7 +15,7 @@ SCRIPT = REPOSITORY / "tools" / "setup_env.py"
 
 @pytest.fixture
 def setup_env(tmp_path, monkeypatch):
-    """The script as a module, in a small repository of its own, on a Python that both kinds work with."""
+    """Return the script as a module, in a small repository of its own, on a Python that both kinds work with."""
     (tmp_path / "requirements").mkdir()
     (tmp_path / "tools").mkdir()
     (tmp_path / "setup.py").write_text("")
@@ -38,7 +38,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def ran(setup_env, folder, monkeypatch) -> list[list[str]]:
-    """The commands that set-up ran, of which making the environment leaves a link to an interpreter."""
+    """Return the commands that set-up ran, of which making the environment leaves a link to an interpreter."""
     commands = []
 
     def run(command, **options):
@@ -64,7 +64,7 @@ def test_second_run_does_nothing(setup_env, folder, ran):
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_interrupted_at_any_step_is_made_anew(setup_env, folder, ran, monkeypatch, step):
+def test_interrupted_at_any_step_is_made_again(setup_env, folder, ran, monkeypatch, step):
     record = setup_env.subprocess.run
 
     def interrupted(command, **options):
@@ -83,7 +83,7 @@ def test_interrupted_at_any_step_is_made_anew(setup_env, folder, ran, monkeypatc
     assert not (folder / "left-over").exists()
 
 
-def test_other_requirements_or_setup_make_it_anew(setup_env, folder, ran, tmp_path):
+def test_other_requirements_or_setup_make_it_again(setup_env, folder, ran, tmp_path):
     set_up(setup_env, folder)
     for number, name in enumerate(("requirements/newest.txt", "setup.py", "tools/setup_env.py"), start=2):
         with open(tmp_path / name, "a") as file:
@@ -92,7 +92,7 @@ def test_other_requirements_or_setup_make_it_anew(setup_env, folder, ran, tmp_pa
         assert len(ran) == 6 * number, name
 
 
-def test_vanished_interpreter_makes_it_anew(setup_env, folder, ran):
+def test_vanished_interpreter_makes_it_again(setup_env, folder, ran):
     set_up(setup_env, folder)
     (folder / "bin" / "python").unlink()
     (folder / "bin" / "python").symlink_to(folder / "gone")
@@ -100,14 +100,14 @@ def test_vanished_interpreter_makes_it_anew(setup_env, folder, ran):
     assert len(ran) == 12
 
 
-def test_other_interpreter_makes_it_anew(setup_env, folder, ran, monkeypatch):
+def test_other_interpreter_makes_it_again(setup_env, folder, ran, monkeypatch):
     set_up(setup_env, folder)
     monkeypatch.setattr(setup_env.sys, "version", "3.10.99")
     set_up(setup_env, folder)
     assert len(ran) == 12
 
 
-def test_folder_that_is_no_environment_is_left_alone(setup_env, folder, ran):
+def test_other_folders_are_left_alone(setup_env, folder, ran):
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
     with pytest.raises(SystemExit, match="move it away"):
@@ -143,7 +143,7 @@ def test_python_without_ensurepip_says_what_to_install(setup_env, folder, ran, m
         set_up(setup_env, folder)
 
 
-def test_only_the_compiled_environment_takes_the_wheel_as_it_is(setup_env, folder, ran):
+def test_only_the_compiled_environment_installs_the_wheel_as_it_is(setup_env, folder, ran):
     for kind, as_it_is in (("newest", False), ("compiled", True)):
         ran.clear()
         set_up(setup_env, folder, kind)
@@ -154,7 +154,7 @@ def test_only_the_compiled_environment_takes_the_wheel_as_it_is(setup_env, folde
 
 @pytest.fixture
 def other_python(setup_env, folder, tmp_path, monkeypatch):
-    """A machine whose python3 is another version than the compiled environment's; returns what is run instead."""
+    """Make python3 another version than the compiled environment's, and return the interpreters that run instead."""
     (tmp_path / "path").mkdir()
     monkeypatch.setattr(setup_env, "VERSION", "3.12")
     monkeypatch.setenv("PATH", str(tmp_path / "path"))

@@ -1,4 +1,4 @@
-"""Counted in page faults of fresh processes, never timed; this process keeps its allocator."""
+"""Tests that count page faults in new processes instead of measuring time; this process keeps its allocator."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ PAGES = (64 << 20) // 4096
 glibc_only = pytest.mark.skipif(allocator._glibc() is None, reason="glibc's malloc")
 
 
-def in_fresh_process(code: str, **variables: str) -> list[str]:
+def in_new_process(code: str, **variables: str) -> list[str]:
     clean = {name: x for name, x in os.environ.items() if name not in (*VARIABLES, "GLIBC_TUNABLES")}
     run = subprocess.run([sys.executable, "-c", code], env={**clean, **variables}, capture_output=True, text=True)
     assert not run.returncode, run.stderr
@@ -57,8 +57,8 @@ def in_fresh_process(code: str, **variables: str) -> list[str]:
 
 @glibc_only
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_a_buffer_that_was_freed_comes_back_without_page_faults(times):
-    *kept, first, second, third = in_fresh_process(f"times = {times}\n{FAULTS}")
+def test_freed_memory_is_reused_without_page_faults(times):
+    *kept, first, second, third = in_new_process(f"times = {times}\n{FAULTS}")
     assert kept == ["True"] * times
     assert int(first) > 0.9 * PAGES
     for faults in (second, third):
@@ -69,34 +69,34 @@ def test_a_buffer_that_was_freed_comes_back_without_page_faults(times):
 @pytest.mark.parametrize(
     "variables", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}], ids=str
 )
-def test_what_a_user_chose_stays(variables):
-    kept, *faults = in_fresh_process(f"times = 1\n{FAULTS}", **variables)
+def test_settings_of_the_user_stay(variables):
+    kept, *faults = in_new_process(f"times = 1\n{FAULTS}", **variables)
     assert kept == "False"
     assert int(faults[-1]) > 0.9 * PAGES
 
 
 @glibc_only
-def test_what_is_free_is_returned_before_a_fork():
-    """A child would hold its copy of it."""
-    before, after = map(int, in_fresh_process(FORK))
+def test_free_memory_is_returned_before_a_fork():
+    """A child would keep its copy of it."""
+    before, after = map(int, in_new_process(FORK))
     assert before - after > 0.9 * (64 << 20)
 
 
 @glibc_only
 def test_importing_the_package_changes_nothing():
-    *_, third = in_fresh_process(f"import detr_d2\ntimes = 0\n{FAULTS}")
+    *_, third = in_new_process(f"import detr_d2\ntimes = 0\n{FAULTS}")
     assert int(third) > 0.9 * PAGES
 
 
 class Libc:
-    """Notes what mallopt is asked, and refuses some of it."""
+    """C library that records calls of mallopt, and refuses some options."""
 
     def __init__(self, *refused: int):
         self.refused = refused
-        self.asked = []
+        self.calls = []
 
     def mallopt(self, option: int, value: int) -> int:
-        self.asked.append((option, value))
+        self.calls.append((option, value))
         return int(option not in self.refused)
 
     def gnu_get_libc_version(self) -> bytes:
@@ -105,7 +105,7 @@ class Libc:
 
 @pytest.fixture
 def load(monkeypatch):
-    """A function that puts a C library in the place of this machine's."""
+    """Return a function that replaces this machine's C library."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(allocator, "_return_before_forks", lambda: None)
     for name in (*VARIABLES, "GLIBC_TUNABLES"):
@@ -113,14 +113,14 @@ def load(monkeypatch):
     return lambda libc: monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: libc)
 
 
-def test_old_versions_that_refuse_a_high_threshold_do_without_mappings(load):
+def test_old_versions_that_refuse_a_high_threshold_avoid_mappings(load):
     libc = Libc(-3)
     load(libc)
     assert keep_freed_memory()
-    assert libc.asked == [(-3, 2**31 - 1), (-4, 0), (-1, -1)]
+    assert libc.calls == [(-3, 2**31 - 1), (-4, 0), (-1, -1)]
 
 
-def test_it_tells_when_nothing_was_done(load):
+def test_false_when_nothing_was_set(load):
     load(Libc(-3, -4))
     assert not keep_freed_memory()
     load(object())  # as musl: without mallopt
@@ -132,4 +132,4 @@ def test_other_systems(load, monkeypatch):
     load(libc)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
-    assert not libc.asked
+    assert not libc.calls

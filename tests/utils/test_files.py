@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file, output_folder, read_json
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -33,3 +34,90 @@ def test_a_write_replaces_the_file(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def write_folder(path, text="new", **options):
+    with output_folder(path, marker="done", **options) as folder:
+        (folder / "done").write_text(text)
+
+
+def test_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "out"
+    with output_folder(path, marker="done") as folder:
+        (folder / "done").touch()
+        assert not path.exists()
+    assert [x.name for x in path.parent.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_what_looks_unfinished_and_is_replaced(tmp_path):
+    def fail():
+        with output_folder(tmp_path / "out", marker="done") as folder:
+            (folder / "half").touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [x.name for x in tmp_path.iterdir()] == ["out.incomplete"]
+    write_folder(tmp_path / "out")
+    assert [x.name for x in tmp_path.rglob("*")] == ["out", "done"]
+
+
+def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path):
+    def fail():
+        with output_folder(tmp_path / "out", marker="done") as folder:
+            (folder / "images").mkdir()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_replaced_on_request_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    write_folder(tmp_path / "out", "first")
+    with pytest.raises(UserError, match="add --overwrite"):
+        write_folder(tmp_path / "out")
+    assert (tmp_path / "out" / "done").read_text() == "first"
+    write_folder(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "done").read_text() == "new"
+
+
+def test_what_others_wrote_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        write_folder(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        write_folder(tmp_path / "thesis.tex", overwrite=True)
+    with pytest.raises(UserError, match="can't be made"):
+        write_folder(tmp_path / "thesis.tex" / "out")
+    assert [x.name for x in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_any_unicode(tmp_path, encoding):
+    (tmp_path / "file.json").write_text('{"name": "Größe"}', encoding=encoding)
+    assert read_json(tmp_path / "file.json") == {"name": "Größe"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "file.json does not exist: give the path of a table"),
+        (b'{"images": [1, 2', r"file.json is not valid JSON \(Expecting .* line 1 column 17 .*\): save it again"),
+        (b"", "file.json is not valid JSON"),
+        ('{"name": "Größe"}'.encode("latin-1"), "file.json is not a table, since it is not text in UTF-8 .*: save it"),
+        (b"[" * 200000, "file.json is not a table, since its JSON is nested too deeply: save it again"),
+    ],
+    ids=["missing", "cut off", "empty", "other encoding", "nested"],
+)
+def test_json_errors_name_the_file_and_the_fix(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json(tmp_path / "file.json", what="a table", fix="save it again")
+
+
+def test_json_from_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder: give the path of a JSON file\."):
+        read_json(tmp_path)

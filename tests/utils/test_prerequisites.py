@@ -1,4 +1,4 @@
-"""The import check for Detectron2, run where packages are made to look absent."""
+"""Tests of the import check for Detectron2 with packages hidden."""
 
 import importlib.metadata
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECK = REPOSITORY / "detr_d2" / "_detectron2.py"
+CHECK = REPOSITORY / "detr_d2" / "utils" / "prerequisites.py"
 
 # Hides the package named first from every finder, then runs the rest.
 HIDE = """
@@ -44,19 +44,19 @@ print(*sorted({"detectron2", "pkg_resources", "torch"} & set(sys.modules)))
 
 
 def run_without(package: str, script: str) -> str:
-    """Run a script in a new process where a package is absent; return what it printed."""
+    """Run a script in a new process where a package is hidden; return its output."""
     command = [sys.executable, "-c", HIDE + script, package, str(CHECK)]
     return subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.fixture(scope="module")
 def message() -> str:
-    """What ``import detr_d2`` says without Detectron2: the exception's type, the module, the message."""
+    """Return the output of ``import detr_d2`` without Detectron2: the exception's type, the module, the message."""
     return run_without("detectron2", IMPORT)
 
 
 def commands(message: str) -> list[list[str]]:
-    """The arguments of the pip commands that a message shows, split as a shell does."""
+    """Return the arguments of the pip commands that a message shows, split as by a shell."""
     shown = [shlex.split(line) for line in message.splitlines() if line.startswith("  ")]
     for command in shown:
         assert command[:4] == [sys.executable, "-m", "pip", "install"]
@@ -81,7 +81,7 @@ def test_missing_detectron2_shows_the_release_that_the_tests_run_with(message):
     assert {"--no-deps", "--only-binary=:all:"} < set(last)
 
 
-def test_missing_detectron2_lists_all_that_detectron2_declares_to_need(message):
+def test_missing_detectron2_lists_all_its_declared_requirements(message):
     required = importlib.metadata.requires("sal-detectron2")
     names = {re.match(r"[\w-]+", line)[0] for line in required if "extra ==" not in line}
     # torch and torchvision bring these two; the third is part of Python today.

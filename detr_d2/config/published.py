@@ -1,4 +1,4 @@
-"""The models that the authors of DETR published."""
+"""Models that the authors of DETR published."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ _FOLDER = "https://dl.fbaipublicfiles.com/detr/"
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A checkpoint of the original DETR; figures on COCO val2017, in percent, as its authors give them."""
+    """A checkpoint of the original DETR, with its results on COCO val2017, in percent, as its authors publish them."""
 
     name: str
     file: str
     config: str
-    """The config, in ``configs/``, of the model that it fits."""
+    """File name, in ``configs/``, of the config of the model that it fits."""
     box_ap: float
     mask_ap: float | None = None
     pq: float | None = None
@@ -49,9 +49,10 @@ PUBLISHED = {
 
 
 def published_model(name: str) -> PublishedModel:
-    """
+    """Return the published model of this name.
+
     Raises:
-        UserError: there is none of this name; the message lists those there are.
+        UserError: there is no such model; the message lists all.
     """
     if name not in PUBLISHED:
         raise UserError(f"There is no published model {name!r}: choose one of {', '.join(PUBLISHED)}.")
