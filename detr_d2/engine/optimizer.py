@@ -17,7 +17,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` with two parameter groups, ``backbone`` and ``transformer and heads``.
 
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the norm of all gradients together, right before each
-    step; the other types are Detectron2's. Works with any Detectron2 trainer that has ``build_optimizer``.
+    step; the other types are Detectron2's. For any Detectron2 trainer that has ``build_optimizer``.
     """
     groups = parameter_groups(cfg, model)
     clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -30,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """The trainable parameters, those below a module called ``backbone`` apart."""
+    """Split the trainable parameters into those below a module called ``backbone`` and the others."""
     solver = cfg.SOLVER
     rates = {"backbone": solver.BASE_LR * solver.BACKBONE_MULTIPLIER, "transformer and heads": solver.BASE_LR}
     groups = {name: [] for name in rates}
@@ -45,7 +45,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
 
 
 def group_table(optimizer: torch.optim.Optimizer) -> str:
-    """Tensors, parameters, learning rate and weight decay of each group, as text."""
+    """Format tensors, parameters, learning rate and weight decay of each group as a table."""
     rows = [
         (
             group.get("name", i),
@@ -69,7 +69,7 @@ def _adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
 
 
 def _has_fused_adamw(device: torch.device) -> bool:
-    """Which devices have it depends on the version of torch, some of which find out in the first step."""
+    """Try a step: support depends on device and version of torch, and some versions only fail in the first step."""
     probe = torch.zeros(1, device=device, requires_grad=True)
     probe.grad = torch.zeros_like(probe)
     try:

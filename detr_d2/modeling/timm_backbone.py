@@ -24,6 +24,21 @@ class TimmBackbone(Backbone):
 
     A level is named as in Detectron2's ResNets, "res" and the binary logarithm of its stride ("res5": stride 32), where
     every level of the model has a stride of its own; else "level" and its index.
+
+    Args:
+        name: of the model, with the tag of its weights: "resnet50.a1_in1k".
+        pretrained: download the weights that timm publishes under the name.
+        weights: a file or URL of weights to start from instead: ``.pth``, ``.safetensors``, or for BiT and ViT models
+            the ``.npz`` of their authors.
+        out_indices: feature levels to return, 0 being the finest; negative ones count from the last.
+        freeze_at: as ``MODEL.BACKBONE.FREEZE_AT``: fix the parameters of every layer up to the last that works at
+            stride 2**freeze_at or finer. 2 fixes the stem and the first stage of a ResNet, 0 nothing.
+        frozen_bn: keep the statistics, scales and shifts of batch norms fixed.
+        in_channels: of the images.
+        arguments: more arguments of ``timm.create_model``.
+
+    Raises:
+        UserError: timm is missing, or an argument is not valid; names the config key.
     """
 
     @configurable
@@ -39,22 +54,6 @@ class TimmBackbone(Backbone):
         in_channels: int = 3,
         arguments: dict[str, Any] | None = None,
     ):
-        """
-        Args:
-            name: of the model, with the tag of its weights: "resnet50.a1_in1k".
-            pretrained: download the weights that timm publishes under the name.
-            weights: a file or URL of weights to start from instead: ``.pth``, ``.safetensors``, or for BiT and ViT
-                models the ``.npz`` of their authors.
-            out_indices: which feature levels to return, 0 being the finest; negative ones count from the last.
-            freeze_at: as ``MODEL.BACKBONE.FREEZE_AT``: fix the parameters of every layer up to the last that works at
-                stride 2**freeze_at or finer. 2 fixes the stem and the first stage of a ResNet, 0 nothing.
-            frozen_bn: batch norms with fixed statistics, scale and shift.
-            in_channels: of the images.
-            arguments: more arguments of ``timm.create_model``.
-
-        Raises:
-            UserError: timm is missing, or one of the arguments can't be met; names the config key.
-        """
         super().__init__()
         options = {
             **(arguments or {}),
@@ -71,7 +70,7 @@ class TimmBackbone(Backbone):
         self._out_features = [names[i] for i in chosen]
         self._out_feature_strides = {names[i]: levels[i]["reduction"] for i in chosen}
         self._out_feature_channels = {names[i]: levels[i]["num_chs"] for i in chosen}
-        # Swin and its like return channels last.
+        # Swin and similar models return channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self._size_divisibility = _patch_size(self.body)
         if freeze_at:
@@ -89,7 +88,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs MODEL.TIMM.NAME: a model of timm, such as "
                 "resnet50.a1_in1k; timm.list_models() has them all."
             )
-        # Whatever a whole model's checkpoint holds replaces the backbone's own start: spare the download.
+        # A checkpoint of the whole model replaces the backbone's own weights: spare the download.
         start = not cfg.MODEL.WEIGHTS
         return {
             "name": timm.NAME,
@@ -103,7 +102,7 @@ class TimmBackbone(Backbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) images -> the chosen levels by name, each (B, channels, H / stride, W / stride)."""
+        """Return the chosen levels of (B, C, H, W) images by name, each (B, channels, H / stride, W / stride)."""
         features = self.body(images)
         if self.channels_last:
             features = [x.permute(0, 3, 1, 2) for x in features]
@@ -120,13 +119,13 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     timm = import_timm()
     if not timm.is_model(name.split(".")[0]):
         raise UserError(unknown_model(name))
-    # timm has many ways to say which arguments or tensors don't fit, and what can't be downloaded.
+    # timm raises many kinds of exceptions for wrong arguments, tensors that don't fit, and failed downloads.
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as e:
         used = ", ".join(f"{key}={x!r}" for key, x in options.items() if key != "features_only")
         raise UserError(
-            f"MODEL.TIMM.NAME {name}: timm can't make a backbone of it with pretrained={pretrained}, {used} "
+            f"MODEL.TIMM.NAME {name}: timm can't build a backbone from it with pretrained={pretrained}, {used} "
             f"({type(e).__name__}: {str(e)[:500]}). Check MODEL.TIMM.PRETRAINED, WEIGHTS, OUT_INDICES and ARGS."
         ) from e
 
@@ -139,17 +138,19 @@ def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Mo
     if not Path(file).is_file():
         raise UserError(f"MODEL.TIMM.WEIGHTS {weights} does not exist: check the path.")
     source = {"file": file, "custom_load": Path(file).suffix == ".npz"}
-    # timm loads what fits and leaves the rest as it was drawn; what two equal draws share was not loaded.
+    # timm loads the tensors that fit and leaves the others as initialized: equal in a second model of the same seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         filled = _create(name, True, {**options, "pretrained_cfg_overlay": source})
         torch.manual_seed(0)
         blank = _create(name, False, options)
-    drawn = {path: x for path, x in blank.named_parameters() if x.dim() > 1 and x.min() < x.max()}
-    missing = [path for path, x in filled.named_parameters() if path in drawn and torch.equal(x, drawn[path])]
+    initialized = {path: x for path, x in blank.named_parameters() if x.dim() > 1 and x.min() < x.max()}
+    missing = [
+        path for path, x in filled.named_parameters() if path in initialized and torch.equal(x, initialized[path])
+    ]
     if missing:
         raise UserError(
-            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(missing)} of {len(drawn)} weights of MODEL.TIMM.NAME {name}, "
+            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(missing)} of {len(initialized)} weights of MODEL.TIMM.NAME {name}, "
             f"such as {missing[0]}: set the name of the model that the file was saved from."
         )
     return filled
@@ -163,7 +164,7 @@ def _level_names(strides: list[int]) -> list[str]:
 
 
 def _patch_size(body: nn.Module) -> int:
-    """What image sides must be a multiple of: of the patches that a transformer does not pad to itself; else 0."""
+    """Return the divisor of image sides: the patch size of a transformer that does not pad by itself; else 0."""
     for module in body.modules():
         patch = getattr(module, "patch_size", None)
         if patch is not None and hasattr(module, "dynamic_img_pad"):
@@ -176,7 +177,7 @@ def _freeze(body: nn.Module, levels: list[dict[str, Any]], freeze_at: int, name:
     last = _module_name(body, inside[-1]) if inside else None
     if last is None:
         raise UserError(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has no layer that is known to end stride "
+            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has no layer that is known to be the last of stride "
             f"{2**freeze_at}; its levels have strides {[x['reduction'] for x in levels]}. Set FREEZE_AT 0."
         )
     # timm registers modules in the order in which they run.
@@ -194,6 +195,6 @@ def _freeze(body: nn.Module, levels: list[dict[str, Any]], freeze_at: int, name:
 
 
 def _module_name(body: nn.Module, path: str) -> str | None:
-    """Where the feature extractor keeps what timm calls ``path``, such as "stages.0": maybe in "stages_0"."""
+    """Return the feature extractor's name of timm's module ``path``: "stages.0" may be "stages_0"."""
     modules = dict(body.named_modules())
     return next((x for x in (path, path.replace(".", "_"), f"model.{path}") if x in modules), None)
