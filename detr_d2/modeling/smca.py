@@ -1,6 +1,5 @@
 """Spatially modulated co-attention (arXiv 2101.07448, section 3.2), which converges in a tenth of the epochs."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,8 +32,8 @@ class SpatialBias(NamedTuple):
     """(B, heads, Q, 2) x and y, measured in features from the center of the first."""
     weight: Tensor
     """(B, heads, Q, 2 or 3) weights of the squared distances along x and y and, optionally, of their product."""
-    size: tuple[int, int]
-    """Height and width of the features."""
+    grid: Tensor
+    """(S, 2) x and y of every feature, see :func:`feature_grid`."""
 
     @property
     def has_product(self) -> bool:
@@ -42,9 +41,8 @@ class SpatialBias(NamedTuple):
         return self.weight.shape[-1] == 3
 
     def explicit(self) -> Tensor:
-        """Return the bias itself: (B, heads, Q, H * W)."""
-        grid = feature_grid(*self.size, self.point.device)
-        squared = (self.point[..., None, :] - grid).square()
+        """Return the bias itself: (B, heads, Q, S)."""
+        squared = (self.point[..., None, :] - self.grid).square()
         bias = (squared * self.weight[..., None, :2]).sum(-1)
         if self.has_product:
             bias = bias + squared.prod(-1) * self.weight[..., 2:]
@@ -57,11 +55,10 @@ class SpatialBias(NamedTuple):
         of the attention is needed. Needs float32, since the terms are large where their sum is small.
 
         Returns:
-            (B, heads, Q, D) for the queries, (1, 1, H * W, D) for the features; D is padded with zeros.
+            (B, heads, Q, D) for the queries, (1, 1, S, D) for the features; D is padded with zeros.
         """
-        grid = feature_grid(*self.size, self.point.device)
         query_factors = torch.cat((2 * self.weight * self.point, -self.weight), dim=-1)
-        feature_factors = torch.cat((grid, grid.square()), dim=-1)
+        feature_factors = torch.cat((self.grid, self.grid.square()), dim=-1)
         padding = -query_factors.shape[-1] % _HEAD_SIZE_STEP
         query_factors, feature_factors = (F.pad(x, (0, padding)) for x in (query_factors, feature_factors))
         return query_factors, feature_factors[None, None]
@@ -69,18 +66,6 @@ class SpatialBias(NamedTuple):
 
 def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
     """Return (H * W, 2) float32 x and y of every feature, row by row."""
-    # Compiled code serves all sizes, and has no cache.
-    return (_make_grid if torch.compiler.is_compiling() else _cached_grid)(height, width, device)
-
-
-@lru_cache(maxsize=64)
-def _cached_grid(height: int, width: int, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could not be used in training later.
-    with torch.inference_mode(False):
-        return _make_grid(height, width, torch.device("cpu")).to(device, non_blocking=True)
-
-
-def _make_grid(height: int, width: int, device: torch.device) -> Tensor:
     rows, columns = (torch.arange(x, dtype=torch.float32, device=device) for x in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack((x, y), dim=-1).flatten(0, 1)
@@ -158,13 +143,13 @@ class SmcaDecoderLayer(DecoderLayer):
                 scales = self.point3(with_pos).unflatten(-1, (heads, -1)).transpose(1, 2).square()
             return offsets, scales, None if self.point1 is None else self.point1(with_pos)
 
-    def bias(self, point: Tensor, scales: Tensor | None, modulated: Tensor, size: tuple[int, int]) -> SpatialBias:
+    def bias(self, point: Tensor, scales: Tensor | None, modulated: Tensor, grid: Tensor) -> SpatialBias:
         """Return the bias around (B, heads, Q, 2) points; ``modulated``, (heads, Q, 1), is 0 where it is off."""
         if scales is None:
             scales = point.new_ones(1)
         if scales.shape[-1] == 1:
             scales = scales.expand(*point.shape)
-        return SpatialBias(point, scales * modulated / self.smooth, size)
+        return SpatialBias(point, scales * modulated / self.smooth, grid)
 
     def forward(
         self,
@@ -249,7 +234,7 @@ class SmcaTransformer(DetrTransformer):
         all_layers: bool,
     ) -> Decoded:
         memory_with_pos = memory + pos
-        size = tuple(features.tensor.shape[-2:])
+        grid = feature_grid(*features.tensor.shape[-2:], memory.device)
         modulated, modulated_queries = self._modulated(query_pos)
         image_sizes = features.image_sizes.to(memory.device, non_blocking=True)[:, None]
         tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
@@ -259,7 +244,7 @@ class SmcaTransformer(DetrTransformer):
             if predicted is not None:
                 reference = predicted
                 center = (predicted.sigmoid() * image_sizes)[:, None]
-            bias = layer.bias(center + offsets, scales, modulated, size)
+            bias = layer.bias(center + offsets, scales, modulated, grid)
             tgt = layer(tgt, memory, memory_with_pos, query_pos, padding_mask, bias)
             outputs.append(tgt)
         hidden = self.decoder.norm(torch.stack(outputs if all_layers else outputs[-1:]))

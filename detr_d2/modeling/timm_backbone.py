@@ -144,13 +144,11 @@ def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Mo
         filled = _create(name, True, {**options, "pretrained_cfg_overlay": source})
         torch.manual_seed(0)
         blank = _create(name, False, options)
-    initialized = {path: x for path, x in blank.named_parameters() if x.dim() > 1 and x.min() < x.max()}
-    missing = [
-        path for path, x in filled.named_parameters() if path in initialized and torch.equal(x, initialized[path])
-    ]
+    initial = {path: x for path, x in blank.named_parameters() if x.dim() > 1 and x.min() < x.max()}
+    missing = [path for path, x in filled.named_parameters() if path in initial and torch.equal(x, initial[path])]
     if missing:
         raise UserError(
-            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(missing)} of {len(initialized)} weights of MODEL.TIMM.NAME {name}, "
+            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(missing)} of {len(initial)} weights of MODEL.TIMM.NAME {name}, "
             f"such as {missing[0]}: set the name of the model that the file was saved from."
         )
     return filled
