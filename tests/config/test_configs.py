@@ -83,7 +83,6 @@ def shrink(cfg: CfgNode, dataset: str, output: Path) -> CfgNode:
     for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
         cfg.INPUT[key] = _divided(cfg.INPUT[key])
     crop.SIZE, crop.RESIZE_SIZES = _divided(crop.SIZE), _divided(crop.RESIZE_SIZES)
-    cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
     cfg.MODEL.TIMM.PRETRAINED = False
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (dataset,)
@@ -100,7 +99,7 @@ def _divided(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 
 @pytest.fixture(params=CONFIGS)
 def cfg(request) -> CfgNode:
-    return load_config(str(FOLDER / request.param), [])
+    return load_config(str(FOLDER / request.param), ["MODEL.DEVICE", "cpu"])
 
 
 def test_there_are_configs():
