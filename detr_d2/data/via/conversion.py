@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from detectron2.structures.masks import polygon_area
 from tqdm import tqdm
 
 from detr_d2.data.images import read_image
@@ -208,8 +207,9 @@ def _describe_outline(
 ) -> dict[str, Any] | None:
     """Return the box, area and segmentation of an outline; None if it has no area inside the image."""
     inside = clip(outline, image_size).round(_DECIMALS)
-    # From the first point, for a collinear outline to have an area of exactly 0.
-    area = float(polygon_area(*(inside - inside[:1]).T))
+    # Shoelace formula, from the first point: the area of a point or a line is exactly 0.
+    x, y = (inside - inside[:1]).T
+    area = float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
     if area == 0:
         notes.add("regions have no area inside their image and were dropped.", name)
         return None
