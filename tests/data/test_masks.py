@@ -232,7 +232,7 @@ def test_random_compressed_rles_are_taken_as_they_are():
         kept, masks = MaskReader().read([{"segmentation": rle}], ["a"], (300, 700))
         assert len(kept) == mask.any()
         if mask.any():
-            np.testing.assert_array_equal(masks.draw(np.array([0]), T.TransformList([]))[0], mask)
+            np.testing.assert_array_equal(masks.rasterize(np.array([0]), T.TransformList([]))[0], mask)
 
 
 def test_two_workers_give_masks(make_cfg, make_annotation, tmp_path):
