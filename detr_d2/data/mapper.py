@@ -18,10 +18,9 @@ from detr_d2.data.annotations import (
     read_targets,
 )
 from detr_d2.data.augmentation import build_augmentation
-from detr_d2.data.image_cache import ImageCache
-from detr_d2.data.images import IMAGE_FORMATS, check_image_size, to_tensor
-from detr_d2.data.masks import MaskReader, ObjectMasks
-from detr_d2.data.panoptic.segments import read_segments
+from detr_d2.data.images import IMAGE_FORMATS, ImageCache, check_image_size, to_tensor
+from detr_d2.data.masks import MaskReader, RleMasks
+from detr_d2.data.panoptic.segments import SegmentMasks, read_segments
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ class DetrDatasetMapper:
         sample["instances"] = instances
         return sample
 
-    def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, ObjectMasks | None]:
+    def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, RleMasks | SegmentMasks | None]:
         if is_panoptic(record):
             return read_segments(record, size)
         targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped_boxes)

@@ -1,7 +1,7 @@
 """Masks of annotated objects, rasterized in the augmented image."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -15,8 +15,12 @@ from detr_d2.data.augmentation import FastResizeTransform
 from detr_d2.data.rle import to_rle
 
 
-class ObjectMasks(Protocol):
-    """Masks of N objects of one image, not yet augmented."""
+class RleMasks:
+    """Masks that may overlap, stored as runs until it is known which objects the augmented image shows."""
+
+    def __init__(self, rles: Sequence[dict], image_size: tuple[int, int]) -> None:
+        self.rles = rles
+        self.image_size = image_size
 
     def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
         """Return the masks of some objects in the augmented image.
@@ -28,17 +32,6 @@ class ObjectMasks(Protocol):
         Returns:
             (M, H', W') bool.
         """
-        ...
-
-
-class RleMasks:
-    """Masks that may overlap, stored as runs until it is known which are needed."""
-
-    def __init__(self, rles: Sequence[dict], image_size: tuple[int, int]) -> None:
-        self.rles = rles
-        self.image_size = image_size
-
-    def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
         rles = [self.rles[index] for index in objects]
         masks = coco_mask.decode(rles)
         selection = select_pixels(transforms, self.image_size)

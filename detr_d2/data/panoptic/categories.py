@@ -12,9 +12,6 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from detr_d2.utils.errors import UserError
 
-# No-object row in the class head of the published panoptic checkpoints, whose other rows are COCO's category ids.
-PUBLISHED_NO_OBJECT_ROW = 250
-
 
 class PanopticCategory(NamedTuple):
     """Class of things (countable objects) or stuff (sky, grass)."""
@@ -113,8 +110,11 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
         return metadata
 
     def published_rows(self) -> list[int]:
-        """Return the row of each category, and no-object last, in the 251 rows of the published class heads."""
-        return [*(category.id for category in self), PUBLISHED_NO_OBJECT_ROW]
+        """Return the row of each category, and of no-object last, in the published panoptic checkpoints' class heads.
+
+        Their rows are COCO's category ids; no-object is row 250.
+        """
+        return [*(category.id for category in self), 250]
 
 
 @functools.cache

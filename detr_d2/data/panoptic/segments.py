@@ -1,17 +1,14 @@
 """Objects of a panoptic image: things and stuff, from a PNG of segment ids and its list of segments."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from scipy import ndimage
 
 from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
 from detr_d2.data.checks.wording import abbreviate
-from detr_d2.data.images import DECODING_ERRORS
+from detr_d2.data.images import explain_errors, open_image
 from detr_d2.data.masks import augment_masks, select_pixels
 from detr_d2.utils.errors import UserError
 
@@ -35,7 +32,7 @@ class SegmentMasks:
         self.objects = np.asarray(objects, dtype=numbers.dtype)
 
     def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-        """See :class:`~detr_d2.data.masks.ObjectMasks`."""
+        """Return the masks of some objects in the augmented image, as :class:`~detr_d2.data.masks.RleMasks` does."""
         numbers = self.objects[objects][:, None, None]
         selection = select_pixels(transforms, self.numbers.shape)
         if selection is None:
@@ -78,15 +75,9 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: see :func:`read_segments`.
     """
-    try:
-        with PathManager.open(path, "rb") as file:
-            data = file.read()
-        image = Image.open(io.BytesIO(data))
+    with explain_errors(f"Panoptic map {path}", "the folder of the dataset's PNGs"):
+        data, image = open_image(path)
         image.load()
-    except FileNotFoundError as error:
-        raise UserError(f"Panoptic map {path} does not exist: check the folder of the dataset's PNGs.") from error
-    except DECODING_ERRORS as error:
-        raise UserError(f"Panoptic map {path} can't be read ({error}): replace the file.") from error
     # Pillow opens 16 bits of RGB as 8 without an error.
     bits = data[_BIT_DEPTH_OFFSET] if data.startswith(_PNG_SIGNATURE) else None
     if bits != 8 or image.mode != "RGB":

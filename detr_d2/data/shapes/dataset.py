@@ -55,23 +55,22 @@ def register_shapes(name: str, spec: ShapesSpec) -> None:
     if the cache folder can't be written to, and adds the paths of the instances (``json_file``) and of the panoptic
     segments (``panoptic_json``, ``panoptic_root``) to the metadata.
     """
-    DatasetCatalog.register(name, lambda: _load(name, spec))
+    panoptic_name = f"{name}_panoptic"
+
+    def load() -> list[dict]:
+        paths = _generate(name, spec)
+        return load_coco_json(paths["json_file"], paths["image_root"], name)
+
+    def load_panoptic() -> list[dict]:
+        paths = _generate(panoptic_name, spec)
+        return load_panoptic_json(paths["panoptic_json"], paths["panoptic_root"], paths["image_root"])
+
+    DatasetCatalog.register(name, load)
     classes = {"thing_classes": list(THING_CLASSES), "stuff_classes": list(STUFF_CLASSES)}
     MetadataCatalog.get(name).set(evaluator_type="coco", **classes)
-    panoptic_name = f"{name}_panoptic"
-    DatasetCatalog.register(panoptic_name, lambda: _load_panoptic(panoptic_name, spec))
+    DatasetCatalog.register(panoptic_name, load_panoptic)
     categories = PanopticCategories.from_json(_CATEGORIES, panoptic_name)
     MetadataCatalog.get(panoptic_name).set(**EVALUATION_METADATA, **categories.metadata())
-
-
-def _load(name: str, spec: ShapesSpec) -> list[dict]:
-    paths = _generate(name, spec)
-    return load_coco_json(paths["json_file"], paths["image_root"], name)
-
-
-def _load_panoptic(name: str, spec: ShapesSpec) -> list[dict]:
-    paths = _generate(name, spec)
-    return load_panoptic_json(paths["panoptic_json"], paths["panoptic_root"], paths["image_root"])
 
 
 def _generate(name: str, spec: ShapesSpec) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from detr_d2.data.images import read_image
 from detr_d2.data.via.project import ViaImage, ViaRegion
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def via_to_coco(
     Raises:
         UserError: an image or a region can't be used, or its class is unclear; the message names it.
     """
-    notes = _Notes()
+    notes = ExampleCounter()
     supported = _supported([region for image in images for region in image.regions], skip_unsupported, notes)
     classes = classes or ViaClasses()
     categories = _read_categories(supported, classes)
@@ -69,7 +69,8 @@ def via_to_coco(
             if geometry is not None:
                 keys = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[categories[name]]}
                 annotations.append({**keys, **geometry, "iscrowd": 0})
-    notes.log()
+    for message, count, example in notes:
+        logger.warning("%d %s E.g. %s.", count, message, example)
     coco_categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"info": {}, "images": coco_images, "annotations": annotations, "categories": coco_categories}
 
@@ -112,21 +113,7 @@ def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple
     return train, val
 
 
-class _Notes:
-    """Counts of what happened to images and regions; each kind is logged once, with its first example."""
-
-    def __init__(self) -> None:
-        self._examples: dict[str, list[str]] = {}
-
-    def add(self, message: str, example: str) -> None:
-        self._examples.setdefault(message, []).append(example)
-
-    def log(self) -> None:
-        for message, examples in self._examples.items():
-            logger.warning("%d %s E.g. %s.", len(examples), message, examples[0])
-
-
-def _supported(regions: Sequence[ViaRegion], skip_unsupported: bool, notes: _Notes) -> list[ViaRegion]:
+def _supported(regions: Sequence[ViaRegion], skip_unsupported: bool, notes: ExampleCounter) -> list[ViaRegion]:
     if not regions:
         raise UserError("No image has a region: outline objects in VIA first.")
     if not skip_unsupported:
@@ -203,7 +190,7 @@ def _find_files(images: Sequence[ViaImage], image_root: str) -> list[str]:
 
 
 def _describe_outline(
-    outline: np.ndarray, image_size: tuple[int, int], name: str, notes: _Notes
+    outline: np.ndarray, image_size: tuple[int, int], name: str, notes: ExampleCounter
 ) -> dict[str, Any] | None:
     """Return the box, area and segmentation of an outline; None if it has no area inside the image."""
     inside = clip(outline, image_size).round(_DECIMALS)
@@ -243,12 +230,11 @@ def _clip_side(polygon: np.ndarray, axis: int, limit: float, sign: int) -> np.nd
     depth = sign * (polygon[:, axis] - limit)
     kept = []
     for i, point in enumerate(polygon):
-        before, inside_before, inside = polygon[i - 1], depth[i - 1] >= 0, depth[i] >= 0
-        if inside != inside_before:
+        if (depth[i - 1] >= 0) != (depth[i] >= 0):
             share = depth[i - 1] / (depth[i - 1] - depth[i])
-            crossing = before + share * (point - before)
+            crossing = polygon[i - 1] + share * (point - polygon[i - 1])
             crossing[axis] = limit
             kept.append(crossing)
-        if inside:
+        if depth[i] >= 0:
             kept.append(point)
     return np.array(kept, dtype=np.float64).reshape(-1, 2)

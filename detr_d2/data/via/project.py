@@ -1,15 +1,14 @@
 """Reader of annotations of the VGG Image Annotator (VIA), versions 1 and 2."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import read_json
 
 # Shapes of VIA that enclose no area.
 _WITHOUT_AREA = ("point", "line", "polyline")
@@ -92,7 +91,8 @@ def read_via(path: str) -> list[ViaImage]:
     Raises:
         UserError: the file is missing, is not a VIA file, has no images, or lists one twice.
     """
-    entries = _find_entries(_load(path), path)
+    fix = "in VIA, save the project, or export annotations as JSON (not CSV)"
+    entries = _find_entries(read_json(path, "a VIA file in JSON", fix), path)
     images = [_read_image(entry, path) for entry in entries.values()]
     if not images:
         raise UserError(f"{path} has no images: add images in VIA and save the project.")
@@ -104,18 +104,6 @@ def read_via(path: str) -> list[ViaImage]:
                 "regions: remove one of them in VIA."
             )
     return images
-
-
-def _load(path: str) -> Any:
-    try:
-        with PathManager.open(path, "r", encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise UserError(f"The VIA file {path} does not exist: give the path of a JSON file.") from e
-    except ValueError as e:
-        raise UserError(
-            f"{path} is not JSON ({e}): in VIA, save the project, or export annotations as JSON (not CSV)."
-        ) from e
 
 
 def _find_entries(content: Any, path: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from detr_d2.data import register_coco_panoptic_dataset
 
 @pytest.fixture
 def panoptic_files(tmp_path):
-    """Write a json, its PNG and its image: 60 x 40 pixels of sky (id 70000) over ground (300), a car (5) and a crowd (6)."""
+    """Write a json, its PNG and its image: 60 x 40 pixels, sky (id 70000) over ground (300), a car (5), a crowd (6)."""
     ids = np.full((40, 60), 300)
     ids[:15] = 70000
     ids[10:22, 8:31] = 5

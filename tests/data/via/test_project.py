@@ -152,7 +152,7 @@ def test_two_ticks_are_refused(read_one):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("filename,size\na.jpg,5", r"via\.json is not JSON .*not CSV"),
+        ("filename,size\na.jpg,5", r"via\.json is not valid JSON .*not CSV"),
         ("[]", "holds a list"),
         ({}, "has no images"),
         ({"_via_img_metadata": {}}, "has no images"),
