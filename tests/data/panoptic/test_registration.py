@@ -115,7 +115,7 @@ def test_images_without_segments_are_left_out(load, caplog):
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_checks_find_nothing(cfg_for, caplog, masks):
-    """Also where the json has no boxes, which are taken from the PNG."""
+    """Also if the json has no boxes, which are then read from the PNG."""
     with caplog.at_level(logging.INFO):
         check_datasets(cfg_for("MODEL.MASK_ON", masks))
     assert not [x for x in caplog.records if x.levelno > logging.INFO]
@@ -158,7 +158,7 @@ def test_training_loads_segments(cfg_for, load, caplog, panoptic_files):
         assert all("annotations" not in record for record in records)
 
 
-def test_learning_by_heart_keeps_things_and_stuff(cfg_for):
+def test_overfitting_a_subset_keeps_things_and_stuff(cfg_for):
     cfg = memorizing_config(cfg_for(), 1)
     (name,) = cfg.DATASETS.TRAIN
     assert PanopticCategories.from_metadata(MetadataCatalog.get(name)).names == ["car", "ground", "sky"]
