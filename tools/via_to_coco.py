@@ -11,9 +11,7 @@ from typing import Any
 
 from detectron2.utils.logger import setup_logger
 
-from detr_d2.data.via.classes import ViaClasses
-from detr_d2.data.via.conversion import split_images, via_to_coco
-from detr_d2.data.via.project import read_via
+from detr_d2.data.via import ViaClasses, read_via, split_images, via_to_coco
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 

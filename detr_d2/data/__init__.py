@@ -1,4 +1,4 @@
-"""Data: images and annotations in, what the model takes out; and the checks before training."""
+"""Datasets: registration, loading, checks before training, and the mapper from records to the model's input."""
 
 from detr_d2.data.checks.dataset_checks import check_datasets
 from detr_d2.data.loading import load_test_records, load_training_records

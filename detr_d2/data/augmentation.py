@@ -14,15 +14,15 @@ from detr_d2.data.images import to_tensor
 from detr_d2.utils.errors import UserError
 
 CROP_PROBABILITY = 0.5
-# DETR's own first; the others as in Detectron2.
+# DETR uses the first; the others are Detectron2's.
 CROP_TYPES = ("absolute_range", "absolute", "relative_range", "relative")
 
 
 class FastResizeTransform(T.ResizeTransform):
-    """Resizes images with PyTorch, three times as fast as Pillow, and masks as Detectron2's class does.
+    """Resize of images with PyTorch, three times as fast as Pillow; masks are resized as by Detectron2's class.
 
-    The filter is Pillow's antialiased bilinear one, in integers of fewer bits: where a value comes to lie between two
-    gray levels, the other one may be taken.
+    The filter is Pillow's antialiased bilinear one, in integers of fewer bits: a value between two gray levels may be
+    rounded to the other one.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
@@ -35,11 +35,10 @@ class FastResizeTransform(T.ResizeTransform):
 
 
 class DetrResizeShortestEdge(T.ResizeShortestEdge):
-    """Resize as DETR does, so that the shortest edge gets one of the given lengths.
+    """Resize of the shortest edge to one of the given lengths, to the same size as the original DETR.
 
-    Differs from Detectron2's class in the size that results. There the longer edge is rounded; here it
-    is truncated, and where it would exceed ``max_size`` the length of the shortest edge is reduced first,
-    rounded, and may leave the longer edge a little over ``max_size``.
+    Detectron2's class rounds the longer edge; here it is truncated, and if it would exceed ``max_size``, the shortest
+    edge is first reduced and rounded, which may leave the longer edge slightly over ``max_size``.
     """
 
     def __init__(
@@ -50,10 +49,11 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
         interp: int = Image.BILINEAR,
         fast: bool = False,
     ):
-        """
+        """Store the options.
+
         Args:
             short_edge_length, max_size, sample_style, interp: as of Detectron2's class.
-            fast: resize with PyTorch, see :class:`FastResizeTransform`, instead of Pillow, as the original does.
+            fast: resize with PyTorch, see :class:`FastResizeTransform`, instead of Pillow like the original.
         """
         super().__init__(short_edge_length, max_size, sample_style, interp)
         self.fast = fast
@@ -69,48 +69,44 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
         new_height, new_width = self.get_output_shape(height, width, int(size), self.max_size)
         if (new_height, new_width) == (height, width):
             return NoOpTransform()
-        kind = FastResizeTransform if self.fast else T.ResizeTransform
-        return kind(height, width, new_height, new_width, self.interp)
+        transform = FastResizeTransform if self.fast else T.ResizeTransform
+        return transform(height, width, new_height, new_width, self.interp)
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Height and width, in pixels, of an ``oldh`` x ``oldw`` image after resizing."""
+        """Return the height and width, in pixels, of an ``oldh`` x ``oldw`` image after resizing."""
         size, shortest, longest = short_edge_length, min(oldh, oldw), max(oldh, oldw)
         if longest / shortest * size > max_size:
             size = round(max_size * shortest / longest)
         if size == 0:
             # The original fails here: the shortest edge of a very long image would vanish.
             return (1, max_size) if oldh < oldw else (max_size, 1)
-        if size == shortest:
-            return oldh, oldw
         if oldw < oldh:
             return int(size * oldh / oldw), size
         return size, int(size * oldw / oldh)
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Read DETR's augmentation from the keys under ``INPUT``.
+    """Build DETR's augmentation from the keys under ``INPUT``.
 
-    In training: a flip, then with probability 0.5 (``CROP.ENABLED``) a resize to one of
-    ``CROP.RESIZE_SIZES`` and a random crop, then a resize to one of ``MIN_SIZE_TRAIN``. In
-    inference: a resize to ``MIN_SIZE_TEST``; 0 leaves the image as it is.
+    In training: a flip, then with probability 0.5 (``CROP.ENABLED``) a resize to one of ``CROP.RESIZE_SIZES`` and a
+    random crop, then a resize to one of ``MIN_SIZE_TRAIN``. In inference: a resize to ``MIN_SIZE_TEST``; 0 leaves the
+    image as it is.
 
     Raises:
-        UserError: a key holds a value that can't work.
+        UserError: a key has an invalid value.
     """
+    keys = cfg.INPUT
     if not is_train:
-        size = cfg.INPUT
-        return [DetrResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST, "choice", fast=size.FAST_RESIZE_TEST)]
-    augmentations = _build_flip(cfg)
-    if cfg.INPUT.CROP.ENABLED:
-        crop = T.AugmentationList([*_build_resize_before_crop(cfg), _build_crop(cfg)])
-        augmentations.append(T.RandomApply(crop, prob=CROP_PROBABILITY))
-    augmentations.append(_build_multi_scale_resize(cfg))
+        return [DetrResizeShortestEdge(keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST, "choice", fast=keys.FAST_RESIZE_TEST)]
+    augmentations = _build_flip(keys.RANDOM_FLIP)
+    if keys.CROP.ENABLED:
+        augmentations.append(T.RandomApply(_build_crop(keys), prob=CROP_PROBABILITY))
+    augmentations.append(_build_multi_scale_resize(keys))
     return augmentations
 
 
-def _build_flip(cfg: CfgNode) -> list[T.Augmentation]:
-    direction = cfg.INPUT.RANDOM_FLIP
+def _build_flip(direction: str) -> list[T.Augmentation]:
     if direction not in ("horizontal", "vertical", "none"):
         raise UserError(f"INPUT.RANDOM_FLIP is {direction!r}: set it to horizontal, vertical or none.")
     if direction == "none":
@@ -118,39 +114,36 @@ def _build_flip(cfg: CfgNode) -> list[T.Augmentation]:
     return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
 
 
-def _build_resize_before_crop(cfg: CfgNode) -> list[T.Augmentation]:
-    sizes = _lengths("INPUT.CROP.RESIZE_SIZES", cfg.INPUT.CROP.RESIZE_SIZES)
-    return [DetrResizeShortestEdge(sizes, sample_style="choice", fast=cfg.INPUT.FAST_RESIZE_TRAIN)] if sizes else []
-
-
-def _build_crop(cfg: CfgNode) -> T.RandomCrop:
-    kind, size = cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)
+def _build_crop(keys: CfgNode) -> T.AugmentationList:
+    """Build the resize, if any, and the crop after it."""
+    kind, size = keys.CROP.TYPE, tuple(keys.CROP.SIZE)
+    lengths = _check_lengths("INPUT.CROP.RESIZE_SIZES", keys.CROP.RESIZE_SIZES)
+    resize = [DetrResizeShortestEdge(lengths, sample_style="choice", fast=keys.FAST_RESIZE_TRAIN)] if lengths else []
     if kind not in CROP_TYPES:
         raise UserError(f"INPUT.CROP.TYPE is {kind!r}: set it to one of {', '.join(CROP_TYPES)}.")
     if len(size) != 2:
-        raise UserError(f"INPUT.CROP.SIZE is {size}: it takes two numbers, e.g. (384, 600).")
+        raise UserError(f"INPUT.CROP.SIZE is {size}: set two numbers, e.g. (384, 600).")
     if kind.startswith("absolute"):
-        size = _lengths("INPUT.CROP.SIZE", size, hint=f" (INPUT.CROP.TYPE is {kind})")
-    elif not all(0 < part <= 1 for part in size):
+        size = _check_lengths("INPUT.CROP.SIZE", size, hint=f" (INPUT.CROP.TYPE is {kind})")
+    elif not all(0 < share <= 1 for share in size):
         raise UserError(f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} both lie in (0, 1].")
     if kind == "absolute_range" and size[0] > size[1]:
         raise UserError(f"INPUT.CROP.SIZE is {size}: set the smallest side first, then the largest.")
-    return T.RandomCrop(kind, size)
+    return T.AugmentationList([*resize, T.RandomCrop(kind, size)])
 
 
-def _build_multi_scale_resize(cfg: CfgNode) -> DetrResizeShortestEdge:
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    sizes = _lengths("INPUT.MIN_SIZE_TRAIN", (sizes,) if isinstance(sizes, int) else sizes, smallest=0)
-    style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+def _build_multi_scale_resize(keys: CfgNode) -> DetrResizeShortestEdge:
+    lengths, style = keys.MIN_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING
+    lengths = _check_lengths("INPUT.MIN_SIZE_TRAIN", (lengths,) if isinstance(lengths, int) else lengths, minimum=0)
     if style not in ("choice", "range"):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {style!r}: set it to choice or range.")
-    if not sizes or (style == "range" and len(sizes) != 2):
-        wanted = "two lengths, the ends of the range" if style == "range" else "one length or more"
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {sizes}: with sampling {style!r} it takes {wanted}.")
-    return DetrResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style, fast=cfg.INPUT.FAST_RESIZE_TRAIN)
+    if not lengths or (style == "range" and len(lengths) != 2):
+        expected = "two lengths, the ends of the range" if style == "range" else "one length or more"
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN is {lengths}: with sampling {style!r} set {expected}.")
+    return DetrResizeShortestEdge(lengths, keys.MAX_SIZE_TRAIN, style, fast=keys.FAST_RESIZE_TRAIN)
 
 
-def _lengths(key: str, values: Sequence[float], smallest: int = 1, hint: str = "") -> tuple[int, ...]:
-    if any(value != int(value) or value < smallest for value in values):
-        raise UserError(f"{key} is {tuple(values)}: it takes whole numbers of pixels from {smallest}{hint}.")
+def _check_lengths(key: str, values: Sequence[float], minimum: int = 1, hint: str = "") -> tuple[int, ...]:
+    if any(value != int(value) or value < minimum for value in values):
+        raise UserError(f"{key} is {tuple(values)}: set whole numbers of pixels from {minimum}{hint}.")
     return tuple(int(value) for value in values)

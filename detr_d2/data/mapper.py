@@ -1,4 +1,4 @@
-"""The mapper: from a dataset record to what the model takes."""
+"""Mapper from a dataset record to the model's input."""
 
 import functools
 import logging
@@ -18,23 +18,22 @@ from detr_d2.data.annotations import (
     read_targets,
 )
 from detr_d2.data.augmentation import build_augmentation
-from detr_d2.data.image_cache import ImageCache
-from detr_d2.data.images import IMAGE_FORMATS, check_image_size, to_tensor
-from detr_d2.data.masks import MaskReader, ObjectMasks
-from detr_d2.data.panoptic.segments import read_segments
+from detr_d2.data.images import IMAGE_FORMATS, ImageCache, check_image_size, to_tensor
+from detr_d2.data.masks import MaskReader, RleMasks
+from detr_d2.data.panoptic.segments import SegmentMasks, read_segments
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 class DetrDatasetMapper:
-    """Reads the image of a dataset record, augments it as DETR does, and builds its targets.
+    """Mapper that reads the image of a dataset record, augments it as DETR does, and builds its targets.
 
-    A drop-in for Detectron2's ``DatasetMapper``, in training and in inference:
+    A replacement of Detectron2's ``DatasetMapper``, in training and in inference:
     ``build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True))``.
 
-    The objects of an image are its "annotations". A record without them that has a "pan_seg_file_name" is a panoptic
-    one: its objects are the things and stuff of "segments_info", read from the PNG.
+    The objects of an image are its "annotations". A record without them but with a "pan_seg_file_name" is panoptic:
+    its objects are the things and stuff of "segments_info", read from the PNG.
     """
 
     @configurable
@@ -47,14 +46,15 @@ class DetrDatasetMapper:
         with_masks: bool = False,
         cache_megabytes: float = 0,
     ):
-        """
+        """Build a mapper from values; ``DetrDatasetMapper(cfg, is_train)`` reads them from a config.
+
         Args:
             is_train: whether to build targets; in inference annotations are removed.
             augmentations: applied in order.
             image_format: "RGB" or "BGR", as the backbone's weights expect it; "L" and "YUV-BT.601" as
                 in Detectron2.
             with_masks: whether targets have masks.
-            cache_megabytes: how much each process may spend on keeping decoded images, in 10^6 bytes.
+            cache_megabytes: the memory for decoded images in each process, in 10^6 bytes.
         """
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"INPUT.FORMAT is {image_format!r}: set it to one of {', '.join(IMAGE_FORMATS)}.")
@@ -77,17 +77,18 @@ class DetrDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """
+        """Map one record, which is not changed.
+
         Args:
-            dataset_dict: a record in Detectron2's dataset format; left as it is.
+            dataset_dict: a record in Detectron2's dataset format.
 
         Returns:
-            the record, without "annotations" and "segments_info", with
+            The record, without "annotations" and "segments_info", with
 
             - "image": (C, H, W) uint8 tensor, augmented;
             - "height", "width": of the file, before augmentation;
             - "instances", in training: ``gt_boxes``, absolute XYXY in the augmented image, ``gt_classes`` and,
-              with masks, ``gt_masks``, (N, H, W) ``BitMasks``; empty where nothing is annotated.
+              with masks, ``gt_masks``, (N, H, W) ``BitMasks``; empty if nothing is annotated.
 
         Raises:
             UserError: an image or an annotation that can't be used; the message names it.
@@ -101,14 +102,14 @@ class DetrDatasetMapper:
         targets, masks = self._read_objects(dataset_dict, image.shape[:2])
         augmented, transforms = self._augment(sample, image, targets.boxes)
         size = augmented.image.shape[:2]
-        draw = None if masks is None else functools.partial(masks.draw, transforms=transforms)
-        instances = build_instances(augmented.boxes, targets.classes, size, draw)
+        rasterize = None if masks is None else functools.partial(masks.rasterize, transforms=transforms)
+        instances = build_instances(augmented.boxes, targets.classes, size, rasterize)
         if not self.with_masks and instances.has("gt_masks"):
             instances.remove("gt_masks")
         sample["instances"] = instances
         return sample
 
-    def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, ObjectMasks | None]:
+    def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, RleMasks | SegmentMasks | None]:
         if is_panoptic(record):
             return read_segments(record, size)
         targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped_boxes)

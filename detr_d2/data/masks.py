@@ -1,62 +1,55 @@
-"""Masks of annotated objects, drawn in the augmented image."""
+"""Masks of annotated objects, rasterized in the augmented image."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
+import torch
 from detectron2.data import transforms as T
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
+from torch.nn.functional import interpolate
 
 from detr_d2.data.annotations import DropCounter
-from detr_d2.data.pixel_selection import PixelSelection, apply_to_mask, follow
+from detr_d2.data.augmentation import FastResizeTransform
 from detr_d2.data.rle import to_rle
 
 
-class ObjectMasks(Protocol):
-    """The masks of N objects of one image, not yet augmented."""
-
-    def draw(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-        """The masks of some objects in the augmented image.
-
-        Args:
-            objects: (M,) indices, M > 0.
-            transforms: what has been done to the image.
-
-        Returns:
-            (M, H', W') bool.
-        """
-        ...
-
-
 class RleMasks:
-    """Masks that may overlap, kept as runs until it is known which are needed."""
+    """Masks that may overlap, stored as runs until it is known which objects the augmented image shows."""
 
     def __init__(self, rles: Sequence[dict], image_size: tuple[int, int]) -> None:
         self.rles = rles
         self.image_size = image_size
 
-    def draw(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+    def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+        """Return the masks of some objects in the augmented image.
+
+        Args:
+            objects: (M,) indices, M > 0.
+            transforms: those applied to the image.
+
+        Returns:
+            (M, H', W') bool.
+        """
         rles = [self.rles[index] for index in objects]
         masks = coco_mask.decode(rles)
-        selection = follow(transforms, self.image_size)
+        selection = select_pixels(transforms, self.image_size)
         if selection is None:
-            drawn = np.stack(
-                [apply_to_mask(transforms, np.ascontiguousarray(mask)) for mask in masks.transpose(2, 0, 1)]
-            )
-            return drawn.view(bool)
-        drawn = np.zeros((len(rles), len(selection.rows), len(selection.columns)), dtype=np.uint8)
+            return augment_masks(transforms, masks.transpose(2, 0, 1))
+        rasterized = np.zeros((len(rles), len(selection.rows), len(selection.columns)), dtype=np.uint8)
         for number, (left, top, width, height) in enumerate(coco_mask.toBbox(rles).astype(int)):
-            # Most objects are small: nothing is done where they are not.
+            # Most objects are small: only their boxes are copied.
             rows = _between(selection.rows, top, top + height)
             columns = _between(selection.columns, left, left + width)
-            part = np.ascontiguousarray(masks[top : top + height, left : left + width, number])
+            crop = np.ascontiguousarray(masks[top : top + height, left : left + width, number])
             selected = PixelSelection(selection.rows[rows], selection.columns[columns])
-            drawn[number, rows, columns] = selected.take(part, corner=(top, left))
-        return drawn.view(bool)
+            rasterized[number, rows, columns] = selected.take(crop, corner=(top, left))
+        return rasterized.view(bool)
 
 
 class MaskReader:
-    """Reads the masks of annotations: polygons, RLE and bitmaps, as they come."""
+    """Reader of the masks of annotations: polygons, RLE and bitmaps, in any mixture."""
 
     def __init__(self) -> None:
         self.dropped_objects = DropCounter("an object without mask, with its box")
@@ -65,14 +58,15 @@ class MaskReader:
     def read(
         self, annotations: Sequence[dict], names: Sequence[str], image_size: tuple[int, int]
     ) -> tuple[np.ndarray, RleMasks]:
-        """
+        """Read the masks that have a pixel in the image; the other annotations are counted as dropped.
+
         Args:
             annotations: dicts with "segmentation", see :func:`~detr_d2.data.rle.to_rle`.
             names: of the annotations, for messages.
             image_size: height and width in pixels.
 
         Returns:
-            (N,) indices of the annotations that have a pixel in the image, and their masks; the others are counted.
+            (N,) indices of the annotations with a pixel in the image, and their masks.
 
         Raises:
             UserError: a segmentation that can't be read, or of another size than the image; the message names it.
@@ -85,7 +79,77 @@ class MaskReader:
         return kept, RleMasks([rles[index] for index in kept], image_size)
 
 
+class PixelSelection(NamedTuple):
+    """Rows and columns of an image, in the order in which they form the augmented image."""
+
+    rows: np.ndarray
+    """(H',) int64."""
+    columns: np.ndarray
+    """(W',) int64."""
+
+    def take(self, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Return the selected pixels of an (H, W) mask.
+
+        ``mask`` may be a crop with its upper left pixel in row and column ``corner`` of the image, if all selected
+        pixels lie in it.
+        """
+        return mask.take(self.rows - corner[0], axis=0).take(self.columns - corner[1], axis=1)
+
+
+def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> PixelSelection | None:
+    """Return the pixels of a mask that the pixels of the augmented mask are copied from.
+
+    Flips, crops and resizes only select rows and columns. A resize selects the nearest pixel as
+    ``torch.nn.functional.interpolate`` finds it, like the original.
+
+    Args:
+        transforms: those applied to the image.
+        image_size: height and width of the image before them.
+
+    Returns:
+        None if one of the transforms is of another kind.
+    """
+    selection = PixelSelection(np.arange(image_size[0]), np.arange(image_size[1]))
+    for transform in transforms.transforms:
+        step = _STEPS.get(type(transform))
+        if step is None:
+            return None
+        selection = step(transform, selection)
+    return selection
+
+
+def augment_masks(transforms: T.TransformList, masks: Iterable[np.ndarray]) -> np.ndarray:
+    """Apply transforms of any kind to (H, W) masks of 0 and 1, giving (N, H', W') bool."""
+    # A transform may pad masks with another value, by which Detectron2 marks pixels to ignore.
+    masks = (np.ascontiguousarray(mask, dtype=np.uint8) for mask in masks)
+    return np.stack([transforms.apply_segmentation(mask) == 1 for mask in masks])
+
+
 def _between(positions: np.ndarray, low: int, high: int) -> slice:
-    """Where positions, which rise or fall, are in [low, high)."""
+    """Return the slice in which positions, which rise or fall, are in [low, high)."""
     found = np.flatnonzero((positions >= low) & (positions < high))
     return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
+
+
+def _nearest(positions: np.ndarray, size: int) -> np.ndarray:
+    index = torch.arange(len(positions), dtype=torch.float32)[None, None]
+    return positions[interpolate(index, size=size, mode="nearest")[0, 0].long().numpy()]
+
+
+def _resize(transform: T.ResizeTransform, x: PixelSelection) -> PixelSelection:
+    return PixelSelection(_nearest(x.rows, transform.new_h), _nearest(x.columns, transform.new_w))
+
+
+def _crop(transform: CropTransform, x: PixelSelection) -> PixelSelection:
+    rows = x.rows[transform.y0 : transform.y0 + transform.h]
+    return PixelSelection(rows, x.columns[transform.x0 : transform.x0 + transform.w])
+
+
+_STEPS: dict[type[Transform], Callable[..., PixelSelection]] = {
+    NoOpTransform: lambda transform, x: x,
+    HFlipTransform: lambda transform, x: PixelSelection(x.rows, x.columns[::-1]),
+    VFlipTransform: lambda transform, x: PixelSelection(x.rows[::-1], x.columns),
+    CropTransform: _crop,
+    T.ResizeTransform: _resize,
+    FastResizeTransform: _resize,
+}

@@ -1,4 +1,4 @@
-"""Reading and writing videos, frame by frame, through OpenCV."""
+"""Video files, read and written frame by frame through OpenCV."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,27 +13,29 @@ _DEFAULT_RATE = 25.0
 
 
 class VideoReader:
-    """The frames of a video as (H, W, 3) RGB arrays."""
+    """Iterator over the frames of a video, (H, W, 3) RGB arrays."""
 
     def __init__(self, path: str | Path):
-        """
+        """Open the file.
+
         Raises:
             UserError: the file can't be read as a video.
         """
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
-            raise UserError(f"Video {path} can't be read: it is damaged, or OpenCV does not know its kind.")
+            raise UserError(f"Video {path} can't be read: it is damaged, or OpenCV does not support its format.")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.frames_per_second = rate if 0 < rate < 1000 else _DEFAULT_RATE
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frame_count = count if count > 0 else None
-        """As the file's header says; None if it does not."""
+        """According to the file's header; None if it lacks the number."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """
+        """Read all frames, then close the file.
+
         Raises:
-            UserError: there is not one frame.
+            UserError: the file has no frame.
         """
         found = False
         try:
@@ -47,7 +49,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes an mp4 file; the size of the first frame is that of all."""
+    """Writer of an mp4 file, all of whose frames have the size of the first."""
 
     def __init__(self, path: str | Path, frames_per_second: float):
         self.path = path
@@ -55,16 +57,17 @@ class VideoWriter:
         self._writer = None
 
     def write(self, image_rgb: NDArray[np.uint8]) -> None:
-        """
+        """Append a frame.
+
         Raises:
-            UserError: OpenCV can't write here.
+            UserError: OpenCV can't write the file.
         """
         if self._writer is None:
             height, width = image_rgb.shape[:2]
             codec = cv2.VideoWriter_fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), codec, self.frames_per_second, (width, height))
             if not self._writer.isOpened():
-                raise UserError(f"Video {self.path} can't be written: add --no-overlays to go without.")
+                raise UserError(f"Video {self.path} can't be written: add --no-overlays to skip overlays.")
         self._writer.write(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

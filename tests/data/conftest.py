@@ -1,4 +1,4 @@
-"""Small datasets and images for the tests of the data room."""
+"""Small datasets and images for the tests of ``detr_d2.data``."""
 
 import json
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def coco_paths(real_data):
-    """Image folder and annotation file of the 50 real training images."""
+    """Return the image folder and the annotation file of the 50 real training images."""
     folder = real_data / "coco"
     return folder / "train2017", folder / "annotations" / "instances_train2017.json"
 
 
 @pytest.fixture(scope="session")
 def coco_records(coco_paths):
-    """The 50 real training records, with annotation ids, and their contiguous category ids."""
+    """Return the 50 real training records, with annotation ids, and their contiguous category ids."""
     images, annotations = map(str, coco_paths)
     name = "detr_d2_test_coco_train"
     records = load_coco_json(annotations, images, name, extra_annotation_keys=["id"])
@@ -29,7 +29,7 @@ def coco_records(coco_paths):
 
 @pytest.fixture
 def make_image(tmp_path):
-    """A function that writes an image of random pixels and returns its path."""
+    """Return a function that writes an image of random pixels and returns its path."""
 
     def make(width=60, height=40, name="image.png"):
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def make_image(tmp_path):
 
 @pytest.fixture
 def make_annotation():
-    """A function that makes an annotation; keys with the value ``...`` are left out."""
+    """Return a function that makes an annotation; keys with the value ``...`` are left out."""
 
     def make(**changes):
         annotation = {
@@ -59,7 +59,7 @@ def make_annotation():
 
 @pytest.fixture
 def coco_catalog(tmp_path, make_image):
-    """Registers COCO files for one test: ``coco_catalog(name, category_ids, annotations)``.
+    """Register COCO files for one test: ``coco_catalog(name, category_ids, annotations)``.
 
     Each annotation is (category id, bbox in XYWH) in the one image, which is 60 x 40 pixels.
     """

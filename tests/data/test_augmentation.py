@@ -16,11 +16,11 @@ from detr_d2.data.annotations import build_instances
 from detr_d2.data.augmentation import DetrResizeShortestEdge, FastResizeTransform, build_augmentation
 from detr_d2.utils.errors import UserError
 
-DRAWS = 5000
+SAMPLES = 5000
 
 
 class SizeOnlyInput:
-    """Stands for an image of which only the size matters; keeps what was applied, each with the size before."""
+    """Replacement of an image of which only the size matters; records the transforms, each with the size before."""
 
     def __init__(self, height, width):
         self.steps = []
@@ -42,7 +42,7 @@ class SizeOnlyInput:
 
 @pytest.fixture
 def original_sizes(monkeypatch):
-    """Lets the original compute sizes without touching pixels; returns the list of its crops."""
+    """Make the original compute sizes without pixels; return the list of its crops."""
     crops = []
 
     def crop(image, target, region):
@@ -58,10 +58,10 @@ def original_sizes(monkeypatch):
     return crops
 
 
-def draw_ours(augmentation, height, width):
-    """Columns: flipped; crop's height, width, place down and across in [0, 1]; final height, width."""
+def sample_ours(augmentation, height, width):
+    """Return columns: flipped; crop's height, width, vertical and horizontal place in [0, 1]; final height, width."""
     rows = []
-    for _ in range(DRAWS):
+    for _ in range(SAMPLES):
         item = SizeOnlyInput(height, width)
         augmentation(item)
         crops = [((w, h), (tfm.y0, tfm.x0, tfm.h, tfm.w)) for tfm, (h, w) in item.of_type(T.CropTransform)]
@@ -70,10 +70,10 @@ def draw_ours(augmentation, height, width):
     return np.array(rows, dtype=float)
 
 
-def draw_original(crops, height, width):
+def sample_original(crops, height, width):
     augmentation = make_coco_transforms("train").transforms[:-1]
     rows = []
-    for _ in range(DRAWS):
+    for _ in range(SAMPLES):
         crops.clear()
         image, target = Image.new("1", (width, height)), {}
         for step in augmentation:
@@ -86,18 +86,18 @@ def describe_crop(crops):
     if not crops:
         return (np.nan,) * 4
     [((width, height), (top, left, h, w))] = crops
-    # A crop over the full side has no room to move.
+    # A crop of the full side has only one position.
     return h, w, top / (height - h) if height > h else np.nan, left / (width - w) if width > w else np.nan
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 427)])
-def test_draws_follow_the_original(make_cfg, original_sizes, height, width):
-    """Edge case C22: 5,000 samples have the original's distribution."""
+def test_samples_follow_the_original(make_cfg, original_sizes, height, width):
+    """5,000 samples have the original's distribution."""
     np.random.seed(1)
     random.seed(2)
     torch.manual_seed(3)
-    ours = draw_ours(T.AugmentationList(build_augmentation(make_cfg(), is_train=True)), height, width)
-    theirs = draw_original(original_sizes, height, width)
+    ours = sample_ours(T.AugmentationList(build_augmentation(make_cfg(), is_train=True)), height, width)
+    theirs = sample_original(original_sizes, height, width)
 
     for rows in (ours, theirs):
         cropped = ~np.isnan(rows[:, 1])
@@ -108,12 +108,12 @@ def test_draws_follow_the_original(make_cfg, original_sizes, height, width):
         assert sides.max() == 600
         assert np.nanmin(rows[:, 3:5]) == 0
         assert np.nanmax(rows[:, 3:5]) == 1
-        # Flips and crops are drawn independently: a quarter of the images has both.
+        # Flips and crops are sampled independently: a quarter of the images has both.
         assert (cropped & (rows[:, 0] == 1)).mean() == pytest.approx(0.25, abs=0.02)
     for column in range(1, 7):
         a, b = (rows[~np.isnan(rows[:, column]), column] for rows in (ours, theirs))
         assert ks_2samp(a, b).pvalue > 0.01, f"column {column}"
-    # What the two sides have to do with each other: the same sizes are reached without a crop.
+    # The relation of the two sides: without a crop the same sizes are reached.
     uncropped = [{tuple(row[5:]) for row in rows if np.isnan(row[1])} for rows in (ours, theirs)]
     assert uncropped[0] == uncropped[1]
     assert len(uncropped[0]) == 11
@@ -147,14 +147,14 @@ def test_inference_size_is_the_originals(make_cfg, original_sizes):
 
 
 def test_no_resize_in_inference(make_cfg):
-    """MIN_SIZE_TEST 0 leaves images alone, as in Detectron2."""
+    """MIN_SIZE_TEST 0 leaves images unchanged, as in Detectron2."""
     item = SizeOnlyInput(123, 456)
     T.AugmentationList(build_augmentation(make_cfg("INPUT.MIN_SIZE_TEST", 0), is_train=False))(item)
     assert item.image.shape[:2] == (123, 456)
 
 
 def assert_levels_agree(image, expected, levels, share):
-    """Gray levels differ by ``levels`` at most, and in no more than a share of the values."""
+    """Assert that gray levels differ by ``levels`` at most, and in no more than a share of the values."""
     assert image.shape == expected.shape
     assert image.dtype == expected.dtype == np.uint8
     difference = np.abs(image.astype(int) - expected)
@@ -165,7 +165,7 @@ def assert_levels_agree(image, expected, levels, share):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 3000), (48, 64)])
 @pytest.mark.parametrize("size", [(13, 80), (80, 106), (48, 64), (1, 133)])
 def test_fast_resize_gives_pillows_pixels(height, width, size):
-    """Whatever the shape, the channels, or which axes are reversed; in noise roundings show most."""
+    """For any shape, number of channels and reversed axes; noise is the hardest case for rounding."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     read_only = noise.copy()
     read_only.flags.writeable = False
@@ -187,9 +187,9 @@ def test_fast_resize_leaves_the_rest_to_detectron2():
     np.testing.assert_array_equal(fast.apply_box(np.array([1, 2, 3, 4.0])), plain.apply_box(np.array([1, 2, 3, 4.0])))
 
 
-def test_fast_resize_draws_the_same(make_cfg):
-    """The key changes who computes the pixels, and nothing of the geometry."""
-    drawn = []
+def test_fast_resize_samples_the_same(make_cfg):
+    """The key changes the pixels, but not the geometry."""
+    sampled = []
     for fast in (True, False):
         np.random.seed(0)
         item = SizeOnlyInput(480, 640)
@@ -197,10 +197,10 @@ def test_fast_resize_draws_the_same(make_cfg):
         for _ in range(50):
             T.AugmentationList(augmentation)(item)
             item._set_size(480, 640)
-        drawn.append(
+        sampled.append(
             [[getattr(tfm, x, None) for x in ("new_h", "new_w", "x0", "y0", "w", "h")] for tfm, _ in item.steps]
         )
-    assert drawn[0] == drawn[1]
+    assert sampled[0] == sampled[1]
     (exact,) = build_augmentation(make_cfg(), is_train=False)
     (fast,) = build_augmentation(make_cfg("INPUT.FAST_RESIZE_TEST", True), is_train=False)
     kinds = [type(x.get_transform(np.zeros((480, 640, 3), dtype=np.uint8))) for x in (exact, fast)]
@@ -230,7 +230,7 @@ def flatten(tfm):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records, fast):
-    """The same draws, carried out by the original on real images (edge case C23 for boxes, C7)."""
+    """The original applies the same flips, resizes and crops to real images; a crop may remove every box."""
     records = [record for record in coco_records[0] if len(record["annotations"]) > 3]
     augmentation = T.AugmentationList(build_augmentation(make_cfg("INPUT.FAST_RESIZE_TRAIN", fast), is_train=True))
     np.random.seed(0)
@@ -250,13 +250,13 @@ def test_pixels_and_boxes_equal_the_originals(make_cfg, coco_paths, coco_records
         seen |= {type(step) for step in steps}
         lost += len(boxes) - len(instances)
     assert seen >= {T.HFlipTransform, FastResizeTransform if fast else T.ResizeTransform, T.CropTransform}
-    assert lost > 0, "no crop removed a box: the test sees less than it should"
+    assert lost > 0, "no crop removed a box: the test covers less than it should"
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 3000), (3000, 30), (7, 500), (399, 1200)])
 @pytest.mark.parametrize("resize_sizes", [(400, 500, 600), ()])
 def test_small_and_long_images_pass(make_cfg, height, width, resize_sizes):
-    """Edge case C21: also where a side is shorter than the smallest crop."""
+    """1 x 1 and 30 x 3000 pixels, and sides shorter than the smallest crop."""
     cfg = make_cfg("INPUT.CROP.RESIZE_SIZES", resize_sizes, "INPUT.MAX_SIZE_TRAIN", 1333)
     augmentation = T.AugmentationList(build_augmentation(cfg, is_train=True))
     np.random.seed(0)
@@ -266,7 +266,7 @@ def test_small_and_long_images_pass(make_cfg, height, width, resize_sizes):
         augmentation(item)
         cropped += len(item.of_type(T.CropTransform))
         assert min(item.image.shape[:2]) >= 1
-        # The original's own rounding can overshoot by half a pixel of the shortest side, scaled up.
+        # The original's rounding can overshoot by half a pixel of the shortest side, scaled up.
         assert max(item.image.shape[:2]) <= 1333 * 1.05
     assert cropped > 5
 
@@ -297,7 +297,7 @@ def test_wrong_keys_are_named(make_cfg, options, message):
         build_augmentation(make_cfg(*options), is_train=True)
 
 
-def test_keys_are_honoured(make_cfg):
+def test_keys_have_their_effect(make_cfg):
     def kinds(*options):
         augmentation = T.AugmentationList(build_augmentation(make_cfg(*options), is_train=True))
         sizes = set()

@@ -1,13 +1,15 @@
-"""Reading images: what each kind of file becomes, and what is said of files that can't be read."""
+"""Reading images: the conversion of each kind of file, errors of files that can't be read, and the cache."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from detr_d2.data import images
-from detr_d2.data.images import check_image_size, read_image, to_tensor
+from detr_d2.data import DetrDatasetMapper, images
+from detr_d2.data.images import ImageCache, check_image_size, read_image, to_tensor
 from detr_d2.utils.errors import UserError
 
 RAMP = np.linspace(0, 255, 12 * 8).reshape(8, 12).astype(np.uint8)
@@ -29,7 +31,7 @@ def test_rgb_and_bgr(tmp_path, rgb, extension):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    """Edge case C20. The expected array is what the EXIF standard says of each orientation."""
+    """The expected array follows the EXIF standard's definition of each orientation."""
     stored = np.arange(8 * 12, dtype=np.uint8).reshape(8, 12)
     image = Image.fromarray(stored)
     exif = Image.Exif()
@@ -62,15 +64,15 @@ def test_jpeg_pixels_are_pillows(tmp_path, options):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpeg_of_other_colours(tmp_path, rgb, mode):
+def test_jpeg_of_other_colors(tmp_path, rgb, mode):
     path = str(tmp_path / "image.jpg")
     Image.fromarray(rgb).convert(mode).save(path)
     np.testing.assert_array_equal(read_image(path, "RGB"), np.asarray(Image.open(path).convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_jpeg_is_turned(tmp_path, orientation):
-    """Edge case C20: as cameras write them."""
+def test_jpeg_is_rotated(tmp_path, orientation):
+    """As cameras write them."""
     path = str(tmp_path / "image.jpg")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -109,21 +111,19 @@ def test_tensor_of_any_view(rgb, view):
 
 
 def test_grayscale_is_repeated(tmp_path):
-    """Edge case C20."""
     path = str(tmp_path / "image.png")
     Image.fromarray(RAMP).save(path)
     np.testing.assert_array_equal(read_image(path, "BGR"), np.repeat(RAMP[:, :, None], 3, axis=2))
 
 
 def test_alpha_is_dropped(tmp_path, rgb):
-    """Edge case C20: colours stay what they are, as in the original, however transparent."""
+    """Colors stay the same, as in the original, also of transparent pixels."""
     path = str(tmp_path / "image.png")
     Image.fromarray(np.concatenate([rgb, RAMP[:, :, None]], axis=2)).save(path)
     np.testing.assert_array_equal(read_image(path, "RGB"), rgb)
 
 
 def test_palette_is_looked_up(tmp_path):
-    """Edge case C20."""
     path = str(tmp_path / "image.png")
     image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
@@ -134,7 +134,7 @@ def test_palette_is_looked_up(tmp_path):
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_16_bits_are_scaled(tmp_path, extension):
-    """Edge case C20: scaled to 8 bits, where Pillow's conversion clips everything over 255."""
+    """Scaled to 8 bits, where Pillow's conversion clips everything over 255."""
     path = str(tmp_path / f"image.{extension}")
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
     np.testing.assert_array_equal(read_image(path, "RGB"), np.repeat(RAMP[:, :, None], 3, axis=2))
@@ -151,7 +151,6 @@ def test_32_bits_are_refused(tmp_path):
 @pytest.mark.parametrize("extension", ["jpg", "png", "gif", "bmp"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
 def test_truncated_file_is_named(tmp_path, extension, share):
-    """Edge case C20."""
     path = tmp_path / f"image.{extension}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(path)
     content = path.read_bytes()
@@ -182,7 +181,7 @@ def test_damaged_files_never_end_in_another_error(tmp_path):
     assert len(named) > 20
 
 
-def test_every_kind_of_decoding_error_is_told(tmp_path):
+def test_every_kind_of_decoding_error_is_reported(tmp_path):
     """Pillow raises a SyntaxError, a ValueError and a DecompressionBombError for these."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(buffer, "png")
@@ -216,7 +215,72 @@ def test_size_mismatch_names_both_sizes():
 
 
 def test_missing_size_is_set():
-    """Edge case C37, for records."""
+    """Records may lack height and width."""
     record = {"file_name": "a.jpg"}
     check_image_size(record, np.zeros((40, 60, 3)))
     assert (record["height"], record["width"]) == (40, 60)
+
+
+@pytest.fixture
+def paths(make_image):
+    """Three images of 40 x 60 x 3 = 7200 bytes."""
+    return [make_image(name=f"{i}.png") for i in range(3)]
+
+
+def overwrite(path):
+    Image.new("RGB", (60, 40), (9, 9, 9)).save(path)
+
+
+def test_images_are_cached_until_the_limit(paths):
+    cache = ImageCache("BGR", megabytes=0.0144)
+    first = [cache.read(path) for path in paths]
+    for path, image in zip(paths, first, strict=True):
+        np.testing.assert_array_equal(image, read_image(path, "BGR"))
+        overwrite(path)
+    again = [cache.read(path) for path in paths]
+    assert [(image == 9).all() for image in again] == [False, False, True]
+    np.testing.assert_array_equal(again[0], first[0])
+    assert not first[0].flags.writeable
+
+
+def test_nothing_is_cached_by_default(make_cfg, paths):
+    mapper = DetrDatasetMapper(make_cfg("INPUT.MIN_SIZE_TRAIN", (0,)), is_train=True)
+    mapper({"file_name": paths[0]})
+    overwrite(paths[0])
+    assert (mapper({"file_name": paths[0]})["image"] == 9).all()
+
+
+def test_nothing_is_cached_in_inference(make_cfg, paths):
+    mapper = DetrDatasetMapper(make_cfg("DATALOADER.CACHE_MEGABYTES", 10), is_train=False)
+    mapper({"file_name": paths[0]})
+    overwrite(paths[0])
+    assert (mapper({"file_name": paths[0]})["image"] == 9).all()
+
+
+def test_writing_to_a_sample_leaves_the_cached_image_unchanged(paths):
+    mapper = DetrDatasetMapper(is_train=True, augmentations=[], cache_megabytes=1)
+    sample = mapper({"file_name": paths[0]})["image"]
+    expected = sample.clone()
+    sample.zero_()
+    assert torch.equal(mapper({"file_name": paths[0]})["image"], expected)
+
+
+def test_same_samples_with_and_without_cache(make_cfg, coco_records):
+    """Real images, twice each, with the same random numbers."""
+    samples = []
+    for megabytes in (0, 100):
+        mapper = DetrDatasetMapper(make_cfg("DATALOADER.CACHE_MEGABYTES", megabytes), is_train=True)
+        np.random.seed(0)
+        samples.append([mapper(record)["image"] for record in coco_records[0][:4] * 2])
+    assert all(map(torch.equal, *samples))
+
+
+def test_copies_start_empty(paths):
+    cache = ImageCache("RGB", megabytes=0.0150)
+    cache.read(paths[0])
+    assert len(pickle.dumps(cache)) < 1000
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.free_bytes == 15000
+    overwrite(paths[0])
+    assert (copy.read(paths[0]) == 9).all()
+    assert not (cache.read(paths[0]) == 9).all()

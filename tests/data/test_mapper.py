@@ -18,7 +18,7 @@ from detr_d2.utils.errors import UserError
 
 @pytest.fixture
 def plain_mapper():
-    """A training mapper without augmentation, built without a cfg."""
+    """Return a training mapper without augmentation, built without a cfg."""
     return DetrDatasetMapper(is_train=True, augmentations=[])
 
 
@@ -41,7 +41,7 @@ def test_real_targets_equal_the_originals(plain_mapper, coco_paths, coco_records
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_record_stays_as_it_is(make_cfg, coco_records, is_train):
+def test_record_is_unchanged(make_cfg, coco_records, is_train):
     record = coco_records[0][0]
     before = copy.deepcopy(record)
     sample = DetrDatasetMapper(make_cfg(), is_train)(record)
@@ -63,7 +63,7 @@ def test_inference_resizes_to_800(make_cfg, make_image):
 
 
 def test_annotations_are_not_copied(plain_mapper, make_image, make_annotation):
-    """A record may hold large masks that boxes do not need."""
+    """A record may hold large masks, which boxes do not need."""
 
     class Untouchable:
         def __deepcopy__(self, memo):
@@ -78,7 +78,7 @@ def test_annotations_are_not_copied(plain_mapper, make_image, make_annotation):
 
 @pytest.mark.parametrize("record", [{}, {"annotations": []}, {"annotations": None}])
 def test_nothing_annotated(make_cfg, make_image, record):
-    """Defect A7, edge cases C1, C2."""
+    """Empty or missing annotations give empty targets."""
     sample = DetrDatasetMapper(make_cfg(), is_train=True)({"file_name": make_image(), **record})
     assert sample["instances"].gt_boxes.tensor.shape == (0, 4)
     assert sample["instances"].gt_boxes.tensor.dtype == torch.float32
@@ -87,7 +87,7 @@ def test_nothing_annotated(make_cfg, make_image, record):
 
 
 def test_crop_that_removes_every_box(make_image, make_annotation):
-    """Edge case C7, wish B9."""
+    """The image is a valid negative."""
     mapper = DetrDatasetMapper(is_train=True, augmentations=[T.CropTransform(30, 20, 20, 15)])
     sample = mapper({"file_name": make_image(), "annotations": [make_annotation()]})
     assert sample["image"].shape == (3, 15, 20)
@@ -96,7 +96,6 @@ def test_crop_that_removes_every_box(make_image, make_annotation):
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30, 3000)])
 def test_extreme_sizes(make_cfg, make_image, make_annotation, width, height):
-    """Edge case C21."""
     mapper = DetrDatasetMapper(make_cfg("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.CROP.RESIZE_SIZES", (40,)), True)
     record = {"file_name": make_image(width, height)}
     record["annotations"] = [make_annotation(bbox=[0, 0, width, height])]
@@ -108,7 +107,7 @@ def test_extreme_sizes(make_cfg, make_image, make_annotation, width, height):
 
 
 def test_flip_keeps_boxes_on_their_pixels(make_cfg, tmp_path, make_annotation):
-    """Edge case C23 for boxes: the one white rectangle is where the box says, whatever is drawn."""
+    """The one white rectangle is where the box is, whatever flip and crop are sampled."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[6:16, 5:25] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -128,7 +127,7 @@ def test_flip_keeps_boxes_on_their_pixels(make_cfg, tmp_path, make_annotation):
 
 
 def test_format_is_the_configs(make_cfg, tmp_path):
-    """Wish B21."""
+    """RGB or BGR, as the backbone expects it."""
     path = str(tmp_path / "red.png")
     Image.new("RGB", (10, 10), (255, 0, 0)).save(path)
     red, blue = (
@@ -143,7 +142,7 @@ def test_format_is_the_configs(make_cfg, tmp_path):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda mapper: pickle.loads(pickle.dumps(mapper))])
 def test_copies_do_the_same(make_cfg, coco_records, duplicate):
-    """Edge case C39, for the mapper."""
+    """Through deepcopy and pickle."""
     mapper = DetrDatasetMapper(make_cfg(), is_train=True)
     samples = []
     for each in (mapper, duplicate(mapper)):
@@ -153,8 +152,8 @@ def test_copies_do_the_same(make_cfg, coco_records, duplicate):
     assert torch.equal(samples[0]["instances"].gt_boxes.tensor, samples[1]["instances"].gt_boxes.tensor)
 
 
-def draw_sizes(records, mapper, seed):
-    """Images' names and augmented sizes in the batches of two workers, which take turns."""
+def sample_sizes(records, mapper, seed):
+    """Return the augmented sizes in the batches of two workers, which alternate."""
     loader = build_detection_train_loader(
         records,
         mapper=mapper,
@@ -169,18 +168,18 @@ def draw_sizes(records, mapper, seed):
 
 
 def test_workers_differ_and_the_run_repeats(make_cfg, make_image, make_annotation):
-    """Edge case C24."""
+    """Workers sample different augmentations; the same seed repeats the run."""
     record = {"file_name": make_image(200, 160), "annotations": [make_annotation()], "height": 160, "width": 200}
     sizes = ("INPUT.MIN_SIZE_TRAIN", tuple(range(40, 120)), "INPUT.CROP.RESIZE_SIZES", (100, 110))
     mapper = DetrDatasetMapper(make_cfg(*sizes, "INPUT.CROP.SIZE", (50, 90)), is_train=True)
-    first = draw_sizes([record] * 6, mapper, seed=11)
-    assert first[0] != first[1], "two workers drew the same"
-    assert first == draw_sizes([record] * 6, mapper, seed=11)
-    assert first != draw_sizes([record] * 6, mapper, seed=12)
+    first = sample_sizes([record] * 6, mapper, seed=11)
+    assert first[0] != first[1], "two workers sampled the same"
+    assert first == sample_sizes([record] * 6, mapper, seed=11)
+    assert first != sample_sizes([record] * 6, mapper, seed=12)
 
 
 def test_error_in_a_worker_keeps_its_type(make_cfg, tmp_path):
-    """Edge case C20, through the loader: still a UserError that holds the path."""
+    """Through the loader it is still a UserError with the path."""
     records = [{"file_name": str(tmp_path / "gone.jpg"), "height": 4, "width": 4, "annotations": []}] * 2
     loader = build_detection_test_loader(records, mapper=DetrDatasetMapper(make_cfg(), is_train=False), num_workers=1)
     with pytest.raises(UserError, match=r"gone\.jpg does not exist"):

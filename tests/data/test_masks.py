@@ -27,7 +27,7 @@ SQUARE = [5, 6, 25, 6, 25, 16, 5, 16]
 
 @pytest.fixture
 def mask_mapper():
-    """A function that makes a training mapper with masks and the given augmentations."""
+    """Return a function that makes a training mapper with masks and the given augmentations."""
 
     def make(*augmentations):
         return DetrDatasetMapper(is_train=True, augmentations=augmentations, with_masks=True)
@@ -37,14 +37,14 @@ def mask_mapper():
 
 @pytest.fixture
 def square():
-    """(40, 60) bool, the pixels of ``SQUARE``."""
+    """Return (40, 60) bool, the pixels of ``SQUARE``."""
     mask = np.zeros((40, 60), dtype=bool)
     mask[6:16, 5:25] = True
     return mask
 
 
-def forms(mask: np.ndarray) -> dict:
-    """A mask in every form but polygons."""
+def formats(mask: np.ndarray) -> dict:
+    """Return a mask in every format except polygons."""
     compressed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     runs = mask.T.ravel()
     ends = np.flatnonzero(np.diff(runs, prepend=0, append=1 - runs[-1]) if runs[-1] else np.diff(runs, prepend=0))
@@ -58,9 +58,9 @@ def forms(mask: np.ndarray) -> dict:
     }
 
 
-def test_every_form_in_one_image(mask_mapper, make_image, make_annotation, square):
-    """Edge case C18, defect A7."""
-    segmentations = [[SQUARE], [np.array(SQUARE)], *forms(square).values()]
+def test_every_format_in_one_image(mask_mapper, make_image, make_annotation, square):
+    """Polygons, RLE and bitmaps."""
+    segmentations = [[SQUARE], [np.array(SQUARE)], *formats(square).values()]
     record = {"file_name": make_image()}
     record["annotations"] = [make_annotation(segmentation=x, category_id=i) for i, x in enumerate(segmentations)]
     instances = mask_mapper()(record)["instances"]
@@ -87,7 +87,7 @@ def coco(coco_paths):
 
 @pytest.mark.parametrize("index", range(0, 50, 5))
 def test_masks_follow_the_image_as_the_originals(mask_mapper, coco, coco_records, index):
-    """Real polygons: flip, resize, crop and resize drawn as DETR does, pixel by pixel."""
+    """Real polygons after a flip, a resize, a crop and a resize, pixel by pixel."""
     record = coco_records[0][index]
     width, height = record["width"], record["height"]
     rng = random.Random(index)
@@ -116,7 +116,7 @@ def test_masks_follow_the_image_as_the_originals(mask_mapper, coco, coco_records
 
 @pytest.mark.parametrize("flips", [[T.HFlipTransform(60)], [T.VFlipTransform(40)], [T.HFlipTransform(60)] * 2])
 def test_flips_keep_masks_on_their_pixels(mask_mapper, tmp_path, make_annotation, square, flips):
-    """Edge case C23 for masks: the white pixels are the mask, whatever is done to the image; boxes hold them."""
+    """The white pixels are the mask, whatever is done to the image; boxes enclose them."""
     Image.fromarray(square.astype(np.uint8) * 255).save(tmp_path / "a.png")
     record = {"file_name": str(tmp_path / "a.png"), "annotations": [make_annotation(segmentation=[SQUARE])]}
     sample = mask_mapper(*flips, T.CropTransform(3, 4, 50, 30))(record)
@@ -126,7 +126,7 @@ def test_flips_keep_masks_on_their_pixels(mask_mapper, tmp_path, make_annotation
 
 
 def test_other_transforms_work_too(mask_mapper, make_image, make_annotation, square):
-    """What is no choice of rows and columns goes through Detectron2's own; what it adds at the sides is no object."""
+    """Transforms that do not select rows and columns are applied by Detectron2; padding is not part of an object."""
     record = {"file_name": make_image(), "annotations": [make_annotation(segmentation=[SQUARE])]}
     pad = T.PadTransform(2, 3, 4, 5, orig_w=60, orig_h=40, seg_pad_value=255)
     sample = mask_mapper(pad, T.HFlipTransform(66))(record)
@@ -135,7 +135,7 @@ def test_other_transforms_work_too(mask_mapper, make_image, make_annotation, squ
 
 
 def test_boxes_and_masks_are_filtered_together(mask_mapper, make_image, make_annotation):
-    """Edge case C8: of one object the crop leaves nothing of the mask, of another nothing of the box."""
+    """The crop removes the mask of one object and the box of another."""
     wide = make_annotation(bbox=[0, 0, 60, 40], segmentation=[[0, 0, 8, 0, 8, 8, 0, 8]], category_id=0)
     lying = make_annotation(bbox=[0, 0, 8, 8], segmentation=[[30, 20, 50, 20, 50, 35, 30, 35]], category_id=1)
     right = make_annotation(bbox=[30, 20, 20, 15], segmentation=[[30, 20, 50, 20, 50, 35, 30, 35]], category_id=2)
@@ -149,7 +149,7 @@ def test_boxes_and_masks_are_filtered_together(mask_mapper, make_image, make_ann
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "crowd", "outside"])
 def test_no_masks_have_the_images_size(mask_mapper, make_image, make_annotation, kind):
-    """Edge case C4, defect A7."""
+    """Images without objects, or with crowds only."""
     crowd = make_annotation(iscrowd=1, segmentation={"size": [40, 60], "counts": [2400]})
     known = {"empty": [], "missing": None, "crowd": [crowd], "outside": [make_annotation(segmentation=[SQUARE])]}
     record = {"file_name": make_image(), "annotations": known[kind]}
@@ -160,7 +160,7 @@ def test_no_masks_have_the_images_size(mask_mapper, make_image, make_annotation,
 
 
 def test_objects_without_mask_are_dropped_and_counted(mask_mapper, make_image, make_annotation, caplog):
-    """Edge case C19; a polygon beside the image has no pixel either."""
+    """Also polygons of fewer than three points; a polygon outside the image has no pixel either."""
     segmentations = [..., None, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[70, 1, 80, 1, 80, 9]], [SQUARE]]
     annotations = [make_annotation(segmentation=x, id=i) for i, x in enumerate(segmentations)]
     mapper = mask_mapper()
@@ -210,7 +210,7 @@ def test_without_masks_segmentations_are_not_read(make_image, make_annotation):
     ],
 )
 def test_bad_masks_are_named(segmentation, message):
-    """An RLE of another size than the image, or cut off, which pycocotools would fill with whatever lies in memory."""
+    """An RLE of another size than the image, or cut off, which pycocotools would fill with uninitialized memory."""
     with pytest.raises(UserError, match=rf"annotation id 9 of image a\.jpg.*{message}"):
         MaskReader().read([{"segmentation": segmentation}], ["annotation id 9 of image a.jpg"], (40, 60))
 
@@ -223,7 +223,7 @@ def test_cut_off_rle_is_named():
             MaskReader().read([{"segmentation": {**rle, "counts": rle["counts"][:end]}}], ["annotation 1"], (40, 60))
 
 
-def test_random_compressed_rles_are_taken_as_they_are():
+def test_random_compressed_rles_are_accepted():
     """Long and short runs of all lengths: the check of their sum agrees with pycocotools' code."""
     generator = np.random.default_rng(1)
     for share in (0.5, 0.99, 0.9999, 0, 1):
@@ -232,11 +232,11 @@ def test_random_compressed_rles_are_taken_as_they_are():
         kept, masks = MaskReader().read([{"segmentation": rle}], ["a"], (300, 700))
         assert len(kept) == mask.any()
         if mask.any():
-            np.testing.assert_array_equal(masks.draw(np.array([0]), T.TransformList([]))[0], mask)
+            np.testing.assert_array_equal(masks.rasterize(np.array([0]), T.TransformList([]))[0], mask)
 
 
-def test_two_workers_give_masks(make_cfg, make_annotation, tmp_path):
-    """As training loads them: each mask is where its object is drawn."""
+def test_two_workers_return_masks(make_cfg, make_annotation, tmp_path):
+    """As training loads them: each mask is where its object is."""
     image = Image.new("RGB", (80, 60))
     ImageDraw.Draw(image).rectangle((10, 20, 39, 49), fill=(255, 255, 255))
     image.save(tmp_path / "a.png")

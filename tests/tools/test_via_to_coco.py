@@ -65,5 +65,5 @@ def test_one_line_and_exit_code_1(arguments, tmp_path):
     words = [str(tmp_path / "none.json"), *arguments[0][1:]]
     result = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
     assert result.returncode == 1
-    assert f"error: The VIA file {tmp_path / 'none.json'} does not exist" in result.stderr
+    assert f"error: {tmp_path / 'none.json'} does not exist: give the path of a VIA file" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,6 +1,10 @@
-"""Panoptic data: things and stuff, one segment a pixel."""
+"""Panoptic data: things and stuff, one segment per pixel."""
 
-from detr_d2.data.panoptic.categories import PanopticCategories, PanopticCategory, coco_panoptic_categories
-from detr_d2.data.panoptic.things import things_of_model
+from detr_d2.data.panoptic.categories import (
+    PanopticCategories,
+    PanopticCategory,
+    coco_panoptic_categories,
+    things_of_model,
+)
 
 __all__ = ["PanopticCategories", "PanopticCategory", "coco_panoptic_categories", "things_of_model"]

@@ -1,31 +1,31 @@
-"""The one table of things and stuff: ids in the dataset, rows in the model, names."""
+"""Table of things and stuff: ids in the dataset, rows in the model's class head, names."""
 
 import functools
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from detr_d2.utils.errors import UserError
 
-# The no-object row in the class head of the published panoptic checkpoints, whose other rows are COCO's category ids.
-PUBLISHED_NO_OBJECT_ROW = 250
-
 
 class PanopticCategory(NamedTuple):
-    """A class of things (countable objects) or stuff (sky, grass)."""
+    """Class of things (countable objects) or stuff (sky, grass)."""
 
     id: int
     """In the dataset."""
     name: str
     is_thing: bool
     color: tuple[int, int, int] | None = None
-    """RGB in [0, 255]; None: whatever the drawing program takes."""
+    """RGB in [0, 255]; None: the default of the visualization."""
 
 
 class PanopticCategories(tuple[PanopticCategory, ...]):
-    """All classes of a dataset; the place of each is its row in the model's class head.
+    """All classes of a dataset; the index of each is its row in the model's class head.
 
     The model has ``len(categories)`` foreground classes (``MODEL.DETR.NUM_CLASSES``); no-object is the row after them.
     """
@@ -34,10 +34,10 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
 
     @classmethod
     def from_json(cls, items: Sequence[dict], source: str) -> "PanopticCategories":
-        """Read the "categories" of a json file in COCO's panoptic format: things, then stuff, each in order of the ids.
+        """Read "categories" in COCO's panoptic format: things, then stuff, each in the order of their ids.
 
         Args:
-            items: dicts with "id", "name", "isthing" and perhaps "color".
+            items: dicts with "id", "name", "isthing" and optionally "color".
             source: the file, for messages.
 
         Raises:
@@ -50,14 +50,14 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
             ids = [category.id for category in categories]
             repeated = next(i for i in ids if ids.count(i) > 1)
             names = " and ".join(repr(category.name) for category in categories if category.id == repeated)
-            raise UserError(f"{source} has category id {repeated} more than once, for {names}: number them anew.")
+            raise UserError(f"{source} has category id {repeated} more than once, for {names}: make the ids unique.")
         return categories
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "PanopticCategories":
-        """Read the metadata of a registered panoptic dataset, in which things and stuff share one count of rows.
+        """Read the metadata of a registered panoptic dataset whose things and stuff are rows of one class head.
 
-        Detectron2's ``coco_2017_*_panoptic`` and ``cityscapes_fine_panoptic_*`` are such.
+        Detectron2's ``coco_2017_*_panoptic`` and ``cityscapes_fine_panoptic_*`` are of this kind.
 
         Raises:
             UserError: the metadata are of another kind, as those of Detectron2's ``*_panoptic_separated``.
@@ -68,9 +68,9 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
         names = metadata.get("thing_classes") or ()
         if not names or len(by_row) < len(things) + len(stuff) or sorted(by_row) != list(range(len(names))):
             raise UserError(
-                f"Dataset {metadata.get('name')!r} does not count its things and stuff as rows of one class head: take "
+                f"Dataset {metadata.get('name')!r} does not count its things and stuff as rows of one class head: use "
                 "one that detr_d2.data.register_coco_panoptic_dataset registers, or, of Detectron2's, "
-                "coco_2017_train_panoptic rather than coco_2017_train_panoptic_separated."
+                "coco_2017_train_panoptic instead of coco_2017_train_panoptic_separated."
             )
         colors = metadata.get("thing_colors") or [None] * len(names)
         return cls(
@@ -85,52 +85,81 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
 
     @property
     def names(self) -> list[str]:
-        """By row."""
+        """Name by row."""
         return [category.name for category in self]
 
     @property
     def is_thing(self) -> list[bool]:
-        """By row."""
+        """True for things, False for stuff, by row."""
         return [category.is_thing for category in self]
 
     def metadata(self) -> dict[str, Any]:
-        """What a dataset's metadata hold of these, for ``MetadataCatalog.get(name).set(**…)``.
+        """Return the metadata of a dataset with these categories, for ``MetadataCatalog.get(name).set(**…)``.
 
-        As Detectron2 has it for ``coco_2017_*_panoptic``: things and stuff share the rows, and both lists of names hold
-        all of them, so that Detectron2's Visualizer and evaluators find every row in either.
+        As of Detectron2's ``coco_2017_*_panoptic``: things and stuff share the rows, and both lists of names hold all
+        of them, so that Detectron2's Visualizer and evaluators find every row in either.
         """
-        found: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "thing_classes": self.names,
             "stuff_classes": self.names,
             "thing_dataset_id_to_contiguous_id": {x.id: row for row, x in enumerate(self) if x.is_thing},
             "stuff_dataset_id_to_contiguous_id": {x.id: row for row, x in enumerate(self) if not x.is_thing},
         }
         if all(category.color for category in self):
-            found["thing_colors"] = found["stuff_colors"] = [list(category.color) for category in self]
-        return found
+            metadata["thing_colors"] = metadata["stuff_colors"] = [list(category.color) for category in self]
+        return metadata
 
     def published_rows(self) -> list[int]:
-        """Where the published checkpoints' class head, of 251 rows, has each of our rows, and no-object last."""
-        return [*(category.id for category in self), PUBLISHED_NO_OBJECT_ROW]
+        """Return the row of each category, and of no-object last, in the published panoptic checkpoints' class heads.
+
+        Their rows are COCO's category ids; no-object is row 250.
+        """
+        return [*(category.id for category in self), 250]
 
 
 @functools.cache
 def coco_panoptic_categories() -> PanopticCategories:
-    """COCO's 80 things and 53 stuff."""
+    """Return COCO's 80 things and 53 stuff."""
     return PanopticCategories.from_json(COCO_CATEGORIES, "Detectron2's COCO_CATEGORIES")
+
+
+def things_of_model(cfg: CfgNode) -> tuple[bool, ...]:
+    """Return whether each of the ``MODEL.DETR.NUM_CLASSES`` rows of a model's class head is a thing.
+
+    From ``MODEL.DETR.PANOPTIC.NUM_THINGS`` if set; else from the first panoptic dataset in ``DATASETS.TEST`` and
+    ``DATASETS.TRAIN`` with as many classes; else from COCO, if the model has COCO's 133 classes.
+
+    Raises:
+        UserError: none of these applies.
+    """
+    num_classes, num_things = cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.PANOPTIC.NUM_THINGS
+    if num_things is not None:
+        return tuple(row < num_things for row in range(num_classes))
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    datasets = (MetadataCatalog.get(name) for name in names)
+    panoptic = (dataset for dataset in datasets if dataset.get("stuff_dataset_id_to_contiguous_id"))
+    for categories in chain(map(PanopticCategories.from_metadata, panoptic), [coco_panoptic_categories()]):
+        if len(categories) == num_classes:
+            return tuple(categories.is_thing)
+    unknown = [name for name in names if name not in DatasetCatalog]
+    missing = f" ({', '.join(unknown)}: not registered here)" if unknown else ""
+    raise UserError(
+        f"Which of the MODEL.DETR.NUM_CLASSES {num_classes} classes are things is unknown: no panoptic dataset in "
+        f"DATASETS has as many{missing}. Set MODEL.DETR.PANOPTIC.NUM_THINGS to the number of categories with 'isthing' "
+        "1 in the panoptic json that the model learned from; their rows come first in the class head."
+    )
 
 
 def _read(item: Any, source: str) -> PanopticCategory:
     try:
-        number, name, is_thing = item["id"], item["name"], item["isthing"]
-        color = item.get("color")
+        number, name, is_thing, color = item["id"], item["name"], item["isthing"], item.get("color")
         valid = type(number) is int and isinstance(name, str) and is_thing in (0, 1)
         valid = valid and (color is None or (len(color) == 3 and all(0 <= x <= 255 for x in color)))
     except (KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
         raise UserError(
-            f"The category {item} in {source} is not {{'id': whole number, 'name': text, 'isthing': 1 or 0}}, with a "
-            "'color' of three numbers up to 255 if any: correct it."
+            f"The category {item} in {source} is not {{'id': whole number, 'name': text, 'isthing': 1 or 0}}, "
+            "optionally with a 'color' of three numbers up to 255: correct it."
         )
     return PanopticCategory(number, name, bool(is_thing), None if color is None else tuple(color))

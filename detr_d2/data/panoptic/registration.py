@@ -1,4 +1,4 @@
-"""Registering panoptic annotations in COCO's format, with errors before anything is loaded."""
+"""Registration of panoptic annotations in COCO's format, with errors before anything is loaded."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What Detectron2 and the Visualizer read for panoptic datasets.
+# What Detectron2's evaluators and Visualizer read of panoptic datasets.
 EVALUATION_METADATA = {"evaluator_type": "coco_panoptic_seg", "ignore_label": 255, "label_divisor": 1000}
 
 
@@ -23,17 +23,17 @@ def register_coco_panoptic_dataset(
 ) -> list[str]:
     """Register a dataset in COCO's panoptic format with Detectron2.
 
-    Its classes are the things, then the stuff of the json's "categories", each in the order of their ids. COCO's own
-    files are registered already, as Detectron2's ``coco_2017_train_panoptic`` and ``coco_2017_val_panoptic``.
+    Its classes are the things, then the stuff of "categories", each in the order of their ids. COCO's own files are
+    registered already, as Detectron2's ``coco_2017_train_panoptic`` and ``coco_2017_val_panoptic``.
 
-    Registering the same files under the same name again is fine, also when they have changed in between.
+    Registering the same files under the same name again is allowed, also when they have changed in between.
 
     Args:
         name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
         panoptic_json: "images", "annotations" with their "segments_info", "categories" with "isthing".
         panoptic_root: the folder of the PNGs, which "file_name" in "annotations" is relative to.
         image_root: the folder of the images, which "file_name" in "images" is relative to.
-        instances_json: the things in COCO's instances format, for evaluating boxes and masks of things too.
+        instances_json: the things in COCO's instances format, to evaluate boxes and masks of things too.
 
     Returns:
         The names of the classes, in the order of the class head's rows: set ``MODEL.DETR.NUM_CLASSES`` to their number.
@@ -44,7 +44,7 @@ def register_coco_panoptic_dataset(
     paths = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
     paths |= {"json_file": instances_json} if instances_json is not None else {}
     paths = {key: os.fspath(path) for key, path in paths.items()}
-    categories = read_categories(paths["panoptic_json"])
+    _, categories = _load(paths["panoptic_json"])
     for key in ("panoptic_root", "image_root"):
         if not PathManager.isdir(paths[key]):
             raise UserError(f"The folder {paths[key]} of {panoptic_json} does not exist: correct {key}.")
@@ -56,35 +56,25 @@ def register_coco_panoptic_dataset(
     return categories.names
 
 
-def read_categories(panoptic_json: str) -> PanopticCategories:
-    """The classes of a json file in COCO's panoptic format.
-
-    Raises:
-        UserError: the file is missing or not in this format.
-    """
-    content = load_json(panoptic_json)
-    return PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
-
-
 def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) -> list[dict]:
-    """The records of a dataset, as Detectron2's ``load_coco_panoptic_json`` makes them, with "height" and "width".
+    """Load the records of a dataset, as Detectron2's ``load_coco_panoptic_json``, with "height" and "width".
 
     Images without segments in the json are left out, which is logged.
 
     Raises:
         UserError: the file is missing or not in COCO's panoptic format; the message names the item.
     """
-    content = load_json(panoptic_json)
-    categories = PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
+    content, categories = _load(panoptic_json)
     annotations = _list_of(content, "annotations", panoptic_json)
-    rows, is_thing = categories.rows, categories.is_thing
     try:
         images = {image["id"]: image for image in _list_of(content, "images", panoptic_json)}
     except (KeyError, TypeError) as error:
         raise UserError(f"An image in {panoptic_json} lacks an 'id': correct it.") from error
-    records = []
-    for annotation in annotations:
-        record = _read_annotation(annotation, images, panoptic_json, panoptic_root, image_root)
+    if not annotations:
+        raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
+    rows, is_thing = categories.rows, categories.is_thing
+    records = [_read_annotation(item, images, panoptic_json, panoptic_root, image_root) for item in annotations]
+    for record in records:
         for segment in record["segments_info"]:
             row = rows.get(segment.get("category_id"))
             if row is None:
@@ -93,39 +83,42 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
                     f"{record['pan_seg_file_name']} is not in 'categories' of {panoptic_json}: correct it."
                 )
             segment.update(category_id=row, isthing=is_thing[row])
-        records.append(record)
-    if not records:
-        raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
-    left = len(images) - len({record["image_id"] for record in records})
-    if left:
-        logger.warning("%d of %d images in %s have no annotation and are left out.", left, len(images), panoptic_json)
+    left_out = len(images) - len({record["image_id"] for record in records})
+    if left_out:
+        logger.warning(
+            "%d of %d images in %s have no annotation and are left out.", left_out, len(images), panoptic_json
+        )
     return records
+
+
+def _load(panoptic_json: str) -> tuple[dict, PanopticCategories]:
+    content = load_json(panoptic_json)
+    return content, PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
+
+
+def _list_of(content: dict, key: str, panoptic_json: str) -> list:
+    if not isinstance(content.get(key), list):
+        keys = ", ".join(map(str, content)) or "none"
+        raise UserError(
+            f"{panoptic_json} has no list {key!r}, which COCO's panoptic format requires; its keys are {keys}."
+        )
+    return content[key]
 
 
 def _read_annotation(item: Any, images: dict, panoptic_json: str, panoptic_root: str, image_root: str) -> dict:
     try:
         image = images[item["image_id"]]
-        segments = [dict(segment) for segment in item["segments_info"]]
         record = {
             "file_name": os.path.join(image_root, image["file_name"]),
             "image_id": item["image_id"],
             "pan_seg_file_name": os.path.join(panoptic_root, item["file_name"]),
-            "segments_info": segments,
+            "segments_info": [dict(segment) for segment in item["segments_info"]],
         }
     except (KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         shown = {key: item[key] for key in item if key != "segments_info"} if isinstance(item, dict) else item
         raise UserError(
-            f"The annotation {shown} in {panoptic_json} can't be read ({reason}): it takes 'file_name', "
+            f"The annotation {shown} in {panoptic_json} can't be read ({reason}): it needs 'file_name', "
             "'segments_info' and the 'image_id' of an image with 'file_name'."
         ) from error
     return record | {key: image[key] for key in ("height", "width") if key in image}
-
-
-def _list_of(content: dict, key: str, panoptic_json: str) -> list:
-    if not isinstance(content.get(key), list):
-        raise UserError(
-            f"{panoptic_json} has no list {key!r}, which COCO's panoptic format asks for; its keys are "
-            f"{', '.join(map(str, content)) or 'none'}."
-        )
-    return content[key]

@@ -1,31 +1,29 @@
-"""The objects of a panoptic image: things and stuff, from a PNG of segment ids and its list of segments."""
+"""Objects of a panoptic image: things and stuff, from a PNG of segment ids and its list of segments."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from scipy import ndimage
 
 from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
 from detr_d2.data.checks.wording import abbreviate
-from detr_d2.data.images import DECODING_ERRORS
-from detr_d2.data.pixel_selection import apply_to_mask, follow
+from detr_d2.data.images import explain_errors, open_image
+from detr_d2.data.masks import augment_masks, select_pixels
 from detr_d2.utils.errors import UserError
 
-# Pixels of no segment.
+# Id of pixels that belong to no segment.
 VOID = 0
-_PNG_SIGNATURE, _PLACE_OF_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
-_FORMAT = "COCO's format asks for an RGB PNG of 8 bits, in which a segment's id is R + 256 G + 65536 B"
+_PNG_SIGNATURE, _BIT_DEPTH_OFFSET = b"\x89PNG\r\n\x1a\n", 24
+_FORMAT = "COCO's format requires an RGB PNG of 8 bits, in which a segment's id is R + 256 G + 65536 B"
 
 
 class SegmentMasks:
-    """Masks that do not overlap, kept as one map."""
+    """Masks that do not overlap, stored as one map."""
 
     def __init__(self, numbers: np.ndarray, objects: Sequence[int]) -> None:
-        """
+        """Store the map and the objects in it.
+
         Args:
             numbers: (H, W), the number of each pixel's segment.
             objects: the numbers of the segments that are objects.
@@ -33,20 +31,19 @@ class SegmentMasks:
         self.numbers = numbers
         self.objects = np.asarray(objects, dtype=numbers.dtype)
 
-    def draw(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-        """See :class:`~detr_d2.data.masks.ObjectMasks`."""
-        wanted = self.objects[objects][:, None, None]
-        selection = follow(transforms, self.numbers.shape)
-        if selection is not None:
-            return selection.take(self.numbers) == wanted
-        masks = (self.numbers == wanted).astype(np.uint8)
-        return np.stack([apply_to_mask(transforms, mask) for mask in masks]).view(bool)
+    def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+        """Return the masks of some objects in the augmented image, as :class:`~detr_d2.data.masks.RleMasks` does."""
+        numbers = self.objects[objects][:, None, None]
+        selection = select_pixels(transforms, self.numbers.shape)
+        if selection is None:
+            return augment_masks(transforms, self.numbers == numbers)
+        return selection.take(self.numbers) == numbers
 
 
 def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTargets, SegmentMasks]:
     """Read the things and stuff of a panoptic record; crowds are left out.
 
-    Boxes are the extents of the segments in the PNG: [x, y) of the pixels, as COCO has them for things.
+    Boxes enclose the pixels of the segments in the PNG, as COCO's boxes of things do.
 
     Args:
         record: with "pan_seg_file_name" and "segments_info", whose "category_id" is the row of the class head.
@@ -58,14 +55,13 @@ def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTarge
     """
     path, segments = record["pan_seg_file_name"], record["segments_info"]
     names = [name_segment(segment, record) for segment in segments]
-    numbers, extents = _number_segments(read_segment_map(path, image_size), segments, path)
-    kept = [number for number, segment in enumerate(segments) if not is_crowd(segment)]
-    classes = [read_category(segments[number], names[number]) for number in kept]
+    numbers, boxes = _number_segments(read_segment_map(path, image_size), segments, path)
+    kept = [index for index, segment in enumerate(segments) if not is_crowd(segment)]
     targets = ImageTargets(
-        np.array([extents[number] for number in kept], dtype=np.float32).reshape(-1, 4),
-        np.array(classes, dtype=np.int64),
-        [segments[number] for number in kept],
-        [names[number] for number in kept],
+        np.array([boxes[index] for index in kept], dtype=np.float32).reshape(-1, 4),
+        np.array([read_category(segments[index], names[index]) for index in kept], dtype=np.int64),
+        [segments[index] for index in kept],
+        [names[index] for index in kept],
     )
     return targets, SegmentMasks(numbers, np.array(kept, dtype=np.int64) + 1)
 
@@ -74,22 +70,16 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
     """Read a panoptic PNG.
 
     Returns:
-        (H, W) int32, the id of each pixel's segment; 0 where there is none.
+        (H, W) int32, the id of each pixel's segment; ``VOID`` for pixels of no segment.
 
     Raises:
         UserError: see :func:`read_segments`.
     """
-    try:
-        with PathManager.open(path, "rb") as file:
-            data = file.read()
-        image = Image.open(io.BytesIO(data))
+    with explain_errors(f"Panoptic map {path}", "the folder of the dataset's PNGs"):
+        data, image = open_image(path)
         image.load()
-    except FileNotFoundError as error:
-        raise UserError(f"Panoptic map {path} does not exist: check the folder of the dataset's PNGs.") from error
-    except DECODING_ERRORS as error:
-        raise UserError(f"Panoptic map {path} can't be read ({error}): replace the file.") from error
-    # Pillow opens 16 bits of RGB as 8, without a word.
-    bits = data[_PLACE_OF_BIT_DEPTH] if data.startswith(_PNG_SIGNATURE) else None
+    # Pillow opens 16 bits of RGB as 8 without an error.
+    bits = data[_BIT_DEPTH_OFFSET] if data.startswith(_PNG_SIGNATURE) else None
     if bits != 8 or image.mode != "RGB":
         found = f"a {image.format} of mode {image.mode}" if bits is None else f"a PNG of mode {image.mode}, {bits} bits"
         raise UserError(f"Panoptic map {path} is {found}: {_FORMAT}.")
@@ -103,9 +93,9 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tuple[np.ndarray, list[tuple]]:
-    """(H, W) number from 1 of each pixel's segment, 0 for none; and (x0, y0, x1, y1) of each segment."""
+    """Return each pixel's segment, (H, W) counted from 1, 0 for none; and each segment's (x0, y0, x1, y1)."""
     flat = ids.ravel()
-    # Maps are of long runs: it is quicker to look at each run once than at each pixel.
+    # Maps consist of long runs: to visit each run is faster than to visit each pixel.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     present, inverse = np.unique(flat[starts], return_inverse=True)
     number_by_id = {segment.get("id"): number for number, segment in enumerate(segments, start=1)}
@@ -115,7 +105,7 @@ def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tu
     if unknown:
         raise UserError(
             f"Panoptic map {path} has segments that its json does not list, of ids {abbreviate(unknown)}: add them to "
-            f"'segments_info', or paint what is no segment with id {VOID}."
+            f"'segments_info', or give pixels of no segment the id {VOID}."
         )
     missing = sorted(set(number_by_id) - set(present.tolist()), key=str)
     if missing or VOID in number_by_id:

@@ -1,7 +1,7 @@
-"""A built-in dataset of drawn shapes, made on first use: to see a model learn without a download."""
+"""Built-in synthetic dataset of shapes, generated on first use: to see a model learn without a download."""
 
-from detr_d2.data.shapes.registration import SPLITS, register_shapes
-from detr_d2.data.shapes.spec import STUFF_CLASSES, THING_CLASSES, ShapesSpec
+from detr_d2.data.shapes.dataset import SPLITS, register_shapes
+from detr_d2.data.shapes.scene import STUFF_CLASSES, THING_CLASSES, ShapesSpec
 
 for _name, _spec in SPLITS.items():
     register_shapes(_name, _spec)

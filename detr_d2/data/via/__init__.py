@@ -1,1 +1,6 @@
-"""From annotations of the VGG Image Annotator to COCO's format."""
+"""Conversion of annotations of the VGG Image Annotator (VIA) to COCO's format."""
+
+from detr_d2.data.via.conversion import ViaClasses, split_images, via_to_coco
+from detr_d2.data.via.project import ViaImage, ViaRegion, read_via
+
+__all__ = ["ViaClasses", "ViaImage", "ViaRegion", "read_via", "split_images", "via_to_coco"]

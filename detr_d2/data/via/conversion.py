@@ -1,31 +1,43 @@
-"""From annotations of the VGG Image Annotator to COCO's format."""
+"""Conversion of annotations of the VGG Image Annotator (VIA) to COCO's format."""
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from detr_d2.data.images import read_image
-from detr_d2.data.via.classes import ViaClasses, ordered_names, read_categories
-from detr_d2.data.via.polygons import area, bounding_box, clip
 from detr_d2.data.via.project import ViaImage, ViaRegion
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
-# Mouse positions are rounded: what reaches so many pixels beyond the image is no mistake.
+# Mouse positions are rounded: outlines may exceed the image by this many pixels without a warning.
 _TOLERANCE = 1.0
 _DECIMALS = 2
+
+
+@dataclass(frozen=True)
+class ViaClasses:
+    """Source of the classes of a VIA file."""
+
+    attribute: str | None = None
+    """Region attribute that holds the class; None: the only one that the regions have."""
+    default: str | None = None
+    """Class of regions without the attribute; None: such regions are an error."""
+    names: Sequence[str] | None = None
+    """All classes, in the order of their ids; None: those of the regions, sorted."""
 
 
 def via_to_coco(
     images: Sequence[ViaImage], image_root: str, classes: ViaClasses | None = None, skip_unsupported: bool = False
 ) -> dict[str, Any]:
-    """COCO's instances format: the dict to be written as json.
+    """Return annotations in COCO's instances format, as a dict to be written as JSON.
 
     Ids count from 1. Sizes are those of the files, upright (EXIF rotation applied). Outlines are clipped to their
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
@@ -37,50 +49,50 @@ def via_to_coco(
         skip_unsupported: leave out regions of other shapes than polygons, rectangles, circles and ellipses.
 
     Raises:
-        UserError: names the image or region that can't be used.
+        UserError: an image or a region can't be used, or its class is unclear; the message names it.
     """
-    notes = _Notes()
+    notes = ExampleCounter()
     supported = _supported([region for image in images for region in image.regions], skip_unsupported, notes)
     classes = classes or ViaClasses()
-    categories = read_categories(supported, classes)
-    ids = {name: number for number, name in enumerate(ordered_names(categories, classes), start=1)}
+    categories = _read_categories(supported, classes)
+    ids = {name: number for number, name in enumerate(_ordered_names(categories, classes), start=1)}
     outlines = {region.name: region.outline() for region in supported}
-    paths = _find_files(images, image_root)
     coco_images, annotations = [], []
-    pairs = zip(images, paths, strict=True)
+    pairs = zip(images, _find_files(images, image_root), strict=True)
     for image_id, (image, path) in enumerate(tqdm(pairs, "images", len(images), disable=None, unit="image"), start=1):
         height, width = read_image(path, "RGB").shape[:2]
         coco_images.append({"id": image_id, "file_name": image.file_name, "width": width, "height": height})
         if image.bytes not in (-1, os.path.getsize(path)):
             notes.add("images have another file size than when they were annotated: were they resized since?", path)
-        for region in image.regions:
-            if region.name not in outlines:
-                continue
-            if (geometry := _geometry(outlines[region.name], (height, width), region.name, notes)) is not None:
-                keys = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[categories[region.name]]}
+        for name in (region.name for region in image.regions if region.name in outlines):
+            geometry = _describe_outline(outlines[name], (height, width), name, notes)
+            if geometry is not None:
+                keys = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[categories[name]]}
                 annotations.append({**keys, **geometry, "iscrowd": 0})
-    notes.log()
-    listed = [{"id": number, "name": name} for name, number in ids.items()]
-    return {"info": {}, "images": coco_images, "annotations": annotations, "categories": listed}
+    for message, count, example in notes:
+        logger.warning("%d %s E.g. %s.", count, message, example)
+    coco_categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return {"info": {}, "images": coco_images, "annotations": annotations, "categories": coco_categories}
 
 
 def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide the images, with their annotations, at random into training and validation.
+    """Split the images at random, with their annotations, into training and validation.
 
     Both keep all categories, and the ids of images and annotations.
 
     Args:
-        val_share: of the images for validation, in (0, 1); at least one image is left to either part.
-        seed: the same seed divides the same images alike.
+        coco: annotations in COCO's instances format.
+        val_share: share of the images for validation, in (0, 1); either set gets at least one image.
+        seed: the same seed splits the same images alike.
 
     Raises:
-        UserError: the share is not in (0, 1), or there are not two images.
+        UserError: the share is not in (0, 1), or there are fewer than two images.
     """
     count = len(coco["images"])
     if not 0 < val_share < 1:
         raise UserError(f"The share of images for validation is {val_share}: give a number between 0 and 1, as 0.2.")
     if count < 2:
-        raise UserError(f"{count} image can't be divided into training and validation.")
+        raise UserError(f"{count} image can't be split into training and validation.")
     num_val = min(max(round(val_share * count), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
     val_ids = {coco["images"][index]["id"] for index in order[:num_val]}
@@ -94,44 +106,74 @@ def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple
     )
     unseen = {x["category_id"] for x in val["annotations"]} - {x["category_id"] for x in train["annotations"]}
     if unseen:
-        names = [x["name"] for x in coco["categories"] if x["id"] in unseen]
         logger.warning(
-            "Only validation images show %s, which can't be learned: take another seed, or annotate more images.",
-            ", ".join(names),
+            "Only validation images show %s, which can't be learned: choose another seed, or annotate more images.",
+            ", ".join(x["name"] for x in coco["categories"] if x["id"] in unseen),
         )
     return train, val
 
 
-class _Notes:
-    """Counts what happened to images and regions, and logs each kind once, with its first example."""
-
-    def __init__(self) -> None:
-        self._counts = Counter()
-        self._examples: dict[str, str] = {}
-
-    def add(self, what: str, example: str) -> None:
-        self._counts[what] += 1
-        self._examples.setdefault(what, example)
-
-    def log(self) -> None:
-        for what, count in self._counts.items():
-            logger.warning("%d %s E.g. %s.", count, what, self._examples[what])
-
-
-def _supported(regions: Sequence[ViaRegion], skip_unsupported: bool, notes: _Notes) -> list[ViaRegion]:
+def _supported(regions: Sequence[ViaRegion], skip_unsupported: bool, notes: ExampleCounter) -> list[ViaRegion]:
     if not regions:
         raise UserError("No image has a region: outline objects in VIA first.")
     if not skip_unsupported:
         return list(regions)
-    supported = [region for region in regions if region.is_supported]
     for region in regions:
         if not region.is_supported:
-            notes.add(
-                "regions of shapes without an outline were skipped.", f"a {region.shape.get('name')}, {region.name}"
-            )
+            example = f"a {region.shape.get('name')}, {region.name}"
+            notes.add("regions of shapes without an outline were skipped.", example)
+    supported = [region for region in regions if region.is_supported]
     if not supported:
-        raise UserError(f"All {len(regions)} regions are of shapes without an outline: draw polygons or rectangles.")
+        raise UserError(
+            f"All {len(regions)} regions are of shapes without an outline: outline objects as polygons or rectangles."
+        )
     return supported
+
+
+def _read_categories(regions: Sequence[ViaRegion], classes: ViaClasses) -> dict[str, str]:
+    """Return the class of each region, by the region's name."""
+    attribute = _class_attribute(regions, classes)
+    categories = {}
+    for region in regions:
+        name = (region.category(attribute) if attribute else "") or classes.default
+        if not name:
+            raise UserError(
+                f"{region.name} has no {attribute!r}, the attribute that holds the class: name it in VIA, or set the "
+                "class of such regions with --default-class."
+            )
+        categories[region.name] = name
+    return categories
+
+
+def _class_attribute(regions: Sequence[ViaRegion], classes: ViaClasses) -> str | None:
+    counts = Counter(name for region in regions for name in region.attributes)
+    found = ", ".join(f"{name} ({count} of {len(regions)} regions)" for name, count in counts.most_common())
+    if classes.attribute is not None:
+        if classes.attribute not in counts:
+            raise UserError(f"No region has the attribute {classes.attribute!r}; there are: {found or 'none'}.")
+        return classes.attribute
+    if len(counts) > 1:
+        raise UserError(f"The regions have several attributes: {found}. Set the one of the class: --class-attribute.")
+    if not counts and classes.default is None:
+        raise UserError("The regions have no attribute that could hold their class: name it with --default-class.")
+    return next(iter(counts), None)
+
+
+def _ordered_names(categories: Mapping[str, str], classes: ViaClasses) -> list[str]:
+    """Return all class names in the order of their ids, given the class of each region by the region's name."""
+    if classes.names is None:
+        names = sorted(set(categories.values()))
+        for a, b in pairwise(sorted(names, key=lambda name: (name.lower(), name))):
+            if a.lower() == b.lower():
+                logger.warning("The classes %r and %r differ in upper and lower case only: are they one?", a, b)
+        return names
+    names = list(classes.names)
+    if len(set(names)) < len(names) or "" in names:
+        raise UserError(f"The categories {', '.join(names)} are not all different and not empty: correct the list.")
+    for region, name in categories.items():
+        if name not in names:
+            raise UserError(f"The class {name!r} of {region} is not among the categories {', '.join(names)}: add it.")
+    return names
 
 
 def _find_files(images: Sequence[ViaImage], image_root: str) -> list[str]:
@@ -147,10 +189,15 @@ def _find_files(images: Sequence[ViaImage], image_root: str) -> list[str]:
     return paths
 
 
-def _geometry(outline: np.ndarray, image_size: tuple[int, int], name: str, notes: _Notes) -> dict[str, Any] | None:
-    """What an annotation tells of an outline; None if it has no area inside the image."""
+def _describe_outline(
+    outline: np.ndarray, image_size: tuple[int, int], name: str, notes: ExampleCounter
+) -> dict[str, Any] | None:
+    """Return the box, area and segmentation of an outline; None if it has no area inside the image."""
     inside = clip(outline, image_size).round(_DECIMALS)
-    if area(inside) == 0:
+    # Shoelace formula, from the first point: the area of a point or a line is exactly 0.
+    x, y = (inside - inside[:1]).T
+    area = float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    if area == 0:
         notes.add("regions have no area inside their image and were dropped.", name)
         return None
     if (outline < -_TOLERANCE).any() or (outline > np.array(image_size)[::-1] + _TOLERANCE).any():
@@ -159,9 +206,35 @@ def _geometry(outline: np.ndarray, image_size: tuple[int, int], name: str, notes
             "or rotated since.",
             name,
         )
-    box = bounding_box(inside).round(_DECIMALS)
+    low, high = inside.min(axis=0), inside.max(axis=0)
     return {
-        "bbox": box.tolist(),
-        "area": round(area(inside), _DECIMALS),
+        "bbox": np.concatenate([low, high - low]).round(_DECIMALS).tolist(),
+        "area": round(area, _DECIMALS),
         "segmentation": [inside.reshape(-1).tolist()],
     }
+
+
+def clip(polygon: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Clip a polygon of (N, 2) x and y to an image of the given height and width; (0, 2) if it lies outside.
+
+    Sutherland and Hodgman, Reentrant polygon clipping, CACM 1974: one side of the image after the other. Pieces that
+    the image cuts a polygon into stay joined along the border.
+    """
+    height, width = image_size
+    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        polygon = _clip_side(polygon, axis, limit, sign)
+    return polygon
+
+
+def _clip_side(polygon: np.ndarray, axis: int, limit: float, sign: int) -> np.ndarray:
+    depth = sign * (polygon[:, axis] - limit)
+    kept = []
+    for i, point in enumerate(polygon):
+        if (depth[i - 1] >= 0) != (depth[i] >= 0):
+            share = depth[i - 1] / (depth[i - 1] - depth[i])
+            crossing = polygon[i - 1] + share * (point - polygon[i - 1])
+            crossing[axis] = limit
+            kept.append(crossing)
+        if depth[i] >= 0:
+            kept.append(point)
+    return np.array(kept, dtype=np.float64).reshape(-1, 2)

@@ -1,61 +1,61 @@
-"""Reading annotations of the VGG Image Annotator (VIA), versions 1 and 2."""
+"""Reader of annotations of the VGG Image Annotator (VIA), versions 1 and 2."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
-from detr_d2.data.via.polygons import ellipse, rectangle
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import read_json
 
-# What VIA can draw that encloses nothing.
+# Shapes of VIA that enclose no area.
 _WITHOUT_AREA = ("point", "line", "polyline")
+# A polygon with this many corners on an ellipse lacks 0.2 % of its area.
+_ELLIPSE_CORNERS = 64
 
 
 @dataclass(frozen=True)
 class ViaRegion:
-    """An outlined object."""
+    """Outlined object."""
 
     name: str
-    """What messages call it: "region 3 (counted from 0) of image 7.jpg in via.json"."""
+    """For messages: "region 3 (counted from 0) of image 7.jpg in via.json"."""
     shape: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
     @property
     def is_supported(self) -> bool:
-        """Whether the shape is of a kind that has an outline here."""
+        """True if the shape has an outline."""
         return self.shape.get("name") in _OUTLINES
 
     def outline(self) -> np.ndarray:
-        """(N, 2) x and y in pixels; may reach beyond the image.
+        """Return the outline as a polygon: (N, 2) x and y in pixels, possibly beyond the image.
 
         Raises:
-            UserError: the shape is of a kind that encloses nothing or is not known, or its numbers are malformed.
+            UserError: the shape encloses nothing or is unknown, or its numbers are malformed.
         """
         kind = self.shape.get("name")
         if kind not in _OUTLINES:
-            reason = "encloses nothing" if kind in _WITHOUT_AREA else "is not known"
+            reason = "encloses nothing" if kind in _WITHOUT_AREA else "is unknown"
             raise UserError(
-                f"The shape {kind!r} of {self.name} {reason}: draw a {', '.join(sorted(_OUTLINES))}, or skip such "
-                "regions with --skip-unsupported."
+                f"The shape {kind!r} of {self.name} {reason}: outline it as {', '.join(sorted(_OUTLINES))}, or skip "
+                "such regions with --skip-unsupported."
             )
         try:
             outline = _OUTLINES[kind](self.shape)
         except (KeyError, TypeError, ValueError) as e:
             reason = f"there is no {e}" if isinstance(e, KeyError) else str(e)
-            raise UserError(f"The {kind} of {self.name} is malformed ({reason}): draw it again.") from e
+            raise UserError(f"The {kind} of {self.name} is malformed ({reason}): outline it again.") from e
         if not np.isfinite(outline).all():
-            raise UserError(f"The {kind} of {self.name} holds numbers that are not finite: draw it again.")
+            raise UserError(f"The {kind} of {self.name} has numbers that are not finite: outline it again.")
         return outline
 
     def category(self, attribute: str) -> str:
-        """The value of an attribute, as text; "" if there is none.
+        """Return the value of an attribute as text; "" if it is missing.
 
-        Of a checkbox, which VIA stores as ``{"cat": true, "dog": false}``, the option that is ticked.
+        For a checkbox, which VIA stores as ``{"cat": true, "dog": false}``, return the ticked option.
 
         Raises:
             UserError: several options are ticked.
@@ -74,25 +74,28 @@ class ViaRegion:
 
 @dataclass(frozen=True)
 class ViaImage:
+    """Image with its outlined objects."""
+
     file_name: str
     bytes: int
-    """The file's size when it was annotated; -1 if VIA didn't know."""
+    """Size of the file when it was annotated; -1 if unknown."""
     regions: Sequence[ViaRegion]
 
 
 def read_via(path: str) -> list[ViaImage]:
-    """Read a file of VIA 1 or 2: exported annotations (json), or a project of VIA 2.
+    """Read a file of VIA 1 or 2: annotations exported as JSON, or a project of VIA 2.
 
     Returns:
-        The images, those without regions too, sorted by file name.
+        All images, also those without regions, sorted by file name.
 
     Raises:
-        UserError: the file is missing, is none of VIA's, holds no images, or lists one twice.
+        UserError: the file is missing, is not a VIA file, has no images, or lists one twice.
     """
-    entries = _entries(_load(path), path)
-    images = [_image(entry, key, path) for key, entry in entries.items()]
+    fix = "in VIA, save the project, or export annotations as JSON (not CSV)"
+    entries = _find_entries(read_json(path, "a VIA file in JSON", fix), path)
+    images = [_read_image(entry, path) for entry in entries.values()]
     if not images:
-        raise UserError(f"{path} holds no images: add images in VIA and save the project.")
+        raise UserError(f"{path} has no images: add images in VIA and save the project.")
     images.sort(key=lambda image: image.file_name)
     for image, other in pairwise(images):
         if image.file_name == other.file_name:
@@ -103,52 +106,35 @@ def read_via(path: str) -> list[ViaImage]:
     return images
 
 
-def _load(path: str) -> Any:
-    try:
-        with PathManager.open(path, "r", encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise UserError(f"The VIA file {path} does not exist: give the path of a json file.") from e
-    except ValueError as e:
-        raise UserError(
-            f"{path} is not json ({e}): in VIA, save the project, or export annotations as json (not csv)."
-        ) from e
-
-
-def _entries(content: Any, path: str) -> Mapping[str, Any]:
-    hint = "give annotations exported as json by VIA 1 or 2, or a project of VIA 2."
+def _find_entries(content: Any, path: str) -> Mapping[str, Any]:
+    hint = "give annotations exported as JSON by VIA 1 or 2, or a project of VIA 2."
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, where VIA's files hold a dict: {hint}")
     if {"images", "annotations", "categories"} & set(content):
-        raise UserError(f"{path} is no VIA file; it looks like COCO's format, which needs no converting.")
+        raise UserError(f"{path} is not a VIA file; it looks like COCO's format, which needs no conversion.")
     if {"config", "metadata", "view"} <= set(content):
-        raise UserError(f"{path} is a project of VIA 3, which can't be read: {hint}")
+        raise UserError(f"{path} is a project of VIA 3, which is not supported: {hint}")
     entries = content.get("_via_img_metadata", content)
     if not isinstance(entries, Mapping) or not all(
         isinstance(x, Mapping) and "filename" in x for x in entries.values()
     ):
-        raise UserError(f"{path} is no VIA file, since its entries are not images with a 'filename': {hint}")
+        raise UserError(f"{path} is not a VIA file, since its entries are not images with a 'filename': {hint}")
     return entries
 
 
-def _image(entry: Mapping[str, Any], key: str, path: str) -> ViaImage:
-    name = str(entry["filename"])
+def _read_image(entry: Mapping[str, Any], path: str) -> ViaImage:
+    name, size = str(entry["filename"]), entry.get("size")
     # VIA 1 numbers the regions in a dict; VIA 2 has a list.
     regions = entry.get("regions") or []
-    regions = list(regions.values()) if isinstance(regions, Mapping) else regions
-    return ViaImage(name, _bytes(entry), [_region(x, i, name, path) for i, x in enumerate(regions)])
+    regions = regions.values() if isinstance(regions, Mapping) else regions
+    regions = [_read_region(x, f"region {i} (counted from 0) of image {name} in {path}") for i, x in enumerate(regions)]
+    return ViaImage(name, size if isinstance(size, int) else -1, regions)
 
 
-def _bytes(entry: Mapping[str, Any]) -> int:
-    size = entry.get("size", -1)
-    return size if isinstance(size, int) else -1
-
-
-def _region(region: Any, index: int, image: str, path: str) -> ViaRegion:
-    name = f"region {index} (counted from 0) of image {image} in {path}"
+def _read_region(region: Any, name: str) -> ViaRegion:
     shape = region.get("shape_attributes") if isinstance(region, Mapping) else None
     if not isinstance(shape, Mapping):
-        raise UserError(f"There are no 'shape_attributes' in {name}: remove it, or draw it again.")
+        raise UserError(f"There are no 'shape_attributes' in {name}: remove it, or outline it again.")
     attributes = region.get("region_attributes")
     return ViaRegion(name, shape, attributes if isinstance(attributes, Mapping) else {})
 
@@ -162,19 +148,25 @@ def _polygon(shape: Mapping[str, Any]) -> np.ndarray:
     return np.array([x, y], dtype=np.float64).T
 
 
-def _numbers(shape: Mapping[str, Any], *keys: str) -> list[float]:
-    return [float(shape[key]) for key in keys]
+def _rectangle(shape: Mapping[str, Any]) -> np.ndarray:
+    x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
 
 
-def _circle(shape: Mapping[str, Any]) -> np.ndarray:
-    cx, cy, r = _numbers(shape, "cx", "cy", "r")
-    return ellipse(cx, cy, r, r)
+def _ellipse(shape: Mapping[str, Any], keys: Sequence[str] = ("cx", "cy", "rx", "ry")) -> np.ndarray:
+    cx, cy, rx, ry = (float(shape[key]) for key in keys)
+    # From the x axis to that of rx, clockwise, since y points down. Only late versions of VIA 2 rotate ellipses.
+    theta = float(shape.get("theta", 0))
+    t = np.arange(_ELLIPSE_CORNERS) * 2 * np.pi / _ELLIPSE_CORNERS
+    along, across = rx * np.cos(t), ry * np.sin(t)
+    x = cx + along * np.cos(theta) - across * np.sin(theta)
+    y = cy + along * np.sin(theta) + across * np.cos(theta)
+    return np.stack([x, y], axis=1)
 
 
 _OUTLINES = {
     "polygon": _polygon,
-    "rect": lambda shape: rectangle(*_numbers(shape, "x", "y", "width", "height")),
-    "circle": _circle,
-    # Only late versions of VIA 2 turn ellipses.
-    "ellipse": lambda shape: ellipse(*_numbers(shape, "cx", "cy", "rx", "ry"), float(shape.get("theta", 0))),
+    "rect": _rectangle,
+    "circle": lambda shape: _ellipse(shape, ("cx", "cy", "r", "r")),
+    "ellipse": _ellipse,
 }

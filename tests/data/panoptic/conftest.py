@@ -12,7 +12,7 @@ from detr_d2.data import register_coco_panoptic_dataset
 
 @pytest.fixture
 def panoptic_files(tmp_path):
-    """A json, its PNG and its image: 60 x 40 pixels of sky (id 70000) over ground (300), a car (5) and a crowd (6)."""
+    """Write a json, its PNG and its image: 60 x 40 pixels, sky (id 70000) over ground (300), a car (5), a crowd (6)."""
     ids = np.full((40, 60), 300)
     ids[:15] = 70000
     ids[10:22, 8:31] = 5
@@ -48,7 +48,7 @@ def panoptic_files(tmp_path):
 
 @pytest.fixture
 def registered(panoptic_files):
-    """The name of a registered dataset of these files."""
+    """Return the name of a registered dataset of these files."""
     path, folder, images, *_ = panoptic_files
     register_coco_panoptic_dataset("own_panoptic", path, folder, images)
     yield "own_panoptic"

@@ -1,11 +1,11 @@
-"""The table of things and stuff."""
+"""The table of things and stuff, and which classes of a model are things."""
 
 import json
 
 import pytest
 from detectron2.data import MetadataCatalog
 
-from detr_d2.data.panoptic import PanopticCategories, coco_panoptic_categories
+from detr_d2.data.panoptic import PanopticCategories, coco_panoptic_categories, things_of_model
 from detr_d2.utils.errors import UserError
 
 ROAD, CAR, SKY, BUS = (
@@ -40,7 +40,7 @@ def test_cocos_own_list_gives_the_same_table(real_data):
 
 @pytest.mark.parametrize("name", ["coco_2017_train_panoptic", "coco_2017_val_panoptic"])
 def test_detectron2s_metadata_are_cocos_table(name):
-    """Need B13: one table, whoever registered the dataset."""
+    """The table is the same for datasets that Detectron2 registered."""
     metadata = MetadataCatalog.get(name)
     table = PanopticCategories.from_metadata(metadata)
     assert table == coco_panoptic_categories()
@@ -49,7 +49,7 @@ def test_detectron2s_metadata_are_cocos_table(name):
 
 
 def test_detectron2s_other_datasets():
-    """Where stuff comes before things, and where both are counted apart."""
+    """Datasets whose stuff comes before things, and datasets that count both separately."""
     table = PanopticCategories.from_metadata(MetadataCatalog.get("cityscapes_fine_panoptic_val"))
     assert len(table) == 19
     assert [name for name, thing in zip(table.names, table.is_thing, strict=True) if thing][:2] == ["person", "rider"]
@@ -58,7 +58,7 @@ def test_detectron2s_other_datasets():
             PanopticCategories.from_metadata(MetadataCatalog.get(name))
 
 
-def test_published_checkpoints_count_cocos_ids():
+def test_published_checkpoints_count_by_cocos_ids():
     """Rows are category ids up to 200; no-object is row 250 (the original's num_classes for coco_panoptic)."""
     rows = coco_panoptic_categories().published_rows()
     assert len(rows) == 134
@@ -102,3 +102,43 @@ def test_missing_and_repeated():
     ):
         with pytest.raises(UserError, match=message):
             PanopticCategories.from_json(items, "mine.json")
+
+
+DATASET = "test_things"
+
+
+@pytest.fixture
+def dataset():
+    """Stuff in the first row, as in Detectron2's Cityscapes."""
+    MetadataCatalog.get(DATASET).set(
+        thing_classes=["road", "car", "sky"],
+        thing_dataset_id_to_contiguous_id={26: 1},
+        stuff_dataset_id_to_contiguous_id={7: 0, 23: 2},
+    )
+    yield DATASET
+    MetadataCatalog.remove(DATASET)
+
+
+def things(make_cfg, num_classes: int, *options) -> tuple[bool, ...]:
+    return things_of_model(make_cfg("MODEL.DETR.NUM_CLASSES", num_classes, *options))
+
+
+@pytest.mark.parametrize("split", ["TEST", "TRAIN"])
+def test_things_of_the_datasets(make_cfg, dataset, split):
+    assert things(make_cfg, 3, f"DATASETS.{split}", (dataset,)) == (False, True, False)
+
+
+def test_the_config_has_precedence(make_cfg, dataset):
+    options = ("DATASETS.TEST", (dataset,), "MODEL.DETR.PANOPTIC.NUM_THINGS")
+    assert things(make_cfg, 3, *options, 2) == (True, True, False)
+    assert things(make_cfg, 3, *options, 0) == (False, False, False)
+
+
+def test_coco_without_a_dataset(make_cfg):
+    """80 things, 53 stuff."""
+    assert things(make_cfg, 133) == (True,) * 80 + (False,) * 53
+
+
+def test_unknown_things_are_an_error(make_cfg, dataset):
+    with pytest.raises(UserError, match=r"NUM_CLASSES 4 .*not_registered: not reg.*NUM_THINGS to the number"):
+        things(make_cfg, 4, "DATASETS.TEST", (dataset, "not_registered"))

@@ -15,7 +15,7 @@ from detr_d2.utils.errors import UserError
 
 @pytest.fixture
 def load(panoptic_files):
-    """A function that loads the files after ``change(content)`` has changed the json."""
+    """Return a function that loads the files after ``change(content)`` has changed the json."""
     path, folder, images, content, _ = panoptic_files
 
     def change_and_load(change):
@@ -37,7 +37,7 @@ def cfg_for(make_cfg, registered):
 
 
 def test_own_data(registered, panoptic_files):
-    """Need B13: Detectron2's catalogs have what its evaluators and its Visualizer need."""
+    """Detectron2's catalogs have what its evaluators and its Visualizer need."""
     path, folder, images, *_ = panoptic_files
     metadata = MetadataCatalog.get(registered)
     assert metadata.thing_classes == metadata.stuff_classes == ["car", "ground", "sky"]
@@ -114,8 +114,8 @@ def test_images_without_segments_are_left_out(load, caplog):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_checks_have_nothing_to_say(cfg_for, caplog, masks):
-    """Also where the json has no boxes, which are taken from the PNG."""
+def test_checks_find_nothing(cfg_for, caplog, masks):
+    """Also if the json has no boxes, which are then read from the PNG."""
     with caplog.at_level(logging.INFO):
         check_datasets(cfg_for("MODEL.MASK_ON", masks))
     assert not [x for x in caplog.records if x.levelno > logging.INFO]
@@ -158,7 +158,7 @@ def test_training_loads_segments(cfg_for, load, caplog, panoptic_files):
         assert all("annotations" not in record for record in records)
 
 
-def test_learning_by_heart_keeps_things_and_stuff(cfg_for):
+def test_overfitting_a_subset_keeps_things_and_stuff(cfg_for):
     cfg = memorizing_config(cfg_for(), 1)
     (name,) = cfg.DATASETS.TRAIN
     assert PanopticCategories.from_metadata(MetadataCatalog.get(name)).names == ["car", "ground", "sky"]

@@ -19,7 +19,7 @@ from detr_d2.data.panoptic.registration import load_panoptic_json
 from detr_d2.utils.errors import UserError
 
 
-def map_of(*augmentations, with_masks=True):
+def make_mapper(*augmentations, with_masks=True):
     return DetrDatasetMapper(is_train=True, augmentations=augmentations, with_masks=with_masks)
 
 
@@ -30,7 +30,7 @@ def record(registered):
 
 @pytest.fixture
 def original_dataset(monkeypatch):
-    """The original's dataset; panopticapi, whose rgb2id it needs, is not on the registry."""
+    """Return the original's dataset; panopticapi, whose rgb2id it needs, is not on the registry."""
     utils = types.ModuleType("panopticapi.utils")
     utils.rgb2id = lambda color: color[:, :, 0] + 256 * color[:, :, 1] + 256 * 256 * color[:, :, 2]
     monkeypatch.setitem(sys.modules, "panopticapi", types.ModuleType("panopticapi"))
@@ -46,14 +46,14 @@ def coco_panoptic(real_data):
 
 
 def test_real_segments_equal_the_originals(coco_panoptic, original_dataset):
-    """Masks and labels; boxes, but for the last pixel, which the original leaves out; crowds, which it trains on."""
+    """Masks and labels; boxes, except the last pixel, which the original leaves out; crowds, which it trains on."""
     path, maps, images = coco_panoptic
     records = load_panoptic_json(str(path), str(maps), str(images))
     original = original_dataset(images, maps, path)
     rows = coco_panoptic_categories().rows
     assert len(original) == len(records) == 2
     for record, (_, target) in zip(records, original, strict=True):
-        instances = map_of()(record)["instances"]
+        instances = make_mapper()(record)["instances"]
         objects = target["iscrowd"] == 0
         assert not objects.all()
         assert torch.equal(instances.gt_masks.tensor, target["masks"][objects].bool())
@@ -71,16 +71,16 @@ def test_detectron2s_records_work_as_ours(coco_panoptic):
         load_coco_panoptic_json(path, images, maps, metadata), load_panoptic_json(path, maps, images), strict=True
     ):
         assert theirs == {key: ours[key] for key in theirs}
-        sample = map_of(with_masks=False)(theirs)
+        sample = make_mapper(with_masks=False)(theirs)
         assert "segments_info" not in sample
         assert sample["height"] == ours["height"]
         assert not sample["instances"].has("gt_masks")
-        assert torch.equal(sample["instances"].gt_boxes.tensor, map_of()(ours)["instances"].gt_boxes.tensor)
+        assert torch.equal(sample["instances"].gt_boxes.tensor, make_mapper()(ours)["instances"].gt_boxes.tensor)
 
 
 def test_things_and_stuff_with_rows_boxes_and_masks(record, panoptic_files):
     ids = panoptic_files[-1]
-    instances = map_of()(record)["instances"]
+    instances = make_mapper()(record)["instances"]
     # car, ground and sky are rows 0, 1 and 2; the crowd is left out.
     assert instances.gt_classes.tolist() == [2, 1, 0]
     assert instances.gt_boxes.tensor.tolist() == [[0, 0, 60, 15], [0, 15, 60, 39], [8, 10, 31, 22]]
@@ -90,8 +90,8 @@ def test_things_and_stuff_with_rows_boxes_and_masks(record, panoptic_files):
 
 @pytest.mark.parametrize("flip", [T.HFlipTransform(60), T.VFlipTransform(40)])
 def test_flips_agree(record, panoptic_files, flip):
-    """Edge case C23: the image's pixels are the ids modulo 251; they, masks and boxes stay together."""
-    sample = map_of(flip, T.CropTransform(5, 2, 50, 36), T.ResizeTransform(36, 50, 72, 100, Image.NEAREST))(record)
+    """Image, masks and boxes are flipped alike: the image's pixels are the ids modulo 251."""
+    sample = make_mapper(flip, T.CropTransform(5, 2, 50, 36), T.ResizeTransform(36, 50, 72, 100, Image.NEAREST))(record)
     instances = sample["instances"]
     assert instances.gt_classes.tolist() == [2, 1, 0]
     for mask, box, i in zip(instances.gt_masks.tensor, instances.gt_boxes.tensor, (70000, 300, 5), strict=True):
@@ -101,27 +101,27 @@ def test_flips_agree(record, panoptic_files, flip):
 
 
 def test_other_transforms_and_no_objects(record):
-    sample = map_of(T.PadTransform(1, 2, 3, 4, orig_w=60, orig_h=40))(record)
+    sample = make_mapper(T.PadTransform(1, 2, 3, 4, orig_w=60, orig_h=40))(record)
     assert sample["instances"].gt_masks.tensor.sum(dim=(1, 2)).tolist() == [
         15 * 60 - 5 * 23,
         24 * 60 - 7 * 23 - 60,
         12 * 23,
     ]
-    empty = map_of(T.CropTransform(0, 39, 60, 1))(record)["instances"]
+    empty = make_mapper(T.CropTransform(0, 39, 60, 1))(record)["instances"]
     assert empty.gt_masks.tensor.shape == (0, 1, 60)
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
-def test_what_a_crop_hides_is_no_object(record, with_masks):
-    """Edge case C8: the boxes of sky and car reach into the crop, of the sky no pixel does; masks or not."""
-    instances = map_of(T.CropTransform(10, 11, 15, 8), with_masks=with_masks)(record)["instances"]
+def test_objects_hidden_by_a_crop_are_removed(record, with_masks):
+    """The boxes of sky and car reach into the crop, but no pixel of the sky does; with and without masks."""
+    instances = make_mapper(T.CropTransform(10, 11, 15, 8), with_masks=with_masks)(record)["instances"]
     assert instances.gt_classes.tolist() == [0]
     assert instances.gt_boxes.tensor.tolist() == [[0, 0, 15, 8]]
 
 
 def test_annotations_come_before_segments(record, make_annotation):
     """Detectron2's *_panoptic_separated have the things as annotations."""
-    instances = map_of(with_masks=False)(record | {"annotations": [make_annotation()]})["instances"]
+    instances = make_mapper(with_masks=False)(record | {"annotations": [make_annotation()]})["instances"]
     assert instances.gt_boxes.tensor.tolist() == [[5, 6, 25, 16]]
 
 
@@ -155,7 +155,7 @@ BAD_MAPS = {
 def test_bad_maps_are_named(record, panoptic_files, message):
     BAD_MAPS[message](panoptic_files[1] / "a.png", panoptic_files[-1])
     with pytest.raises(UserError, match=rf"Panoptic map {record['pan_seg_file_name']} .*{message}"):
-        map_of()(record)
+        make_mapper()(record)
 
 
 def test_map_and_json_that_differ(record, panoptic_files, save_map):
@@ -172,7 +172,7 @@ def test_map_and_json_that_differ(record, panoptic_files, save_map):
             ids[ids == 6] = 0
             save_map(ids, path)
         with pytest.raises(UserError, match=message) as error:
-            map_of()(record | {"segments_info": listed})
+            make_mapper()(record | {"segments_info": listed})
         assert path in str(error.value)
 
 

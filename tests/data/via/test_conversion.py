@@ -1,14 +1,17 @@
+"""Conversion from VIA to COCO against COCO's own annotations; clipping against OpenCV's rasterization."""
+
 import json
 import logging
 
+import cv2
 import numpy as np
 import pytest
+from detectron2.structures.masks import polygon_area
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detr_d2.data.via.classes import ViaClasses
-from detr_d2.data.via.conversion import split_images, via_to_coco
-from detr_d2.data.via.project import read_via
+from detr_d2.data.via import ViaClasses, read_via, split_images, via_to_coco
+from detr_d2.data.via.conversion import clip
 from detr_d2.utils.errors import UserError
 
 
@@ -19,7 +22,7 @@ def rect(x, y, width, height, **attributes):
 
 @pytest.fixture
 def convert(tmp_path, make_image):
-    """A function that converts regions by image; the images are 60 x 40 pixels."""
+    """Return a function that converts regions by image; the images are 60 x 40 pixels."""
 
     def convert(regions, *args, **classes):
         entries = {}
@@ -92,7 +95,7 @@ def test_one_annotation_by_hand(convert):
 
 
 def test_regions_beyond_the_image(convert, caplog):
-    """Edge case C10: clipped, or dropped if nothing is inside; counted, and told once."""
+    """Boxes partly outside are clipped, boxes fully outside dropped; both are counted and logged once."""
     regions = [
         rect(50, 30, 40, 40, n="x"),
         rect(-10, 0, 20, 5, n="x"),
@@ -109,7 +112,7 @@ def test_regions_beyond_the_image(convert, caplog):
 
 
 def test_size_of_an_upright_image(tmp_path, convert):
-    """Edge case C20: the EXIF rotation, which VIA shows an image with, counts."""
+    """The EXIF rotation is applied, as VIA does."""
     exif = Image.Exif()
     exif[0x0112] = 6
     convert({"a.png": [rect(1, 1, 5, 5, n="x")]})
@@ -121,7 +124,7 @@ def test_size_of_an_upright_image(tmp_path, convert):
     assert converted["annotations"][0]["bbox"] == [1, 1, 30, 50]
 
 
-def test_an_image_that_was_replaced_is_told(convert, tmp_path, caplog):
+def test_a_replaced_image_is_logged(convert, tmp_path, caplog):
     convert({"a.png": [rect(1, 1, 5, 5, n="x")]})
     images = read_via(str(tmp_path / "via.json"))
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
@@ -130,12 +133,12 @@ def test_an_image_that_was_replaced_is_told(convert, tmp_path, caplog):
     assert any("another file size" in m and "a.png" in m for m in caplog.messages)
 
 
-def test_classes_are_sorted_or_as_asked_for(convert):
+def test_classes_are_sorted_or_as_requested(convert):
     regions = {"a.png": [rect(1, 1, 5, 5, n="dog"), rect(1, 1, 5, 5, n="cat")]}
     assert [x["category_id"] for x in convert(regions)["annotations"]] == [2, 1]
-    asked = convert(regions, names=["dog", "bird", "cat"])
-    assert asked["categories"] == [{"id": 1, "name": "dog"}, {"id": 2, "name": "bird"}, {"id": 3, "name": "cat"}]
-    assert [x["category_id"] for x in asked["annotations"]] == [1, 3]
+    requested = convert(regions, names=["dog", "bird", "cat"])
+    assert requested["categories"] == [{"id": 1, "name": "dog"}, {"id": 2, "name": "bird"}, {"id": 3, "name": "cat"}]
+    assert [x["category_id"] for x in requested["annotations"]] == [1, 3]
 
 
 def test_the_default_class_fills_gaps(convert):
@@ -145,7 +148,7 @@ def test_the_default_class_fills_gaps(convert):
     assert [x["name"] for x in mixed["categories"]] == ["cat", "other"]
 
 
-def test_classes_that_differ_in_case_are_told(convert, caplog):
+def test_classes_that_differ_in_case_are_logged(convert, caplog):
     with caplog.at_level(logging.WARNING):
         convert({"a.png": [rect(1, 1, 5, 5, n="Cat"), rect(1, 1, 5, 5, n="cat"), rect(1, 1, 5, 5, n="cow")]})
     assert [m for m in caplog.messages if "'Cat' and 'cat' differ in upper and lower case" in m]
@@ -226,5 +229,46 @@ def test_bad_shares(ten_images, share):
 
 
 def test_one_image_cannot_be_split(convert):
-    with pytest.raises(UserError, match="1 image can't be divided"):
+    with pytest.raises(UserError, match="1 image can't be split"):
         split_images(convert({"a.png": [rect(1, 1, 5, 5, n="x")]}), 0.5)
+
+
+def test_clipping_a_corner_by_hand():
+    """A diamond around the corner of the image: a triangle is left."""
+    diamond = np.array([(0, -10), (10, 0), (0, 10), (-10, 0)], dtype=float)
+    inside = clip(diamond, (40, 40))
+    assert {tuple(p) for p in inside.tolist()} == {(10, 0), (0, 10), (0, 0)}
+    assert polygon_area(*inside.T) == 50
+
+
+def test_clipping_keeps_what_is_inside():
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    outline = 20 + np.stack([10 * np.cos(angles), 5 * np.sin(angles)], axis=1)
+    np.testing.assert_array_equal(clip(outline, (40, 40)), outline)
+
+
+def test_nothing_inside():
+    outside = clip(np.array([(50, 5), (60, 5), (60, 15), (50, 15)], dtype=float), (40, 40))
+    assert outside.shape == (0, 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clipping_against_rasterization(seed):
+    """A star of random rays across the image's borders: the same pixels are covered as when a larger canvas is cut."""
+    random = np.random.default_rng(seed)
+    angles = np.sort(random.uniform(0, 2 * np.pi, 9))
+    star = random.uniform(0, 200, 2) + random.uniform(20, 150, 9)[:, None] * np.stack(
+        [np.cos(angles), np.sin(angles)], 1
+    )
+    inside = clip(star, (200, 200))
+    assert (inside >= 0).all()
+    assert (inside <= 200).all()
+
+    canvas = np.zeros((1000, 1000), np.uint8)
+    cv2.fillPoly(canvas, [np.round(star + 400).astype(np.int32)], 1)
+    expected = canvas[400:600, 400:600]
+    assert polygon_area(*inside.T) == pytest.approx(expected.sum(), abs=0.02 * 200 * 200)
+    if len(inside):
+        ys, xs = np.nonzero(expected)
+        box = [*inside.min(axis=0), *(inside.max(axis=0) - 1)]
+        np.testing.assert_allclose(box, [xs.min(), ys.min(), xs.max(), ys.max()], atol=2)

@@ -1,5 +1,8 @@
+"""Reading VIA files, and the outlines of their shapes against arithmetic by hand."""
+
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,7 +22,7 @@ def region(attributes=None, **shape):
 
 @pytest.fixture
 def read(tmp_path):
-    """A function that reads a VIA file of the given content."""
+    """Return a function that reads a VIA file of the given content."""
 
     def read(content):
         path = tmp_path / "via.json"
@@ -31,7 +34,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def read_one(read):
-    """A function that reads one region."""
+    """Return a function that reads one region."""
     return lambda item: read({"a": entry(item)})[0].regions[0]
 
 
@@ -44,7 +47,7 @@ def test_both_versions_of_the_same_annotations(real_data):
     assert [image.file_name for image in via1] == sorted(image.file_name for image in via1)
 
 
-def test_a_project_and_what_it_exports_are_read_alike(read):
+def test_a_project_and_its_export_are_read_alike(read):
     entries = {"b.jpg5": entry(RECT, name="b.jpg"), "a.jpg5": entry()}
     exported = read(entries)
     project = read({"_via_settings": {}, "_via_img_metadata": entries, "_via_attributes": {}})
@@ -68,6 +71,37 @@ def test_shapes(read_one, shape, box):
     assert item.is_supported
     outline = item.outline()
     np.testing.assert_allclose([*outline.min(0), *outline.max(0)], box, atol=1e-9)
+
+
+def area(outline):
+    return cv2.contourArea(outline.astype(np.float32))
+
+
+def test_a_rectangle(read_one):
+    outline = read_one(region(name="rect", x=2, y=3, width=10, height=5)).outline()
+    assert area(outline) == 50
+    assert [*outline.min(0), *outline.max(0)] == [2, 3, 12, 8]
+
+
+def test_a_circle_touches_its_box(read_one):
+    outline = read_one(region(name="circle", cx=50, cy=60, r=20)).outline()
+    np.testing.assert_allclose([*outline.min(0), *outline.max(0)], [30, 40, 70, 80])
+    assert area(outline) == pytest.approx(np.pi * 400, rel=2e-3)
+    np.testing.assert_allclose(np.hypot(*(outline - (50, 60)).T), 20)
+
+
+def test_a_rotated_ellipse(read_one):
+    """Rotated by 90 degrees the radii are swapped; by 30, the long axis points right and down."""
+
+    def ellipse(cx, cy, theta):
+        return read_one(region(name="ellipse", cx=cx, cy=cy, rx=20, ry=10, theta=theta)).outline()
+
+    upright = ellipse(50, 60, np.pi / 2)
+    np.testing.assert_allclose([*upright.min(0), *upright.max(0)], [40, 40, 60, 80])
+    outline = ellipse(0, 0, np.pi / 6)
+    np.testing.assert_allclose(outline[0], [20 * np.sqrt(3) / 2, 10])
+    # Half the width is sqrt(20² cos² + 10² sin²).
+    assert np.ptp(outline[:, 0]) == pytest.approx(2 * np.sqrt(400 * 0.75 + 100 * 0.25), rel=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["point", "line", "polyline"])
@@ -118,13 +152,13 @@ def test_two_ticks_are_refused(read_one):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("filename,size\na.jpg,5", r"via\.json is not json .*not csv"),
+        ("filename,size\na.jpg,5", r"via\.json is not valid JSON .*not CSV"),
         ("[]", "holds a list"),
-        ({}, "holds no images"),
-        ({"_via_img_metadata": {}}, "holds no images"),
-        ({"images": [], "annotations": [], "categories": []}, "COCO's format"),
+        ({}, "has no images"),
+        ({"_via_img_metadata": {}}, "has no images"),
+        ({"images": [], "annotations": [], "categories": []}, "is not a VIA file.*COCO's format"),
         ({"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {}, "view": {}}, "VIA 3"),
-        ({"a": 1}, "no VIA file"),
+        ({"a": 1}, "is not a VIA file, since"),
         ({"a": entry(RECT), "b": entry()}, "lists image a.jpg twice, with 1 and 0 regions"),
         ({"a": entry({"region_attributes": {}})}, "no 'shape_attributes' in region 0 .* of image a.jpg"),
     ],
