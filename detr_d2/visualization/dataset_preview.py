@@ -1,10 +1,9 @@
-"""A picture of some annotated images, to see at a glance whether boxes and names fit."""
+"""Preview of some annotated images, to see at a glance whether boxes and names fit."""
 
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,28 +14,29 @@ from detr_d2.data.annotations import has_area
 from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
+from detr_d2.visualization.style import palette_color
 
-# Longest side that an image is drawn with: a cell of the picture has no more pixels.
+# Maximum longest side of a shown image: a cell of the plot has no more pixels.
 MAX_SIDE = 640
 CELL_INCHES = 4.5
-# Images with more objects are hard to read as long as there are others.
+# Images with more objects are hard to read, and shown only where there are no others.
 READABLE_OBJECTS = 15
 CANDIDATES = 10_000
-# About that of a label, as a share of its image.
+# Approximate, as a share of the image.
 LABEL_HEIGHT = 0.04
-# Of red, green and blue, ITU-R BT.601.
+# Weights of red, green and blue, ITU-R BT.601.
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: int = 3, columns: int = 3) -> Figure:
-    """Images upright, as training reads them, with boxes as annotated and the names of their classes.
+    """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
 
-    The same records give the same picture. An image that can't be read is a cell that says so.
+    The same records give the same plot. An image that can't be read is a cell that says so.
 
     Args:
         records: in Detectron2's format.
         classes: names by label; None shows labels.
-        rows, columns: at most so many images.
+        rows, columns: maximum numbers of images.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, rows * columns)
@@ -44,17 +44,17 @@ def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: i
     figure = Figure((columns * CELL_INCHES, rows * CELL_INCHES), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=False):
-        _draw(axes, records[index], table, index, classes)
+        _draw_image(axes, records[index], table, index, classes)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure
 
 
 def choose_images(table: AnnotationTable, count: int) -> list[int]:
-    """Indices of images that show as many classes as possible, those with a readable number of objects first.
+    """Return indices of images that show as many classes as possible, those with a readable number of objects first.
 
-    One image after the other, the one with the most classes not shown yet; once none adds a class, classes count
-    anew. Only the first 10,000 images are considered, and those without objects come last.
+    Greedy: the next image is the one with the most classes not shown yet; once none adds a class, all count as not
+    shown again. Only the first 10,000 images are considered, and those without objects come last.
     """
     usable = table.is_readable() & has_area(table.clipped()) & (table.classes >= 0)
     usable &= table.image_index < CANDIDATES
@@ -77,7 +77,7 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _draw(axes: Axes, record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None) -> None:
+def _draw_image(axes: Axes, record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None) -> None:
     rows = np.flatnonzero((table.image_index == index) & table.is_readable())
     axes.set_title(f"{os.path.basename(record['file_name'])}: {len(rows)} objects", fontsize=9)
     try:
@@ -88,15 +88,14 @@ def _draw(axes: Axes, record: dict, table: AnnotationTable, index: int, classes:
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    # Axes stay in the pixels of the file, so that boxes are drawn as annotated.
+    # Axes are in pixels of the file, as the annotated boxes are.
     axes.imshow(image, extent=(0, width, height, 0))
     axes.set(xlim=(0, width), ylim=(height, 0))
-    colors = colormaps["tab20"].colors
     for row in rows:
         label = int(table.classes[row])
         name = classes[label] if classes is not None and 0 <= label < len(classes) else str(label)
         left, top, right, bottom = table.boxes[row].tolist()
-        color = colors[label % len(colors)]
+        color = palette_color(label)
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=1.5))
         axes.text(
             left,
