@@ -66,11 +66,15 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     order = sorted(range(num_images), key=lambda i: (objects[i] == 0, objects[i] > READABLE_OBJECTS))
     chosen: list[int] = []
     shown: set[int] = set()
+
+    def gain(i: int) -> tuple[bool, int]:
+        return 0 < objects[i] <= READABLE_OBJECTS, len(labels[i] - shown)
+
     while order and len(chosen) < count:
-        best = max(order, key=lambda i: (0 < objects[i] <= READABLE_OBJECTS, len(labels[i] - shown)))
+        best = max(order, key=gain)
         if shown and not labels[best] - shown:
-            shown = set()
-            best = max(order, key=lambda i: (0 < objects[i] <= READABLE_OBJECTS, len(labels[i])))
+            shown.clear()
+            best = max(order, key=gain)
         chosen.append(best)
         shown |= labels[best]
         order.remove(best)
