@@ -4,28 +4,23 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detr_d2.data.annotations import has_area
 from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
-from detr_d2.visualization.style import palette_color
+from detr_d2.visualization.detections import draw_instances
 
-# Maximum longest side of a shown image: a cell of the plot has no more pixels.
-MAX_SIDE = 640
 CELL_INCHES = 4.5
+# Pixels of an image in its cell, where the Visualizer's labels have a readable size.
+SIDE = 640
 # Images with more objects are hard to read, and shown only where there are no others.
 READABLE_OBJECTS = 15
 CANDIDATES = 10_000
-# Approximate, as a share of the image.
-LABEL_HEIGHT = 0.04
-# Weights of red, green and blue, ITU-R BT.601.
-LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: int = 3, columns: int = 3) -> Figure:
@@ -35,18 +30,18 @@ def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: i
 
     Args:
         records: in Detectron2's format.
-        classes: names by label; None shows labels.
+        classes: names by label; None shows "class 3".
         rows, columns: maximum numbers of images.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, rows * columns)
     rows = min(rows, -(-len(chosen) // columns))
     figure = Figure((columns * CELL_INCHES, rows * CELL_INCHES), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=False):
-        _draw_image(axes, records[index], table, index, classes)
-    for axes in figure.axes:
+    cells = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in cells:
         axes.set_axis_off()
+    for axes, index in zip(cells, chosen, strict=False):
+        _draw_image(axes, records[index], table, index, classes)
     return figure
 
 
@@ -89,27 +84,10 @@ def _draw_image(axes: Axes, record: dict, table: AnnotationTable, index: int, cl
     except UserError as error:
         axes.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=8, transform=axes.transAxes)
         return
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    # Axes are in pixels of the file, as the annotated boxes are.
-    axes.imshow(image, extent=(0, width, height, 0))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    for row in rows:
-        label = int(table.classes[row])
-        name = classes[label] if classes is not None and 0 <= label < len(classes) else str(label)
-        left, top, right, bottom = table.boxes[row].tolist()
-        color = palette_color(label)
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=1.5))
-        axes.text(
-            left,
-            max(top, 0),
-            name,
-            fontsize=7,
-            color="black" if np.dot(color, LUMINANCE) > 0.6 else "white",
-            # Above the box, unless that is outside the image.
-            va="bottom" if top > LABEL_HEIGHT * height else "top",
-            clip_on=True,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-            parse_math=False,
-        )
+    image = ImageOps.contain(Image.fromarray(pixels), (SIDE, SIDE))
+    scale = image.width / pixels.shape[1]
+    annotations = [
+        {"bbox": (scale * table.boxes[row]).tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": table.classes[row]}
+        for row in rows
+    ]
+    axes.imshow(draw_instances(np.asarray(image), annotations, classes))

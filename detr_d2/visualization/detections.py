@@ -54,6 +54,8 @@ def draw_instances(
         masks=masks,
         labels=labels,
         assigned_colors=[palette_color(c) for c in classes],
+        # Outlines of boxes hide little; through filled masks the image has to stay visible.
+        alpha=0.9 if masks is None else 0.5,
     )
     return drawn.get_image()
 
@@ -91,7 +93,7 @@ def draw_panoptic(
 
 def class_name(class_names: Sequence[str | None] | None, index: int) -> str:
     """Return the name of a class, or "class 3" if it has none."""
-    name = class_names[index] if class_names is not None and index < len(class_names) else None
+    name = class_names[index] if class_names is not None and 0 <= index < len(class_names) else None
     return name or f"class {index}"
 
 
