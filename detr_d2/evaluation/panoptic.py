@@ -7,6 +7,7 @@ all results to disk, and starts as many processes as there are cores.
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -104,29 +105,22 @@ class PanopticEvaluator(DatasetEvaluator):
         if not predictions:
             logger.warning("%s: no panoptic results to evaluate.", self._dataset_name)
             return {}
-        total = len(self._annotations)
-        if len(predictions) < total:
+        if len(predictions) < (total := len(self._annotations)):
             logger.warning("%s: %d of %d annotated images were evaluated.", self._dataset_name, len(predictions), total)
         quality = compute_quality(counts)
         if self.folder:
             self._write_predictions(predictions)
             self._write_per_class(counts, quality)
         is_thing = np.array(self._categories.is_thing)
-        groups = {"": quality, "_th": quality[is_thing], "_st": quality[~is_thing]}
-        means = {suffix: mean_quality(x) for suffix, x in groups.items()}
-        table = [
-            [name, *("-" if np.isnan(v) else v for v in means[suffix]), np.isfinite(groups[suffix][:, 0]).sum()]
-            for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
-        ]
+        groups = {"all": ("", quality), "things": ("_th", quality[is_thing]), "stuff": ("_st", quality[~is_thing])}
+        results, table = {}, []
+        for name, (suffix, group) in groups.items():
+            means = mean_quality(group).tolist()
+            results |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
+            table.append([name, *("-" if math.isnan(x) else x for x in means), np.isfinite(group[:, 0]).sum()])
         text = tabulate(table, headers=["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".2f")
         logger.info("Panoptic quality on %s:\n%s", self._dataset_name, text)
-        return {
-            "panoptic_seg": {
-                name + suffix: value
-                for suffix, x in means.items()
-                for name, value in zip(("PQ", "SQ", "RQ"), x.tolist(), strict=True)
-            }
-        }
+        return {"panoptic_seg": results}
 
     def _to_dataset(self, segment: dict) -> dict[str, Any]:
         """Replace the row of a segment with the category's id in the dataset."""

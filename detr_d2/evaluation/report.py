@@ -46,8 +46,10 @@ def write_evaluation(evaluation: Evaluation, folder: str) -> None:
     for name, plot in ((CONFUSION_PLOT, plot_confusion), (CURVES_PLOT, plot_precision_recall)):
         with atomic_file(os.path.join(folder, name)) as file:
             plot(evaluation).savefig(file, format="png", bbox_inches="tight")
+    # JSON has no NaN: null.
+    content = json.loads(json.dumps(summary(evaluation)), parse_constant=lambda _: None)
     with atomic_file(os.path.join(folder, SUMMARY)) as file:
-        file.write(json.dumps(_null_for_nan(summary(evaluation)), indent=1, ensure_ascii=False).encode())
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def remove_evaluation(folder: str) -> None:
@@ -189,12 +191,3 @@ def _row(x: ClassResult) -> list[Any]:
     ]
     rates = ["" if math.isnan(value) else round(value, digits) for value, digits in values]
     return [x.name, x.images, x.objects, *rates, best.detections]
-
-
-def _null_for_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, with None."""
-    if isinstance(value, dict):
-        return {k: _null_for_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_null_for_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
 from detr_d2.utils.errors import UserError
-from detr_d2.visualization.style import GRAY, Color, palette_color, style_axes
+from detr_d2.visualization.style import Color, palette_color, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def plot_training(
         panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for panel in panels[len(keys) :]:
         panel.set_axis_off()
-    _add_legend(figure, list(runs))
+    handles = [Line2D([], [], color=palette_color(i), linewidth=2) for i in range(len(runs))]
+    figure.legend(handles, list(runs), loc="outside upper left", ncols=min(len(runs), 4), fontsize=9, frameon=False)
     return figure
 
 
@@ -139,11 +140,3 @@ def _plot_series(panel: Axes, iterations: NDArray, values: NDArray, color: Color
         values = smooth(values, window)
     marker = "o" if len(values) < _DENSE else None
     panel.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3.5)
-
-
-def _add_legend(figure: Figure, names: list[str]) -> None:
-    if len(names) == 1:
-        figure.suptitle(names[0], fontsize=10, color=GRAY, x=0.01, ha="left")
-        return
-    handles = [Line2D([], [], color=palette_color(i), linewidth=2) for i in range(len(names))]
-    figure.legend(handles, names, loc="outside upper left", ncols=min(len(names), 4), fontsize=9, frameon=False)
