@@ -129,7 +129,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     axes.axhline(len(names) - 0.5, color="0.6", linewidth=0.8)
     axes.axvline(len(names) - 0.5, color="0.6", linewidth=0.8)
     axes.set_xlabel("detected as", color=GRAY)
-    axes.set_ylabel("what is there", color=GRAY)
+    axes.set_ylabel("annotated as", color=GRAY)
     axes.set_title(f"Confusions at score ≥ {evaluation.confusion_threshold:.2f}, IoU ≥ 0.5", loc="left", fontsize=11)
     axes.tick_params(color="0.7")
     axes.spines[:].set_color("0.8")
