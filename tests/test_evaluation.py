@@ -24,7 +24,7 @@ OPTIONS = ("INPUT.MIN_SIZE_TEST", SIZE, "INPUT.MAX_SIZE_TEST", MAX_SIZE)
 
 @pytest.fixture
 def records(real_data):
-    """Landscape, portrait and panorama: the validation images of the most different shapes."""
+    """Return landscape, portrait and panorama: the validation images with the most different shapes."""
     images = json.loads((real_data / "coco" / "annotations" / "instances_val2017.json").read_text())["images"]
     images.sort(key=lambda x: x["width"] / x["height"])
     chosen = [images[i] for i in (0, 10, 25, -1)]
@@ -66,10 +66,10 @@ def test_detections_of_the_test_loader(pair, records):
 
 
 def test_default_predictor_with_an_original_checkpoint(pair, records, tmp_path):
-    """Detectron2's own predictor and checkpointer load the original's file, and give its detections."""
+    """Detectron2's own predictor and checkpointer load the original's file, and return its detections."""
     cfg, _, original = pair
     torch.save({"model": original.state_dict()}, tmp_path / "original.pth")
-    # A size at which Detectron2's rounding and the original's agree, so that the same pixels come in.
+    # A size at which Detectron2's rounding and the original's agree, so that the inputs are equal.
     cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "original.pth"), "INPUT.MIN_SIZE_TEST", 0])
     predictor = DefaultPredictor(cfg)
     image = Image.open(records[1]["file_name"]).convert("RGB")
@@ -78,13 +78,13 @@ def test_default_predictor_with_an_original_checkpoint(pair, records, tmp_path):
     with torch.no_grad():
         expected = PostProcess()(original([tensor]), torch.tensor([list(image.size[::-1])]))[0]
     assert_same_detections(instances, expected)
-    drawn = Visualizer(np.asarray(image)).draw_instance_predictions(instances)
-    assert not np.array_equal(drawn.get_image(), np.asarray(image))
+    visualized = Visualizer(np.asarray(image)).draw_instance_predictions(instances)
+    assert not np.array_equal(visualized.get_image(), np.asarray(image))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_several_images(make_cfg, make_model, catalog, records, workers):
-    """Edge case C33: the same detections, and images of like shapes together."""
+    """The same detections in batches of padded images, and images of similar shapes together."""
     catalog("photos", [{**x, "image_id": i} for i, x in enumerate(records[::-1])], thing_classes=list("abcde"))
     model = make_model(*OPTIONS)
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from detr_d2.data.inputs import find_inputs
 from detr_d2.engine.launching import take_options
-from detr_d2.inference.prediction_files import Summary, predict_files
+from detr_d2.engine.prediction import Summary, predict_files
 from detr_d2.inference.predictor import Predictor, prediction_config
 from detr_d2.utils.allocator import keep_freed_memory
 from detr_d2.utils.errors import UserError

@@ -19,7 +19,7 @@ from detr_d2.engine.trainer import Trainer
 from detr_d2.modeling import record_attention
 from detr_d2.utils.files import atomic_file
 from detr_d2.visualization import draw_instances, draw_query_attention, plot_training
-from detr_d2.visualization.report import Bar, Picture, Section, render_report
+from detr_d2.visualization.report import Bar, ReportImage, Section, render_report
 
 SCORE_THRESHOLD = 0.4
 _NUM_IMAGES, _NUM_ATTENTION = 8, 2
@@ -50,9 +50,9 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
             "What it finds",
             f"Images of {dataset} that training never saw: on the left what is there, on the right what the model "
             f"found with a score over {SCORE_THRESHOLD}.",
-            pictures=_predictions(cfg, model, records, classes),
+            images=_predictions(cfg, model, records, classes),
         ),
-        Section("How it learned", pictures=[Picture(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
+        Section("How it learned", images=[ReportImage(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
         Section(
             "AP by class",
             "Average precision over IoU 0.5 to 0.95, in percent.",
@@ -61,7 +61,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         Section(
             "Where queries look",
             "Cross attention of the last decoder layer: what each object query reads from the image to find its box.",
-            pictures=_attention(cfg, model, records[:_NUM_ATTENTION], classes),
+            images=_attention(cfg, model, records[:_NUM_ATTENTION], classes),
         ),
         Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
     ]
@@ -82,7 +82,7 @@ def _interesting(records: Sequence[dict], count: int) -> list[dict]:
     return sorted(records, key=lambda record: len(record["annotations"]) < 4)[:count]
 
 
-def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[Picture]:
+def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
     pictures = []
     for record in records:
         image = read_image(record["file_name"], "RGB")
@@ -91,17 +91,17 @@ def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: l
         gap = np.full((both[0].shape[0], 12, 3), 255, dtype=np.uint8)
         shown = int((found.scores >= SCORE_THRESHOLD).sum())
         caption = f"{len(record['annotations'])} objects · {shown} found"
-        pictures.append(Picture(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
+        pictures.append(ReportImage(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
     return pictures
 
 
-def _attention(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[Picture]:
+def _attention(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
     pictures = []
     for record in records:
         with record_attention(model) as attention:
             found = _detect(cfg, model, record)
         image = read_image(record["file_name"], "RGB")
-        pictures.append(Picture(draw_query_attention(image, found, attention, classes, top=5)))
+        pictures.append(ReportImage(draw_query_attention(image, found, attention, classes, top=5)))
     return pictures
 
 

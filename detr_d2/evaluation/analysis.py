@@ -1,4 +1,4 @@
-"""What a COCO evaluation says about each class: AP, the best threshold, what is mistaken for what."""
+"""Analysis of a COCO evaluation: AP, the best score threshold and the confusions of each class."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.evaluation.matches import IOU_THRESHOLD, Overlaps, find_overlaps, match, match_rest
+from detr_d2.evaluation.matching import IOU_THRESHOLD, Overlaps, find_overlaps, match, match_rest
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What comes of keeping the detections with a score from ``threshold``; rates in percent.
+    """Rates in percent of the detections with a score from ``threshold``.
 
-    What cannot be computed is NaN: precision without detections, recall and F1 without objects, the threshold where no
-    detection is right.
+    NaN where undefined: precision without detections, recall and F1 without objects, the threshold where no detection
+    is right.
     """
 
     threshold: float
@@ -26,7 +26,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """AP, AP50 and AR (at 100 detections an image) in percent, NaN without objects; and the point of the best F1."""
+    """AP, AP50 and AR (100 detections per image) in percent, NaN without objects; and the point of the best F1."""
 
     name: str
     images: int
@@ -42,12 +42,12 @@ class Evaluation:
     """An evaluation of K classes.
 
     Attributes:
-        task: "bbox" or "segm", how overlaps were computed.
+        task: "bbox" or "segm", the shape of which the IoU was computed.
         overall: of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the
             pooled detections at one threshold for all.
         classes: K results, in the order of the category ids.
-        confusion: (K + 1, K + 1) int, what was there by what was detected from ``confusion_threshold``. The last
-            column holds objects that were missed, the last row detections where no object is.
+        confusion: (K + 1, K + 1) int, annotated by detected class, from ``confusion_threshold``. The last column
+            holds missed objects, the last row detections without an object.
         confusion_threshold: a score.
         recall: (R,) the recalls, in percent, of ``precision``.
         precision: (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
@@ -67,19 +67,19 @@ class Evaluation:
 
 
 def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evaluation:
-    """Take apart what COCOeval, or Detectron2's faster one, has accumulated with its usual parameters.
+    """Analyze what COCOeval, or Detectron2's compiled one, has accumulated with its default parameters.
 
     Args:
         score_threshold: of the confusion matrix. None: the best of all classes together.
     """
     overlaps = find_overlaps(coco_eval)
     matches = match(overlaps)
-    # (IoU thresholds, recalls, classes), where -1 stands for classes without objects.
+    # (IoU thresholds, recalls, classes); COCOeval has -1 for classes without objects.
     precision = _percent(coco_eval.eval["precision"][..., 0, -1])
     recall = _percent(coco_eval.eval["recall"][..., 0, -1])
     precision50 = precision[np.isclose(coco_eval.params.iouThrs, IOU_THRESHOLD)][0]
 
-    def result(name: str, k: slice, in_class: NDArray, objects: NDArray) -> ClassResult:
+    def result(name: str, k: slice, detections: NDArray, objects: NDArray) -> ClassResult:
         return ClassResult(
             name=name,
             images=len(np.unique(overlaps.object_images[objects])),
@@ -87,19 +87,23 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
             ap=_mean(precision[..., k]),
             ap50=_mean(precision50[..., k]),
             ar=_mean(recall[..., k]),
-            best=best_point(*_outcomes(overlaps, matches, in_class), int(objects.sum())),
+            best=best_point(overlaps.scores[detections], matches[detections] >= 0, int(objects.sum())),
         )
 
-    real = ~overlaps.crowd
-    everything = np.ones(len(overlaps.scores), bool)
+    counted, objects = ~_in_crowd(overlaps, matches), ~overlaps.crowd
     names = [coco_eval.cocoGt.cats[i]["name"] for i in coco_eval.params.catIds]
     classes = [
-        result(name, slice(k, k + 1), overlaps.detection_classes == k, real & (overlaps.object_classes == k))
+        result(
+            name,
+            slice(k, k + 1),
+            counted & (overlaps.detection_classes == k),
+            objects & (overlaps.object_classes == k),
+        )
         for k, name in enumerate(names)
     ]
-    overall = result("all", slice(None), everything, real)
+    overall = result("all", slice(None), counted, objects)
     threshold = overall.best.threshold if score_threshold is None else score_threshold
-    scores, right, kept = _sweep(*_outcomes(overlaps, matches, everything))
+    scores, right, kept = _sweep(overlaps.scores[counted], matches[counted] >= 0)
     return Evaluation(
         task=coco_eval.params.iouType,
         overall=overall,
@@ -115,13 +119,13 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
 
 
 def best_point(scores: NDArray, right: NDArray, num_objects: int) -> OperatingPoint:
-    """The threshold with the highest F1 = 2 TP / (detections + objects); of several, the highest threshold.
+    """Find the threshold with the highest F1 = 2 TP / (detections + objects); of several, the highest threshold.
 
-    It lies halfway between the lowest score that is kept and the next.
+    It is halfway between the lowest score that is kept and the next.
 
     Args:
         scores: (N,) falling.
-        right: (N,) bool, whether the detection found an object.
+        right: (N,) bool, True where the detection matches an object.
     """
     if not num_objects:
         return OperatingPoint(np.nan, np.nan, np.nan, np.nan, 0)
@@ -141,30 +145,23 @@ def best_point(scores: NDArray, right: NDArray, num_objects: int) -> OperatingPo
 
 
 def confusion_matrix(overlaps: Overlaps, matches: NDArray, threshold: float, num_classes: int) -> NDArray:
-    """(K + 1, K + 1) int: what was there by what was detected with a score from ``threshold``.
+    """Count (K + 1, K + 1) pairs of annotated and detected class, of detections with a score from ``threshold``.
 
-    An object is first given to detections of its own class, as for AP; only what is left of both is paired across
-    classes. So the diagonal holds the true positives. Crowds, and detections in them, are left out.
+    Objects are first matched with detections of their class, as for AP; only unmatched ones are paired across classes.
+    So the diagonal holds the true positives. Crowds, and detections in them, are left out.
     """
     background = num_classes
-    mistaken = match_rest(overlaps, matches, threshold)
-    pairs = np.where(matches >= 0, matches, mistaken)
+    pairs = np.where(matches >= 0, matches, match_rest(overlaps, matches, threshold))
     kept = overlaps.scores >= threshold
     counted = kept & ~_in_crowd(overlaps, matches)
-    # An index of -1 reads the background from the end.
-    there = np.append(overlaps.object_classes, background)[pairs[counted]]
+    # Index -1 reads the background, which is last.
+    annotated = np.append(overlaps.object_classes, background)[pairs[counted]]
     missed = ~overlaps.crowd
     missed[pairs[kept & (pairs >= 0)]] = False
     matrix = np.zeros((num_classes + 1, num_classes + 1), int)
-    np.add.at(matrix, (there, overlaps.detection_classes[counted]), 1)
+    np.add.at(matrix, (annotated, overlaps.detection_classes[counted]), 1)
     np.add.at(matrix, (overlaps.object_classes[missed], background), 1)
     return matrix
-
-
-def _outcomes(overlaps: Overlaps, matches: NDArray, chosen: NDArray) -> tuple[NDArray, NDArray]:
-    """Scores of the chosen detections outside crowds, falling, and whether they found an object."""
-    counted = chosen & ~_in_crowd(overlaps, matches)
-    return overlaps.scores[counted], matches[counted] >= 0
 
 
 def _in_crowd(overlaps: Overlaps, matches: NDArray) -> NDArray:
@@ -172,8 +169,8 @@ def _in_crowd(overlaps: Overlaps, matches: NDArray) -> NDArray:
 
 
 def _sweep(scores: NDArray, right: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Every different score, falling; how many detections from it on are right, and how many there are."""
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else np.zeros(0, int)
+    """Return every distinct score, falling, with the numbers of right and of all detections from it on."""
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
     return scores[last], np.cumsum(right)[last], last + 1
 
 

@@ -1,10 +1,9 @@
-"""COCO files of annotations and of results, and their comparison."""
+"""COCO files of annotations and of results, and their comparison by COCOeval."""
 
 import contextlib
 import copy
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,29 @@ from pycocotools.cocoeval import COCOeval
 
 from detr_d2.utils.errors import UserError
 
-# The shape that a result must have, by task.
+# The key of a result's shape, by task.
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 
 
 def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str = "bbox") -> COCOeval:
-    """Match and accumulate, with Detectron2's compiled COCOeval where there is one. No results give an AP of 0.
+    """Match and accumulate, with Detectron2's compiled COCOeval if it is built. Without results AP is 0.
 
     Args:
         annotations: categories, images and objects.
-        results: COCO results; they are left as they are.
+        results: COCO results; they are not modified.
         task: "bbox" or "segm".
     """
-    # Of results with both, pycocotools would take a mask's area from the box.
+    # pycocotools would compute a mask's area from the box of a result with both.
     other = {"segm": "bbox", "bbox": "segmentation"}[task]
     results = [{k: v for k, v in x.items() if k != other} for x in results]
     with contextlib.redirect_stdout(io.StringIO()):
         detections = annotations.loadRes(results) if results else _no_results(annotations)
-        # The compiled one does not take datasets without results.
+        # The compiled one does not support datasets without results.
         coco_eval = (COCOeval_opt if results else COCOeval)(annotations, detections, task)
         coco_eval.evaluate()
         coco_eval.accumulate()
         coco_eval.summarize()
     return coco_eval
-
-
-def _no_results(annotations: COCO) -> COCO:
-    detections = COCO()
-    detections.dataset = {k: copy.copy(annotations.dataset[k]) for k in ("images", "categories")}
-    detections.dataset["annotations"] = []
-    detections.createIndex()
-    return detections
 
 
 def load_annotations(path: Path) -> COCO:
@@ -53,17 +44,14 @@ def load_annotations(path: Path) -> COCO:
     Raises:
         UserError: it is not one, or no object is annotated in it.
     """
-    content = _load_json(path)
+    content = read_json(path)
     missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
     if missing:
         raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
     if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
-        raise UserError(f"{path} holds panoptic annotations, one an image: give those of instances.")
-    coco = COCO()
-    coco.dataset = content
+        raise UserError(f"{path} holds panoptic annotations, one per image: give those of instances.")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
+        coco = _create_coco(content)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
@@ -74,18 +62,13 @@ def load_annotations(path: Path) -> COCO:
     return coco
 
 
-def has_objects(coco: COCO) -> bool:
-    """Whether anything but crowds is annotated, without which no AP is defined."""
-    return any(not x.get("iscrowd", 0) for x in coco.anns.values())
-
-
 def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict[str, Any]]:
     """Read a COCO file of results, as ``coco_instances_results.json``, of the images in ``annotations``.
 
     Raises:
         UserError: it is not one, or is of other images or categories.
     """
-    results = _load_json(path)
+    results = read_json(path)
     if not isinstance(results, list):
         raise UserError(f"{path} is no list: it is not a COCO file of results.")
     needed = ("image_id", "category_id", "score", SHAPES[task])
@@ -98,21 +81,42 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         if result["image_id"] not in annotations.imgs:
             raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
         if result["category_id"] not in annotations.cats:
+            known = sorted(annotations.cats)
             raise UserError(
                 f"{path}: result {i} has the category {result['category_id']}, and the annotations have "
-                f"{_some(sorted(annotations.cats))}: write the category ids of the annotations, not class numbers."
+                f"{', '.join(map(str, known[:10]))}{', …' if len(known) > 10 else ''}: write the category ids of the "
+                "annotations, not class numbers."
             )
     return results
 
 
-def _load_json(path: Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: the file can't be read, or is not complete.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(Path(path).read_bytes())
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}.") from e
     except ValueError as e:
         raise UserError(f"{path} is not complete JSON: {e}.") from e
 
 
-def _some(values: Sequence[int], limit: int = 10) -> str:
-    return ", ".join(map(str, values[:limit])) + (", …" if len(values) > limit else "")
+def has_objects(coco: COCO) -> bool:
+    """Check that an object other than a crowd is annotated; without one no AP is defined."""
+    return any(not x.get("iscrowd", 0) for x in coco.anns.values())
+
+
+def _no_results(annotations: COCO) -> COCO:
+    content = {k: copy.copy(annotations.dataset[k]) for k in ("images", "categories")}
+    return _create_coco({**content, "annotations": []})
+
+
+def _create_coco(content: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

@@ -1,54 +1,94 @@
-"""Detectron2's COCO evaluator, with an analysis by class."""
+"""Evaluators of a dataset: Detectron2's COCO evaluator with an analysis of each class, and panoptic quality."""
 
 import logging
 import os
 from typing import Any
 
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Instances
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from detr_d2.evaluation.analysis import Evaluation, OperatingPoint, analyze
 from detr_d2.evaluation.coco import evaluate_results, has_objects
-from detr_d2.evaluation.files import FILES, remove_evaluation, write_evaluation
+from detr_d2.evaluation.panoptic import PanopticEvaluator
+from detr_d2.evaluation.report import FILES, remove_evaluation, write_evaluation
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """Build evaluators of box AP, of mask AP if the model predicts masks, and of panoptic quality on panoptic datasets.
+
+    A panoptic dataset, one whose metadata have a ``panoptic_json``, has AP of its things if its ``json_file`` of
+    instances exists too.
+
+    Raises:
+        UserError: the dataset has no annotations of what the model predicts.
+    """
+    check_evaluation(cfg, dataset_name)
+    is_panoptic = _is_panoptic(dataset_name)
+    evaluators: list[DatasetEvaluator] = []
+    if not is_panoptic or _has_instances(dataset_name):
+        evaluators.append(DetrCOCOEvaluator(dataset_name, output_dir))
+    if is_panoptic and cfg.MODEL.DETR.PANOPTIC.ENABLED:
+        evaluators.append(PanopticEvaluator(dataset_name, output_dir))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_evaluation(cfg: CfgNode, dataset_name: str) -> None:
+    """Check before training that the dataset has annotations of what the model predicts.
+
+    Raises:
+        UserError: as :func:`build_evaluator`, which may be called hours later.
+    """
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED or not _is_panoptic(dataset_name) or _has_instances(dataset_name):
+        return
+    raise UserError(
+        f"Dataset {dataset_name!r} has panoptic annotations only, and the model predicts boxes: set "
+        "MODEL.DETR.PANOPTIC.ENABLED True (with MODEL.MASK_ON True), or give the dataset instances (instances_json of "
+        "register_coco_panoptic_dataset), or train without evaluation (no --val-json, or DATASETS.TEST '()')."
+    )
 
 
 class DetrCOCOEvaluator(COCOEvaluator):
     """COCO's metrics under Detectron2's names, and :func:`write_evaluation`'s files in a folder for the dataset.
 
-    Where Detectron2 has NaN because nothing was detected, AP is 0. Without annotated objects there is no AP at all.
+    AP is 0 where Detectron2 has NaN because nothing was detected. Without annotated objects there is no AP at all.
+
+    Args:
+        output_dir: of Detectron2's files; the analysis is in the folder ``dataset_name`` in it.
+
+    Attributes:
+        folder: of the analysis of boxes; that of masks is in ``segm`` in it.
+        evaluations: of the last call of ``evaluate``, by task; on the main process only.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
-        """
-        Args:
-            output_dir: Detectron2's files come here, the analysis into the folder ``dataset_name`` in it.
-        """
         # A cached conversion of the dataset would outlive changes in it.
         super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
         self.folder = os.path.join(output_dir, dataset_name)
+        self.evaluations: dict[str, Evaluation] = {}
         self._dataset_name = dataset_name
         self._do_evaluation = self._do_evaluation and has_objects(self._coco_api)
-        # Of a panoptic dataset the first classes are things; only these have boxes to compare with.
+        # The first classes of a panoptic dataset are things; only these have annotated boxes.
         is_panoptic = bool(self._metadata.get("stuff_dataset_id_to_contiguous_id"))
         self._num_things = len(self._metadata.thing_dataset_id_to_contiguous_id) if is_panoptic else None
-        self._gives_masks = False
-        # By task; the last evaluation's, on the main process.
-        self.evaluations: dict[str, Evaluation] = {}
+        self._has_masks = False
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         if self._num_things is not None:
-            outputs = [{"instances": _first_classes(x["instances"], self._num_things)} for x in outputs]
-        self._gives_masks |= any(x["instances"].has("pred_masks") for x in outputs)
+            outputs = [{"instances": x[x.pred_classes < self._num_things]} for x in (y["instances"] for y in outputs)]
+        self._has_masks |= any(x["instances"].has("pred_masks") for x in outputs)
         super().process(inputs, outputs)
 
     def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
-        # Detectron2 looks at what was found, which may be nothing.
+        # Detectron2 looks at the detections, of which there may be none.
         tasks = super()._tasks_from_predictions(predictions)
-        return sorted({*tasks, "segm"}) if self._gives_masks else tasks
+        return sorted({*tasks, "segm"}) if self._has_masks else tasks
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, Any]:
         self.evaluations = {}
@@ -57,7 +97,7 @@ class DetrCOCOEvaluator(COCOEvaluator):
                 remove_evaluation(self._task_folder(task))
             if not self._do_evaluation:
                 logger.warning(
-                    "%s has no annotated objects (%s), so there is no AP. What is detected is in %s.",
+                    "%s has no annotated objects (%s), so there is no AP. The detections are in %s.",
                     self._dataset_name,
                     self._metadata.json_file,
                     os.path.join(self._output_dir, "coco_instances_results.json"),
@@ -85,11 +125,19 @@ class DetrCOCOEvaluator(COCOEvaluator):
 def _describe(best: OperatingPoint) -> str:
     if not best.f1 > 0:
         return "no detection matches an object"
-    return (
-        f"best F1 {best.f1:.1f} at score {best.threshold:.2f} "
-        f"(precision {best.precision:.1f}, recall {best.recall:.1f})"
-    )
+    rates = f"precision {best.precision:.1f}, recall {best.recall:.1f}"
+    return f"best F1 {best.f1:.1f} at score {best.threshold:.2f} ({rates})"
 
 
-def _first_classes(instances: Instances, count: int) -> Instances:
-    return instances[instances.pred_classes < count]
+def _is_panoptic(dataset_name: str) -> bool:
+    return bool(MetadataCatalog.get(dataset_name).get("panoptic_json"))
+
+
+def _has_instances(dataset_name: str) -> bool:
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    if not json_file:
+        return False
+    if os.path.isfile(PathManager.get_local_path(json_file)):
+        return True
+    logger.warning("%s: %s does not exist, so there is no AP of boxes and masks.", dataset_name, json_file)
+    return False

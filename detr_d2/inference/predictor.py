@@ -1,4 +1,4 @@
-"""A trained model, from a config and a checkpoint, for images that nobody has annotated."""
+"""Predictor: a trained model, from a config and a checkpoint, for images without annotations."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +21,9 @@ from detr_d2.checkpoint.class_head import contiguous_classes, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
-from detr_d2.inference import inference_options, optimize_for_inference
+from detr_d2.data.images import to_tensor
 from detr_d2.inference.categories import Categories, find_categories
+from detr_d2.inference.optimization import inference_options, optimize_for_inference
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,28 +31,28 @@ logger = logging.getLogger(__name__)
 # How many batches of images are sorted by size together.
 _WINDOW = 4
 
-# Where the weights lie that training starts from.
+# Weights that training starts from.
 _BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
 
 Key = TypeVar("Key")
 
 
 class Predictor:
-    """Finds the objects in images, several at a time.
+    """Detector of the objects in images, several at a time.
 
-    Images are batched with images of about their size. What they are batched with makes no difference to the results,
-    unless ``MODEL.DETR.BATCH_INVARIANT`` is False.
+    Images are batched with images of similar size. The results do not depend on the batch, unless
+    ``MODEL.DETR.BATCH_INVARIANT`` is False.
+
+    Args:
+        model: a Detr; it is put into evaluation mode.
+        augmentations: of inference.
+        image_format: "RGB" or "BGR", ``INPUT.FORMAT``.
+        categories: of the model's classes.
     """
 
     def __init__(
         self, model: nn.Module, augmentations: Sequence[T.Augmentation], image_format: str, categories: Categories
     ):
-        """
-        Args:
-            model: a Detr; it is put into evaluation mode.
-            augmentations: of inference.
-            image_format: "RGB" or "BGR", ``INPUT.FORMAT``.
-        """
         self.model = model.eval()
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -59,14 +60,14 @@ class Predictor:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Predictor":
-        """Build the model of a config, load ``MODEL.WEIGHTS``, every tensor of it, and optimise it as the config says.
+        """Build the model of a config, load every tensor of ``MODEL.WEIGHTS``, and optimize it as the config says.
 
         Raises:
-            UserError: there are no weights, they are of a backbone alone, or of another model.
+            UserError: there are no weights, or they are of a backbone alone or of another model.
         """
         cfg = cfg.clone()
         cfg.defrost()
-        # The weights of the whole model hold these too.
+        # The weights of the whole model include these.
         cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = False, ""
         model = build_model(cfg)
         log_pixel_warnings(cfg)
@@ -76,27 +77,26 @@ class Predictor:
         return cls(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
 
     def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:
-        """What the model takes, from a (H, W, 3) image: as :class:`DetrDatasetMapper` makes it in inference."""
+        """Return the model's input for a (H, W, 3) image, as :class:`DetrDatasetMapper` makes it in inference."""
         image = image_rgb
         if self.image_format != "RGB":
             image = detection_utils.convert_PIL_to_numpy(Image.fromarray(image_rgb), self.image_format)
         augmented = T.AugInput(image)
         self.augmentations(augmented)
-        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         height, width = image_rgb.shape[:2]
-        return {"image": tensor, "height": height, "width": width}
+        return {"image": to_tensor(augmented.image).contiguous(), "height": height, "width": width}
 
     def __call__(self, images_rgb: Sequence[NDArray[np.uint8]], batch_size: int = 1) -> list[Instances]:
-        """The detections in (H, W, 3) images: as many as the model has queries, on the CPU, boxes in pixels."""
+        """Detect objects in (H, W, 3) images: as many as the model has queries, on the CPU, boxes in pixels."""
         return [result["instances"] for _, _, result in self.predict(enumerate(images_rgb), batch_size)]
 
     def predict(
         self, images: Iterable[tuple[Key, NDArray[np.uint8]]], batch_size: int = 1
     ) -> Iterator[tuple[Key, NDArray[np.uint8], dict[str, Any]]]:
-        """For pairs of whatever names an image and the image, in their order, read as they are needed.
+        """Predict for pairs of a key and an image, in their order, which are read as they are needed.
 
         Yields:
-            the pair, and what the model gives for the image, on the CPU: ``instances``, as calling gives them, and
+            key, image, and the model's output for the image, on the CPU: ``instances``, as of ``__call__``, and
             ``panoptic_seg`` of a panoptic model.
         """
         images = iter(images)
@@ -125,18 +125,18 @@ def _to_cpu(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def prediction_config(config_file: str, options: list[str]) -> CfgNode:
-    """As :func:`~detr_d2.engine.load_config`, for a trained model.
+    """Load the config of a trained model, as :func:`~detr_d2.config.loading.load_config`.
 
-    Where ``options`` do not tell, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and without a GPU ``MODEL.DEVICE`` is
-    the CPU.
+    Unless set in ``options``, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and ``MODEL.DEVICE`` is the CPU if there
+    is no GPU.
 
     Raises:
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
     cfg = load_config(config_file, options)
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
-        held = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
-        raise UserError(f"MODEL.WEIGHTS is {held}: to predict, add MODEL.WEIGHTS and the path of a trained model.")
+        found = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
+        raise UserError(f"MODEL.WEIGHTS is {found}: to predict, add MODEL.WEIGHTS and the path of a trained model.")
     if "MODEL.DEVICE" not in options[::2] and cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("PyTorch finds no CUDA GPU: predicting on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
@@ -152,9 +152,9 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
 
 
 def classes_in_checkpoint(path: str) -> int | None:
-    """How many foreground classes the model in a checkpoint has; None if it has no class head.
+    """Count the foreground classes of the model in a checkpoint; None if it has no class head.
 
-    80 where the head is one over COCO's category ids, which are brought to contiguous classes.
+    A head over COCO's category ids, which become contiguous classes, has 80.
     """
     weights = to_native(read_checkpoint(path), source=path)
     rows = head_rows(weights.tensors)

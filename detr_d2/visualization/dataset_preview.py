@@ -1,60 +1,55 @@
-"""A picture of some annotated images, to see at a glance whether boxes and names fit."""
+"""Preview of some annotated images, to see at a glance whether boxes and names fit."""
 
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
+from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detr_d2.data.annotations import has_area
 from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
+from detr_d2.visualization.detections import draw_instances
 
-# Longest side that an image is drawn with: a cell of the picture has no more pixels.
-MAX_SIDE = 640
 CELL_INCHES = 4.5
-# Images with more objects are hard to read as long as there are others.
+# Pixels of an image in its cell, where the Visualizer's labels have a readable size.
+SIDE = 640
+# Images with more objects are hard to read, and shown only where there are no others.
 READABLE_OBJECTS = 15
 CANDIDATES = 10_000
-# About that of a label, as a share of its image.
-LABEL_HEIGHT = 0.04
-# Of red, green and blue, ITU-R BT.601.
-LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: int = 3, columns: int = 3) -> Figure:
-    """Images upright, as training reads them, with boxes as annotated and the names of their classes.
+    """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
 
-    The same records give the same picture. An image that can't be read is a cell that says so.
+    The same records give the same plot. An image that can't be read is a cell that says so.
 
     Args:
         records: in Detectron2's format.
-        classes: names by label; None shows labels.
-        rows, columns: at most so many images.
+        classes: names by label; None shows "class 3".
+        rows, columns: maximum numbers of images.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, rows * columns)
     rows = min(rows, -(-len(chosen) // columns))
     figure = Figure((columns * CELL_INCHES, rows * CELL_INCHES), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=False):
-        _draw(axes, records[index], table, index, classes)
-    for axes in figure.axes:
+    cells = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in cells:
         axes.set_axis_off()
+    for axes, index in zip(cells, chosen, strict=False):
+        _draw_image(axes, records[index], table, index, classes)
     return figure
 
 
 def choose_images(table: AnnotationTable, count: int) -> list[int]:
-    """Indices of images that show as many classes as possible, those with a readable number of objects first.
+    """Return indices of images that show as many classes as possible, those with a readable number of objects first.
 
-    One image after the other, the one with the most classes not shown yet; once none adds a class, classes count
-    anew. Only the first 10,000 images are considered, and those without objects come last.
+    Greedy: the next image is the one with the most classes not shown yet; once none adds a class, all count as not
+    shown again. Only the first 10,000 images are considered, and those without objects come last.
     """
     usable = table.is_readable() & has_area(table.clipped()) & (table.classes >= 0)
     usable &= table.image_index < CANDIDATES
@@ -66,18 +61,22 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     order = sorted(range(num_images), key=lambda i: (objects[i] == 0, objects[i] > READABLE_OBJECTS))
     chosen: list[int] = []
     shown: set[int] = set()
+
+    def gain(i: int) -> tuple[bool, int]:
+        return 0 < objects[i] <= READABLE_OBJECTS, len(labels[i] - shown)
+
     while order and len(chosen) < count:
-        best = max(order, key=lambda i: (0 < objects[i] <= READABLE_OBJECTS, len(labels[i] - shown)))
+        best = max(order, key=gain)
         if shown and not labels[best] - shown:
-            shown = set()
-            best = max(order, key=lambda i: (0 < objects[i] <= READABLE_OBJECTS, len(labels[i])))
+            shown.clear()
+            best = max(order, key=gain)
         chosen.append(best)
         shown |= labels[best]
         order.remove(best)
     return sorted(chosen)
 
 
-def _draw(axes: Axes, record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None) -> None:
+def _draw_image(axes: Axes, record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None) -> None:
     rows = np.flatnonzero((table.image_index == index) & table.is_readable())
     axes.set_title(f"{os.path.basename(record['file_name'])}: {len(rows)} objects", fontsize=9)
     try:
@@ -85,28 +84,10 @@ def _draw(axes: Axes, record: dict, table: AnnotationTable, index: int, classes:
     except UserError as error:
         axes.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=8, transform=axes.transAxes)
         return
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    # Axes stay in the pixels of the file, so that boxes are drawn as annotated.
-    axes.imshow(image, extent=(0, width, height, 0))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    colors = colormaps["tab20"].colors
-    for row in rows:
-        label = int(table.classes[row])
-        name = classes[label] if classes is not None and 0 <= label < len(classes) else str(label)
-        left, top, right, bottom = table.boxes[row].tolist()
-        color = colors[label % len(colors)]
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=1.5))
-        axes.text(
-            left,
-            max(top, 0),
-            name,
-            fontsize=7,
-            color="black" if np.dot(color, LUMINANCE) > 0.6 else "white",
-            # Above the box, unless that is outside the image.
-            va="bottom" if top > LABEL_HEIGHT * height else "top",
-            clip_on=True,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-            parse_math=False,
-        )
+    image = ImageOps.contain(Image.fromarray(pixels), (SIDE, SIDE))
+    scale = image.width / pixels.shape[1]
+    annotations = [
+        {"bbox": (scale * table.boxes[row]).tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": table.classes[row]}
+        for row in rows
+    ]
+    axes.imshow(draw_instances(np.asarray(image), annotations, classes))

@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 
 @pytest.fixture
 def make_coco():
-    """A function that makes the content of an annotation file.
+    """Return a function that makes the content of an annotation file.
 
     ``objects`` are (image, category, box) or (image, category, box, True) for a crowd; boxes are (x, y, width, height).
     """
@@ -35,7 +35,7 @@ def make_coco():
 
 @pytest.fixture
 def make_results():
-    """A function that makes COCO results of (image, category, box, score)."""
+    """Return a function that makes COCO results of (image, category, box, score)."""
 
     def make(*detections: tuple) -> list[dict]:
         keys = ("image_id", "category_id", "bbox", "score")
@@ -46,9 +46,9 @@ def make_results():
 
 @pytest.fixture
 def random_case(make_coco, make_results):
-    """A function that makes annotations, with crowds and equal scores, and results that are often about right."""
+    """Return a function that makes annotations, with crowds and equal scores, and results that are often close."""
 
-    def make(seed: int, num_images: int = 12, most_detections: int = 130) -> tuple[dict, list[dict]]:
+    def make(seed: int, num_images: int = 12, max_detections: int = 130) -> tuple[dict, list[dict]]:
         rng = np.random.default_rng(seed)
         categories = {2: "cat", 5: "dog", 9: "cow", 11: "never seen"}
         objects, detections = [], []
@@ -57,7 +57,7 @@ def random_case(make_coco, make_results):
             labels = rng.choice([2, 5, 9], len(boxes)).tolist()
             for box, label in zip(boxes, labels, strict=True):
                 objects.append((image, label, box.tolist(), rng.random() < 0.2))
-            for _ in range(rng.integers(most_detections)):
+            for _ in range(rng.integers(max_detections)):
                 i = rng.integers(len(boxes)) if boxes else None
                 box = np.array([1, 1, 9, 9]) if i is None else boxes[i] + rng.normal(0, 3, 4)
                 label = 9 if i is None or rng.random() < 0.3 else labels[i]
@@ -69,7 +69,7 @@ def random_case(make_coco, make_results):
 
 @pytest.fixture
 def to_coco():
-    """A function that makes pycocotools' object of a file's content."""
+    """Return a function that makes pycocotools' object of a file's content."""
 
     def make(content: dict) -> COCO:
         coco = COCO()

@@ -11,7 +11,7 @@ NOWHERE = (80, 80, 15, 15)
 
 @pytest.fixture
 def by_hand(make_coco, make_results, to_coco):
-    """Two images with cats (3), dogs (2) and no cow; detections of every kind of outcome."""
+    """Evaluate two images with cats (3), dogs (2) and no cow; detections of every kind of outcome."""
     content = make_coco(
         {1: "cat", 4: "dog", 7: "cow"},
         3,
@@ -70,7 +70,7 @@ def test_confusions_by_hand(by_hand, threshold, expected):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_averages_are_pycocotools_of_one_class(random_case, to_coco, seed):
-    """Every class, evaluated by pycocotools as if it were the only one."""
+    """Evaluate every class with pycocotools as if it were the only one."""
     content, results = random_case(seed)
     coco = to_coco(content)
     evaluation = analyze(evaluate_results(coco, results))
@@ -99,7 +99,7 @@ def test_the_confusions_sum_up_to_the_operating_point(random_case, to_coco, seed
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_threshold_is_better(random_case, to_coco, seed):
-    content, results = random_case(seed, most_detections=20)
+    content, results = random_case(seed, max_detections=20)
     coco_eval = evaluate_results(to_coco(content), results)
     best = analyze(coco_eval).overall.best.f1
     matrices = [analyze(coco_eval, x).confusion for x in np.arange(0, 1, 0.01)]
@@ -119,7 +119,7 @@ def test_nothing_right():
 
 
 def test_no_results_at_all(make_coco, to_coco):
-    """Edge case C38's neighbour: AP is 0, not NaN, where there is something to find."""
+    """AP is 0, not NaN, where objects are annotated."""
     evaluation = analyze(evaluate_results(to_coco(make_coco({1: "cat", 2: "dog"}, 1, [(1, 1, A)])), []))
     assert (evaluation.overall.ap, evaluation.classes[0].ap, evaluation.classes[0].ar) == (0, 0, 0)
     assert np.isnan(evaluation.classes[1].ap)
@@ -127,7 +127,7 @@ def test_no_results_at_all(make_coco, to_coco):
 
 
 def test_masks(make_coco, make_results, to_coco):
-    """Boxes alike, masks apart: an evaluation of masks has to look at these."""
+    """Equal boxes, disjoint masks: an evaluation of masks must compare these."""
     content = make_coco({1: "cat"}, 1, [(1, 1, (0, 0, 20, 20))])
     content["annotations"][0]["segmentation"] = [[0, 0, 20, 0, 20, 20]]
     coco = to_coco(content)

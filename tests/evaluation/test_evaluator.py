@@ -1,4 +1,4 @@
-"""The evaluator as Detectron2 drives it, against Detectron2's own."""
+"""The evaluator as Detectron2 calls it, against Detectron2's own."""
 
 import json
 import logging
@@ -12,21 +12,21 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from detr_d2.evaluation import DetrCOCOEvaluator
-from detr_d2.evaluation.files import FILES
+from detr_d2.evaluation.report import FILES
 
 
 @pytest.fixture
 def register(tmp_path):
-    """A function that registers the content of an annotation file as a dataset, anew at every call."""
+    """Return a function that registers the content of an annotation file as a dataset, again at every call."""
     name = "evaluated"
 
-    def forget():
+    def unregister():
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
     def make(content: dict) -> str:
-        forget()
+        unregister()
         file = tmp_path / "annotations.json"
         file.write_text(json.dumps(content))
         register_coco_instances(name, {}, str(file), str(tmp_path))
@@ -34,11 +34,11 @@ def register(tmp_path):
         return name
 
     yield make
-    forget()
+    unregister()
 
 
 def run(evaluator: COCOEvaluator, content: dict, results: list[dict]) -> dict:
-    """Give ``results`` to the evaluator as if a model had found them."""
+    """Evaluate ``results`` as if a model had predicted them."""
     classes = {x["id"]: i for i, x in enumerate(content["categories"])}
     evaluator.reset()
     for image in content["images"]:
@@ -68,8 +68,8 @@ def test_detectron2s_metrics_and_the_files(register, random_case, tmp_path):
     assert (tmp_path / "ours" / "coco_instances_results.json").is_file()
 
 
-def test_edited_annotations_are_evaluated_anew(register, random_case, tmp_path):
-    """Edge case C48: the same output folder, other annotations."""
+def test_edited_annotations_are_evaluated_again(register, random_case, tmp_path):
+    """The same output folder, other annotations."""
     content, results = random_case(0)
     first = run(DetrCOCOEvaluator(register(content), str(tmp_path)), content, results)
     content["annotations"] = content["annotations"][:3]
@@ -82,7 +82,7 @@ def test_edited_annotations_are_evaluated_anew(register, random_case, tmp_path):
 
 @pytest.mark.parametrize("annotations", [[], None, "crowds"])
 def test_without_annotations_there_is_a_message_and_no_ap(register, random_case, tmp_path, caplog, annotations):
-    """Edge case C49; and nothing is left of an evaluation in the same folder that had annotations."""
+    """No list of annotations, an empty one, crowds only; an earlier evaluation in the same folder is removed."""
     content, results = random_case(0)
     run(DetrCOCOEvaluator(register(content), str(tmp_path)), content, results)
     if annotations is None:
@@ -100,7 +100,7 @@ def test_without_annotations_there_is_a_message_and_no_ap(register, random_case,
 
 
 def test_nothing_detected_is_an_ap_of_zero(register, random_case, tmp_path, caplog):
-    """Detectron2 gives NaN, which no curve shows and no later AP is better than."""
+    """Detectron2 has NaN, which no curve shows and no later AP is better than."""
     content, _ = random_case(0)
     name = register(content)
     with caplog.at_level(logging.INFO, "detr_d2"):

@@ -1,4 +1,4 @@
-"""AP of masks, and of the things among panoptic classes, as Detectron2 drives it."""
+"""AP of masks, and of the things among panoptic classes, as Detectron2 calls the evaluator."""
 
 import json
 
@@ -17,7 +17,7 @@ BOXES = [[10, 10, 50, 40], [60, 50, 90, 95], [5, 60, 40, 90]]
 
 @pytest.fixture
 def dataset(request, tmp_path):
-    """Two images: one of three rectangular objects of two classes, annotated as polygons, and an empty one."""
+    """Register two images: one of three rectangular objects of two classes, annotated as polygons, and an empty one."""
     annotations = [
         {
             "id": i,
@@ -45,7 +45,7 @@ def dataset(request, tmp_path):
 
 
 def found(boxes: list[list[int]], classes: list[int]) -> dict:
-    """What a model gives: bool masks, each the rectangle of its box."""
+    """Return a model's output: bool masks, each the rectangle of its box."""
     masks = torch.zeros(len(boxes), SIZE, SIZE, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = True
@@ -63,7 +63,7 @@ def run(evaluator: COCOEvaluator, *outputs: dict) -> dict:
 
 
 def test_masks_have_an_ap_of_their_own(dataset, tmp_path):
-    """Right boxes and masks have 100; a mask that is wrong costs the mask's AP only. An image has no detections."""
+    """Right boxes and masks have 100; a wrong mask lowers the AP of masks only. An image has no detections."""
     evaluator = DetrCOCOEvaluator(dataset, str(tmp_path))
     right = found(BOXES, [0, 1, 0])
     results = run(evaluator, right, found([], []))
@@ -78,7 +78,7 @@ def test_masks_have_an_ap_of_their_own(dataset, tmp_path):
 
 
 def test_nothing_detected_with_masks(dataset, tmp_path):
-    """Edge case C36."""
+    """Zero masks."""
     results = run(DetrCOCOEvaluator(dataset, str(tmp_path)), found([], []), found([], []))
     assert results["bbox"]["AP"] == results["segm"]["AP"] == 0
 

@@ -1,4 +1,4 @@
-"""Evaluating panoptic results, on COCO's own examples."""
+"""Evaluation of panoptic results, on COCO's own examples."""
 
 import copy
 import csv
@@ -30,7 +30,7 @@ def annotations(examples):
 
 @pytest.fixture
 def register(request):
-    """A function that registers the metadata of a panoptic dataset for the duration of a test; returns its name."""
+    """Return a function that registers the metadata of a panoptic dataset during a test; it returns the name."""
 
     def add(panoptic_json, panoptic_root) -> str:
         name = request.node.name
@@ -52,12 +52,12 @@ def dataset(register, examples):
 
 
 def read_ids(path):
-    """(H, W) as COCO defines them."""
+    """Return (H, W) ids as COCO defines them."""
     return np.asarray(Image.open(path)).astype(np.int64) @ [1, 256, 65536]
 
 
 def perfect(annotations, examples):
-    """Inputs, and outputs of a model that knows the annotations, with segments in another order."""
+    """Return inputs, and outputs equal to the annotations, with segments in another order."""
     rows = coco_panoptic_categories().rows
     is_thing = coco_panoptic_categories().is_thing
     inputs, outputs = [], []
@@ -98,7 +98,7 @@ def run(evaluator, inputs, outputs):
 
 def test_perfect_results_have_100(dataset, annotations, examples):
     """Crowds among them."""
-    assert any(s["iscrowd"] for x in annotations["annotations"] for s in x["segments_info"]), "else it says less"
+    assert any(s["iscrowd"] for x in annotations["annotations"] for s in x["segments_info"]), "the test needs crowds"
     results = run(PanopticEvaluator(dataset), *perfect(annotations, examples))
     assert set(results["panoptic_seg"]) == {f"{q}{s}" for q in ("PQ", "SQ", "RQ") for s in ("", "_th", "_st")}
     assert all(value == 100 for value in results["panoptic_seg"].values())
@@ -139,7 +139,7 @@ def test_files(dataset, annotations, examples, tmp_path):
 
 
 def test_nothing_found(dataset, annotations, examples):
-    """Edge case C34: all void and no segments count as missed."""
+    """All void and no segments: everything counts as missed."""
     inputs, outputs = perfect(annotations, examples)
     outputs = [{"panoptic_seg": (torch.zeros_like(x["panoptic_seg"][0]), [])} for x in outputs]
     results = run(PanopticEvaluator(dataset), inputs, outputs)["panoptic_seg"]
@@ -183,7 +183,7 @@ def test_mistakes_name_the_file(dataset, annotations, examples, tmp_path):
         with pytest.raises(UserError, match=r"no.json is no json of panoptic annotations"):
             PanopticEvaluator(name)
         (tmp_path / "no.json").write_text(json.dumps(annotations))
-        (tmp_path / "000000142238.png").write_text("no picture")
+        (tmp_path / "000000142238.png").write_text("no image")
         with pytest.raises(UserError, match=r"000000142238.png can't be read"):
             PanopticEvaluator(name).process(inputs[:1], outputs[:1])
     finally:

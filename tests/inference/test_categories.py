@@ -14,13 +14,14 @@ def pets():
     MetadataCatalog.pop("test_pets")
 
 
-def find(make_cfg, datasets, num_classes, held=None):
-    found = find_categories(make_cfg("DATASETS.TEST", tuple(datasets), "DATASETS.TRAIN", ()), num_classes, held)
+def find(make_cfg, datasets, num_classes, checkpoint_names=None):
+    cfg = make_cfg("DATASETS.TEST", tuple(datasets), "DATASETS.TRAIN", ())
+    found = find_categories(cfg, num_classes, checkpoint_names)
     return list(zip(found.ids, found.names, strict=True))
 
 
-def test_a_dataset_gives_ids_and_names(make_cfg, pets):
-    """Edge case C14: the dataset's own ids."""
+def test_ids_and_names_of_a_dataset(make_cfg, pets):
+    """Category ids with gaps, in another order than the rows."""
     assert find(make_cfg, [pets], 2) == [(23, "cat"), (7, "dog")]
     assert find(make_cfg, [pets], 2, ["cat", "dog"]) == [(23, "cat"), (7, "dog")]
 
@@ -41,4 +42,4 @@ def test_coco(make_cfg, pets):
 def test_no_names_at_all(make_cfg, pets, caplog):
     """One warning."""
     assert find(make_cfg, [pets], 3) == [(1, "class 0"), (2, "class 1"), (3, "class 2")]
-    assert caplog.text.count("tells the names of the 3 classes") == 1
+    assert caplog.text.count("has the names of the 3 classes") == 1

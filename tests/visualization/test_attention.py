@@ -6,8 +6,7 @@ from detectron2.structures import Boxes, Instances
 from detr_d2.modeling import AttentionRecord
 from detr_d2.utils.errors import UserError
 from detr_d2.visualization import attention, draw_encoder_attention, draw_query_attention
-from detr_d2.visualization.attention import heat_map, overlay_heat
-from detr_d2.visualization.panels import Panel, draw_panels
+from detr_d2.visualization.attention import Panel, draw_panels, heat_map, overlay_heat
 
 IMAGE = np.random.default_rng(0).integers(256, size=(150, 200, 3), dtype=np.uint8)
 
@@ -21,7 +20,7 @@ def record(size=(3, 4), image_size=(96, 128), heads=2, queries=4) -> AttentionRe
 
 
 def detections() -> Instances:
-    """Query 3 is the best, then 1 under two classes; 0 and 2 found nothing."""
+    """Query 3 is the best, then 1 under two classes; 0 and 2 have no detection."""
     boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 80.0], [90.0, 20.0, 180.0, 140.0], [90.0, 20.0, 180.0, 140.0]]))
     fields = {"pred_classes": torch.tensor([0, 1, 2]), "scores": torch.tensor([0.5, 0.9, 0.7])}
     fields["queries"] = torch.tensor([1, 3, 1])
@@ -36,7 +35,7 @@ def panels(monkeypatch):
     return drawn
 
 
-def test_heat_is_where_the_feature_is():
+def test_heat_is_at_the_position_of_the_feature():
     """One feature, row 1, column 2 of 3 x 4, of an image of 96 x 128 that was resized from 150 x 200."""
     weights = torch.zeros(3, 4)
     weights[1, 2] = 1
@@ -59,22 +58,22 @@ def test_heat_leaves_the_padding_out():
 
 
 def test_a_backbone_that_floors_its_features():
-    """Edge case C21: 3 x 4 features of 120 pixels are 3.75 strides high."""
+    """Odd image sizes: 3 x 4 features of 120 pixels are 3.75 strides high."""
     assert heat_map(torch.ones(3, 4), record(image_size=(120, 128)), (30, 3000)) == pytest.approx(1, abs=1e-5)
 
 
-def test_overlay_lights_up_the_largest_weight():
+def test_the_largest_weight_is_the_brightest():
     heat = np.zeros((4, 4), dtype=np.float32)
     heat[1, 2] = 0.05
-    picture = overlay_heat(np.full((4, 4, 3), 100, dtype=np.uint8), heat)
-    assert (picture.shape, picture.dtype) == ((4, 4, 3), np.uint8)
-    assert picture.sum(-1).argmax() == 6
+    drawn_image = overlay_heat(np.full((4, 4, 3), 100, dtype=np.uint8), heat)
+    assert (drawn_image.shape, drawn_image.dtype) == ((4, 4, 3), np.uint8)
+    assert drawn_image.sum(-1).argmax() == 6
     assert overlay_heat(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.float32)).shape == (1, 1, 3)
 
 
 def test_best_detections_are_drawn(panels):
-    picture = draw_query_attention(IMAGE, detections(), record(), ["cat", "dog", "bird"], top=2)
-    assert picture.dtype == np.uint8
+    drawn_image = draw_query_attention(IMAGE, detections(), record(), ["cat", "dog", "bird"], top=2)
+    assert drawn_image.dtype == np.uint8
     ((drawn, _),) = panels
     assert [x.caption for x in drawn] == ["image", "dog 90%", "bird 70%"]
     assert [x.note for x in drawn] == ["decoder layer 2 of 2", "query 3", "query 1"]
@@ -115,7 +114,7 @@ def test_encoder_attention(panels):
     assert np.array_equal(drawn[2].image, expected)
 
 
-def test_what_there_is_not():
+def test_missing_queries_layers_and_points():
     with pytest.raises(UserError, match="no query 4: the model has 4"):
         draw_query_attention(IMAGE, detections(), record(), queries=[4])
     with pytest.raises(UserError, match="no layer 2 in the decoder"):
@@ -125,11 +124,11 @@ def test_what_there_is_not():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30, 900), (900, 30)])
-def test_pictures_of_any_shape(size):
-    """Edge case C21."""
+def test_images_of_any_shape(size):
+    """Of one pixel, very wide, very high."""
     image = np.zeros((*size, 3), dtype=np.uint8)
-    picture = draw_query_attention(image, detections(), record(), top=2)
-    assert min(picture.shape[:2]) > 20
+    drawn_image = draw_query_attention(image, detections(), record(), top=2)
+    assert min(drawn_image.shape[:2]) > 20
 
 
 def test_long_captions_leave_the_note_free():

@@ -11,7 +11,7 @@ from detr_d2.visualization.curves import smooth
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A function that writes a run's metrics.json: a folder's name and its lines, as dicts or as text."""
+    """Return a function that writes a run's metrics.json: a folder's name and its lines, as dicts or as text."""
 
     def make(name: str, *lines: dict | str):
         folder = tmp_path / name
@@ -40,12 +40,12 @@ def test_metrics_by_key(make_run):
 
 
 def test_a_resumed_run_replaces_what_it_did_again(make_run):
-    """Up to 60 without it, then from 20 with it: the 60 belongs to what was given up."""
+    """Up to 60, then resumed from 20: the 60 belongs to the abandoned run."""
     run = make_run("run", loss(20, 3.0), loss(40, 2.0), loss(60, 1.0), loss(40, 2.5))
     assert series(run) == [(20, 3.0), (40, 2.5)]
 
 
-def test_an_evaluation_survives_a_line_that_comes_late(make_run):
+def test_an_evaluation_survives_a_late_line(make_run):
     """Detectron2 may write an evaluation's line before that of the losses of an earlier iteration."""
     run = make_run("run", {"iteration": 40, "bbox/AP": 7.0}, loss(39, 2.0))
     assert series(run, "bbox/AP") == [(40, 7.0)]
@@ -89,9 +89,9 @@ def test_panels_and_legend(make_run):
     drawn = {x.get_title(loc="left"): x.lines for x in figure.axes if x.axison}
     assert {title: len(lines) for title, lines in drawn.items()} == {"Total loss": 2, "Class loss": 1, "Box AP": 1}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
-    # A run has the same colour in the legend and in every panel.
-    colours = [line.get_color() for line in figure.legends[0].get_lines()]
-    assert [line.get_color() for line in drawn["Total loss"]] == colours
+    # A run has the same color in the legend and in every panel.
+    colors = [line.get_color() for line in figure.legends[0].get_lines()]
+    assert [line.get_color() for line in drawn["Total loss"]] == colors
     assert drawn["Total loss"][1].get_xydata().tolist() == [[20, 4.0]]
 
 
@@ -103,13 +103,13 @@ def test_the_raw_values_are_behind_the_smoothed(make_run):
     assert np.ptp(smoothed.get_ydata()[5:-5]) < 0.3
 
 
-def test_the_learning_rate_is_drawn_as_it_was(make_run):
+def test_the_learning_rate_is_not_smoothed(make_run):
     run = make_run("run", *(loss(i, 1.0, lr=1e-4 if i < 50 else 1e-5) for i in range(100)))
     (line,) = plot_training({"run": run}, ["lr"], smoothing=9).axes[0].lines
     assert set(line.get_ydata()) == {1e-4, 1e-5}
 
 
-def test_refuses_what_is_not_there(make_run, tmp_path):
+def test_missing_runs_and_metrics_are_refused(make_run, tmp_path):
     run = make_run("run", loss(20, 3.0))
     with pytest.raises(UserError, match=r"nowhere.*does not exist"):
         plot_training({"x": tmp_path / "nowhere"})
@@ -117,5 +117,5 @@ def test_refuses_what_is_not_there(make_run, tmp_path):
         plot_training({"run": run}, ["bbox/APP"])
     with pytest.raises(UserError, match=r"not a metrics\.json"):
         plot_training({"other": make_run("other", '{"images": []}')})
-    with pytest.raises(UserError, match="nothing to draw yet"):
+    with pytest.raises(UserError, match="nothing to plot yet"):
         plot_training({"empty": make_run("empty")})

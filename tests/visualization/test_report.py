@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from detr_d2.visualization.report import Bar, Picture, Section, render_report
+from detr_d2.visualization.report import Bar, ReportImage, Section, render_report
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
 
-def test_pictures_are_inside_and_nothing_is_fetched():
-    section = Section("Seen", pictures=[Picture(PIXELS, "a caption", width=0.5), Picture(Figure(figsize=(2, 1)))])
+def test_images_are_inside_and_nothing_is_fetched():
+    section = Section("Seen", images=[ReportImage(PIXELS, "a caption", width=0.5), ReportImage(Figure(figsize=(2, 1)))])
     html = render_report("Title", "Lead.", [("61.2", "box AP")], [section])
     sources = re.findall(r'src="([^"]+)"', html)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -26,7 +26,7 @@ def test_pictures_are_inside_and_nothing_is_fetched():
 
 
 def test_text_is_text():
-    section = Section("A <b>title</b>", text="1 < 2", commands=["python x.py 'a&b'"], facts=[("who", "<me>")])
+    section = Section("A <b>title</b>", text="1 < 2", commands=["python x.py 'a&b'"], facts=[("name", "<me>")])
     html = render_report("<script>", "& more", [], [section])
     assert "<script>" not in html
     assert "&lt;b&gt;title" in html

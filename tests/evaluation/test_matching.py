@@ -1,16 +1,16 @@
-"""Matches against those that pycocotools notes in ``evalImgs``."""
+"""Matches against those in the ``evalImgs`` of pycocotools."""
 
 import numpy as np
 import pytest
 from pycocotools.cocoeval import COCOeval
 
 from detr_d2.evaluation.coco import evaluate_results
-from detr_d2.evaluation.matches import find_overlaps, match
+from detr_d2.evaluation.matching import find_overlaps, match
 
 
 @pytest.fixture
 def cocotools_matches():
-    """A function that gives for each (class, score) how many detections found an object, nothing and a crowd."""
+    """Return a function that counts, by (class, score), detections that match an object, nothing and a crowd."""
 
     def count(coco, results) -> dict[tuple[int, float], list[int]]:
         coco_eval = COCOeval(coco, coco.loadRes(results), "bbox")

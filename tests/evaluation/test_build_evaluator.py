@@ -1,4 +1,4 @@
-"""Which evaluators datasets get."""
+"""Evaluators by dataset and config."""
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -16,7 +16,7 @@ INSTANCES = "instances_val2017.json"
 
 @pytest.fixture
 def register(request, real_data):
-    """A function that registers a dataset of boxes, or of panoptic examples, with or without instances."""
+    """Return a function that registers a dataset of boxes, or of panoptic examples, with or without instances."""
     names = []
 
     def add(*, panoptic: bool, instances: str | None = None) -> str:
@@ -58,7 +58,7 @@ def test_a_panoptic_dataset_alone_needs_panoptic_results(register, make_cfg, tmp
         build_evaluator(make_cfg(), name, str(tmp_path))
 
 
-def test_the_trainer_says_so_before_it_trains(register, make_cfg, real_data, monkeypatch):
+def test_the_trainer_checks_before_it_trains(register, make_cfg, real_data, monkeypatch):
     """Not at its first evaluation, hours later."""
     cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 133, "DATASETS.TRAIN", (), "DATASETS.TEST", (register(panoptic=True),))
     monkeypatch.setattr(trainer, "check_datasets", lambda cfg: None)

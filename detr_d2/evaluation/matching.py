@@ -1,4 +1,4 @@
-"""Which detection found which object, by COCO's rules at one overlap."""
+"""Matching of detections with objects by COCO's rules, at one IoU."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval
 
+from detr_d2.evaluation.coco import SHAPES
+
 IOU_THRESHOLD = 0.5
 
 
@@ -19,11 +21,11 @@ class Overlaps:
 
     Attributes:
         scores: (D,) float, falling.
-        detection_classes: (D,) int, positions in COCOeval's ``catIds``.
+        detection_classes: (D,) int, indices in COCOeval's ``catIds``.
         object_classes: (G,) int.
-        object_images: (G,) int, positions in COCOeval's ``imgIds``.
-        crowd: (G,) bool, regions that hold any number of objects; detections in them count neither way.
-        pairs: (P, 2) int of detection and object, in the order in which matching should try them.
+        object_images: (G,) int, indices in COCOeval's ``imgIds``.
+        crowd: (G,) bool, regions with any number of objects; detections in them are neither right nor wrong.
+        pairs: (P, 2) int of detection and object, in the order in which matching tries them.
     """
 
     scores: NDArray
@@ -35,14 +37,14 @@ class Overlaps:
 
 
 def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> Overlaps:
-    """The pairs of ``coco_eval``'s images and categories with an IoU from ``iou_threshold``, of any two classes.
+    """Find the pairs of ``coco_eval``'s images and categories with an IoU from ``iou_threshold``, of any two classes.
 
     Args:
         coco_eval: evaluated, so that masks are run-length encoded.
     """
     params = coco_eval.params
     classes = {category: k for k, category in enumerate(params.catIds)}
-    shape = "bbox" if params.iouType == "bbox" else "segmentation"
+    shape = SHAPES[params.iouType]
     detections, objects, images = [], [], []
     pairs = [np.zeros((0, 2), int)]
     ious = [np.zeros(0)]
@@ -53,14 +55,17 @@ def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> 
             crowd = [int(x.get("iscrowd", 0)) for x in annotated]
             iou = mask.iou([x[shape] for x in found], [x[shape] for x in annotated], crowd)
             overlapping = np.argwhere(iou >= iou_threshold)
-            pairs.append(overlapping + np.array([len(detections), len(objects)]))
+            pairs.append(np.add(overlapping, (len(detections), len(objects))))
             ious.append(iou[tuple(overlapping.T)])
         detections += found
         objects += annotated
         images += [i] * len(annotated)
 
     scores = np.array([x["score"] for x in detections], float)
-    crowd = np.array([bool(x.get("iscrowd", 0)) for x in objects], bool)
+    detection_classes, object_classes = (
+        np.array([classes[x["category_id"]] for x in annotations], int) for annotations in (detections, objects)
+    )
+    crowd = np.array([x.get("iscrowd", 0) for x in objects], bool)
     order = np.argsort(-scores, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -69,8 +74,8 @@ def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> 
     trial = np.lexsort((-object_, -np.concatenate(ious), crowd[object_], rank[detection]))
     return Overlaps(
         scores=scores[order],
-        detection_classes=_classes(detections, classes)[order],
-        object_classes=_classes(objects, classes),
+        detection_classes=detection_classes[order],
+        object_classes=object_classes,
         object_images=np.array(images, int),
         crowd=crowd,
         pairs=np.stack([rank[detection], object_], axis=1)[trial],
@@ -78,30 +83,29 @@ def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> 
 
 
 def match(overlaps: Overlaps) -> NDArray:
-    """(D,) the object of the same class that each detection found, or -1. Only crowds are found more than once."""
+    """Return (D,) the matched object of each detection, of its class, or -1. Only crowds match more than once."""
     detection, object_ = overlaps.pairs.T
-    same_class = overlaps.detection_classes[detection] == overlaps.object_classes[object_]
-    return _match(overlaps, overlaps.pairs[same_class], len(overlaps.scores))
+    return _match(overlaps, overlaps.detection_classes[detection] == overlaps.object_classes[object_])
 
 
 def match_rest(overlaps: Overlaps, matches: NDArray, min_score: float) -> NDArray:
-    """(D,) for detections from ``min_score`` that :func:`match` left alone, the object of another class, or -1.
+    """Return (D,) the object of another class for detections from ``min_score`` that :func:`match` left, or -1.
 
-    These are objects which no detection of their class from ``min_score`` found.
+    These are objects that no detection of their class from ``min_score`` matches.
     """
     kept = overlaps.scores >= min_score
     found = np.zeros(len(overlaps.crowd), bool)
     found[matches[kept & (matches >= 0)]] = True
     detection, object_ = overlaps.pairs.T
-    left = (kept & (matches < 0))[detection] & ~(found | overlaps.crowd)[object_]
-    return _match(overlaps, overlaps.pairs[left], len(overlaps.scores))
+    return _match(overlaps, (kept & (matches < 0))[detection] & ~(found | overlaps.crowd)[object_])
 
 
-def _match(overlaps: Overlaps, pairs: NDArray, num_detections: int) -> NDArray:
-    matches = [-1] * num_detections
+def _match(overlaps: Overlaps, allowed: NDArray) -> NDArray:
+    """Match greedily, in the order of the allowed pairs."""
+    matches = [-1] * len(overlaps.scores)
     crowd = overlaps.crowd.tolist()
     taken = [False] * len(crowd)
-    for detection, object_ in pairs.tolist():
+    for detection, object_ in overlaps.pairs[allowed].tolist():
         if matches[detection] < 0 and (crowd[object_] or not taken[object_]):
             matches[detection] = object_
             taken[object_] = True
@@ -109,13 +113,9 @@ def _match(overlaps: Overlaps, pairs: NDArray, num_detections: int) -> NDArray:
 
 
 def _most_confident(detections: list[dict[str, Any]], classes: dict[int, int], limit: int) -> Iterator[dict[str, Any]]:
-    """The ``limit`` best detections of each class, as COCOeval takes them from an image."""
+    """Yield the ``limit`` best detections of each class in an image, as COCOeval chooses them."""
     seen = Counter()
     for x in sorted(detections, key=lambda x: -x["score"]):
         seen[x["category_id"]] += 1
         if x["category_id"] in classes and seen[x["category_id"]] <= limit:
             yield x
-
-
-def _classes(annotations: list[dict[str, Any]], classes: dict[int, int]) -> NDArray:
-    return np.array([classes[x["category_id"]] for x in annotations], int)

@@ -1,4 +1,4 @@
-"""Predicting on files: overlays, COCO results and a summary, in one folder."""
+"""Prediction on files: overlays, COCO results and a summary, in one folder."""
 
 import json
 import time
@@ -9,28 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from detr_d2.data.images import read_image
 from detr_d2.data.inputs import InputFile
 from detr_d2.data.videos import VideoReader, VideoWriter
-from detr_d2.inference.panoptic_output import PanopticOutput, encode_mask
+from detr_d2.evaluation.panoptic import write_segment_map
 from detr_d2.inference.predictor import Predictor
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import output_folder
 from detr_d2.visualization import draw_instances, draw_panoptic
 
 SUMMARY = "summary.json"
-# What overlays are written as; others get .png behind their name.
+# Formats of overlays; files of other formats become PNGs, with .png after their name.
 _WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _JPEG_QUALITY = 90
 
 
 @dataclass
 class Summary:
-    """What was predicted on and what was found."""
+    """Counts of files and detections, and the speed."""
 
     score_thresh: float
     images: int = 0
@@ -39,7 +41,7 @@ class Summary:
     detections: int = 0
     detections_by_class: Counter = field(default_factory=Counter)
     highest_score: float = 0.0
-    """Of all detections, those below the threshold included."""
+    """Of all detections, including those below the threshold."""
     seconds: float = 0.0
     images_per_second: float = 0.0
     """Frames of videos are images here; reading, predicting, drawing and writing together."""
@@ -47,7 +49,7 @@ class Summary:
     """Files that could not be read: "file" and "error"."""
 
     def to_json(self) -> dict[str, Any]:
-        """Classes by how often they were found."""
+        """Return all fields, classes sorted by their number of detections."""
         return {**vars(self), "detections_by_class": dict(self.detections_by_class.most_common())}
 
 
@@ -62,17 +64,17 @@ def predict_files(
     overwrite: bool = False,
     run: dict[str, Any] | None = None,
 ) -> Summary:
-    """Predict on images and videos and write to the folder ``output``, which appears when all is done:
+    """Predict on images and videos and write to the folder ``output``, which appears when all is done.
 
     - ``predictions.json``: a list of COCO results (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in
       pixels, ``score``, and of a model with masks ``segmentation`` as RLE) from ``score_thresh`` up; in a video also
       ``frame``, counted from 0;
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
-    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, a picture of segment ids an
+    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG of segment ids per
       image or frame;
-    - ``overlays/``: the images and videos (as mp4) with the detections drawn, or the segments of a panoptic model,
-      under their names;
+    - ``overlays/``: the images and videos (as mp4) with the detections, or the segments of a panoptic model, under
+      their names;
     - ``summary.json``: counts, speed, the files that could not be read, and ``run``.
 
     A file that can't be read is left out and listed.
@@ -115,18 +117,18 @@ class _Writer:
     def __init__(self, folder: Path, predictor: Predictor, score_thresh: float, overlays: bool):
         self.folder = folder
         self.predictor = predictor
+        self.categories = predictor.categories
         self.overlays = overlays
         self.summary = Summary(score_thresh)
         self.images: list[dict] = []
         self.results: list[dict] = []
-        rules = getattr(predictor.model, "panoptic", None)
-        self.panoptic = rules and PanopticOutput(folder, predictor.categories, rules.is_thing)
+        self.panoptic: list[dict] = []
 
     def add_image(self, file: InputFile, image: NDArray[np.uint8], result: dict[str, Any]) -> None:
         self._add(result, {"file_name": str(file.path)}, image)
         self.summary.images += 1
         if self.overlays:
-            path = self._overlay_path(file, file.name if file.path.suffix.lower() in _WRITABLE else f"{file.name}.png")
+            path = self._overlay_path(file.name if file.path.suffix.lower() in _WRITABLE else f"{file.name}.png")
             Image.fromarray(self._draw(image, result)).save(path, quality=_JPEG_QUALITY)
 
     def add_video(self, file: InputFile, batch_size: int) -> None:
@@ -135,7 +137,7 @@ class _Writer:
             video = VideoReader(file.path)
             if self.overlays:
                 name = file.name if file.path.suffix.lower() == ".mp4" else f"{file.name}.mp4"
-                writer = VideoWriter(self._overlay_path(file, name), video.frames_per_second)
+                writer = VideoWriter(self._overlay_path(name), video.frames_per_second)
             frames = tqdm(video, str(file.path), video.frame_count, leave=False, unit="frame", disable=None)
             for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
                 self._add(result, {"file_name": str(file.path), "frame": number}, image)
@@ -150,44 +152,61 @@ class _Writer:
                 writer.close()
 
     def finish(self, run: dict[str, Any]) -> None:
-        dataset = {"images": self.images, "categories": self.predictor.categories.to_coco(), "annotations": []}
-        # A line a result: these files grow long.
+        # One result per line: these files grow long.
         lines = ",\n".join(json.dumps(x) for x in self.results)
         (self.folder / "predictions.json").write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
-        self._write("images.json", {"info": {"description": "what detr_d2 predicted on"}, **dataset})
-        if self.panoptic:
-            self.panoptic.finish(self.images)
+        info = {"description": "what detr_d2 predicted on"}
+        categories = self.categories.to_coco()
+        dataset = {"images": self.images, "categories": categories, "annotations": []}
+        self._write("images.json", {"info": info, **dataset})
+        if rules := getattr(self.predictor.model, "panoptic", None):
+            categories = [{**x, "isthing": int(y)} for x, y in zip(categories, rules.is_thing, strict=True)]
+            self._write("panoptic.json", {**dataset, "annotations": self.panoptic, "categories": categories})
         self._write(SUMMARY, {**self.summary.to_json(), **run})
 
-    def _add(self, found: dict[str, Any], image_of: dict, image: NDArray[np.uint8]) -> None:
-        instances = found["instances"]
+    def _add(self, result: dict[str, Any], source: dict[str, Any], image: NDArray[np.uint8]) -> None:
+        instances, summary = result["instances"], self.summary
         image_id = len(self.images) + 1
         height, width = image.shape[:2]
-        self.images.append({"id": image_id, **image_of, "height": height, "width": width})
+        self.images.append({"id": image_id, **source, "height": height, "width": width})
         if len(instances):
-            self.summary.highest_score = max(self.summary.highest_score, round(float(instances.scores.max()), 4))
-        frame = {"frame": image_of["frame"]} if "frame" in image_of else {}
-        kept = instances[instances.scores >= self.summary.score_thresh]
+            summary.highest_score = max(summary.highest_score, round(float(instances.scores.max()), 4))
+        kept = instances[instances.scores >= summary.score_thresh]
         kept = kept[kept.scores.argsort(descending=True)]
-        boxes, classes, scores = kept.pred_boxes.tensor.tolist(), kept.pred_classes.tolist(), kept.scores.tolist()
-        for i, ((x0, y0, x1, y1), index, score) in enumerate(zip(boxes, classes, scores, strict=True)):
-            result = {"image_id": image_id, "category_id": self.predictor.categories.ids[index]}
-            result["bbox"] = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-            if kept.has("pred_masks"):
-                result["segmentation"] = encode_mask(kept.pred_masks[i].numpy())
-            self.results.append({**result, "score": round(score, 5), **frame})
-            self.summary.detections_by_class[self.predictor.categories.names[index]] += 1
-        self.summary.detections += len(kept)
-        if self.panoptic:
-            self.panoptic.add(image_id, found["panoptic_seg"])
+        if kept.has("pred_masks"):
+            kept.pred_masks = kept.pred_masks.numpy()
+        for x in instances_to_coco_json(kept, image_id):
+            row = x["category_id"]
+            x["category_id"] = self.categories.ids[row]
+            x["bbox"] = [round(v, 2) for v in x["bbox"]]
+            x["score"] = round(x["score"], 5)
+            self.results.append({**x, **({"frame": source["frame"]} if "frame" in source else {})})
+            summary.detections_by_class[self.categories.names[row]] += 1
+        summary.detections += len(kept)
+        if "panoptic_seg" in result:
+            self._add_segments(image_id, *result["panoptic_seg"])
+
+    def _add_segments(self, image_id: int, ids: Tensor, segments: list[dict[str, Any]]) -> None:
+        name = f"{image_id:06}.png"
+        write_segment_map(str(self.folder / "panoptic" / name), ids.numpy())
+        infos = [
+            {
+                "id": x["id"],
+                "category_id": self.categories.ids[x["category_id"]],
+                "area": x["area"],
+                "score": round(x["score"], 5),
+            }
+            for x in segments
+        ]
+        self.panoptic.append({"image_id": image_id, "file_name": name, "segments_info": infos})
 
     def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8]:
-        names = self.predictor.categories.names
+        names = self.categories.names
         if "panoptic_seg" in result:
             return draw_panoptic(image, *result["panoptic_seg"], names)
         return draw_instances(image, result["instances"], names, self.summary.score_thresh)
 
-    def _overlay_path(self, file: InputFile, name: str) -> Path:
+    def _overlay_path(self, name: str) -> Path:
         path = self.folder / "overlays" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

@@ -1,13 +1,13 @@
+"""Tables and plots of an evaluation."""
+
 import csv
 import json
 
 import numpy as np
 import pytest
 
-from detr_d2.evaluation import analyze, evaluate_results, write_evaluation
-from detr_d2.evaluation import files as files_module
-from detr_d2.evaluation.files import FILES
-from detr_d2.evaluation.plots import plot_confusion, plot_precision_recall
+from detr_d2.evaluation import analyze, evaluate_results, report, write_evaluation
+from detr_d2.evaluation.report import FILES, plot_confusion, plot_precision_recall
 
 
 @pytest.fixture
@@ -45,23 +45,23 @@ def test_tables_hold_the_numbers(evaluation, tmp_path):
 
 
 def test_an_interrupted_evaluation_leaves_nothing_old(evaluation, nothing_found, tmp_path, monkeypatch):
-    """Edge case C48: the second evaluation breaks off, and its folder holds nothing of the first."""
+    """The second evaluation of a folder is interrupted: nothing of the first is left in it."""
     write_evaluation(evaluation, str(tmp_path))
     other = tmp_path / "notes.txt"
     other.write_text("mine")
-    monkeypatch.setattr(files_module, "plot_confusion", lambda _: 1 / 0)
+    monkeypatch.setattr(report, "plot_confusion", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_evaluation(nothing_found, str(tmp_path))
     assert sorted(x.name for x in tmp_path.iterdir()) == ["confusion_matrix.csv", "notes.txt", "per_class.csv"]
     assert "dog" not in (tmp_path / "per_class.csv").read_text()
 
 
-def test_pictures_of_nothing_found(nothing_found, tmp_path):
+def test_plots_of_nothing_found(nothing_found, tmp_path):
     write_evaluation(nothing_found, str(tmp_path))
     assert json.loads((tmp_path / "evaluation.json").read_text())["overall"]["best"]["threshold"] is None
 
 
-def test_the_curves_drawn(evaluation):
+def test_curves(evaluation):
     left, right = plot_precision_recall(evaluation).axes
     labels = [line.get_label() for line in left.lines]
     assert labels[-1] == f"mean of 3  {evaluation.overall.ap50:.1f}"
@@ -74,7 +74,7 @@ def test_the_curves_drawn(evaluation):
     assert f1.get_xdata()[f1.get_ydata().argmax()] >= best.threshold
 
 
-def test_the_matrix_drawn(evaluation):
+def test_confusion_plot(evaluation):
     panel = plot_confusion(evaluation).axes[0]
     assert [x.get_text() for x in panel.get_yticklabels()] == ["cat", "dog", "cow", "never seen", "(no object)"]
     shares = panel.images[0].get_array()

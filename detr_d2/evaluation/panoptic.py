@@ -1,0 +1,249 @@
+"""Panoptic quality (arXiv 1801.00868), with COCO's rules for void and crowds, and its evaluator.
+
+Detectron2's evaluator has the same results and interface. It needs panopticapi, which requires an older NumPy, writes
+all results to disk, and starts as many processes as there are cores.
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import Image
+from tabulate import tabulate
+
+from detr_d2.data.panoptic import PanopticCategories
+from detr_d2.data.panoptic.segments import VOID, read_segment_map
+from detr_d2.evaluation.coco import read_json
+from detr_d2.evaluation.report import write_csv
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
+
+logger = logging.getLogger(__name__)
+
+# What an evaluation writes: results in COCO's panoptic format, which panopticapi reads, and a table.
+PREDICTIONS_FOLDER = "predictions"
+PREDICTIONS = "predictions.json"
+PER_CLASS = "per_class.csv"
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """Panoptic quality of outputs with ``panoptic_seg``, as COCO computes it.
+
+    Every process compares its images with their annotations at once; only counts are gathered.
+
+    Args:
+        dataset_name: a dataset whose metadata hold ``panoptic_json`` and ``panoptic_root``.
+        output_dir: ``predictions.json``, ``predictions/`` with one PNG per image, and ``per_class.csv`` are written to
+            the folder ``dataset_name/panoptic`` in it.
+
+    Raises:
+        UserError: the metadata have no classes, or the annotations cannot be read.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._categories = PanopticCategories.from_metadata(metadata)
+        self._json = PathManager.get_local_path(metadata.panoptic_json)
+        self._root = PathManager.get_local_path(metadata.panoptic_root)
+        self._annotations = _read_annotations(self._json)
+        self.folder = output_dir and os.path.join(output_dir, dataset_name, "panoptic")
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = np.zeros((len(self._categories), 4))
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Compare results with their annotations.
+
+        Args:
+            inputs: dicts with ``image_id`` and ``file_name``.
+            outputs: dicts with ``panoptic_seg``: (H, W) segment ids, 0 for void, and a list of dicts with "id" and
+                "category_id", a row of the class head.
+        """
+        rows = self._categories.rows
+        for sample, output in zip(inputs, outputs, strict=True):
+            ids, segments = output["panoptic_seg"]
+            found = ids.cpu().numpy()
+            segments = [self._to_dataset(x) for x in segments]
+            annotation = self._annotations.get(sample["image_id"])
+            if annotation is None:
+                raise UserError(f"{self._json} has no annotation of image {sample['image_id']}, {sample['file_name']}.")
+            truth = read_segment_map(os.path.join(self._root, annotation["file_name"]), found.shape)
+            for category, counts in count_segments(truth, annotation["segments_info"], found, segments).items():
+                if category in rows:
+                    self._counts[rows[category]] += counts
+            name = os.path.splitext(annotation["file_name"])[0] + ".png"
+            self._predictions.append({"image_id": sample["image_id"], "file_name": name, "segments_info": segments})
+            if self.folder:
+                write_segment_map(os.path.join(self.folder, PREDICTIONS_FOLDER, name), found)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Compute panoptic quality.
+
+        Returns:
+            on the main process ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}``
+            in percent, NaN where no class occurs; None on the others.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._counts), comm.gather(self._predictions)
+        if not comm.is_main_process():
+            return None
+        counts, predictions = sum(gathered[0]), list(itertools.chain(*gathered[1]))
+        if not predictions:
+            logger.warning("%s: no panoptic results to evaluate.", self._dataset_name)
+            return {}
+        if len(predictions) < (total := len(self._annotations)):
+            logger.warning("%s: %d of %d annotated images were evaluated.", self._dataset_name, len(predictions), total)
+        quality = compute_quality(counts)
+        if self.folder:
+            self._write_predictions(predictions)
+            self._write_per_class(counts, quality)
+        is_thing = np.array(self._categories.is_thing)
+        groups = {"all": ("", quality), "things": ("_th", quality[is_thing]), "stuff": ("_st", quality[~is_thing])}
+        results, table = {}, []
+        for name, (suffix, group) in groups.items():
+            means = mean_quality(group).tolist()
+            results |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
+            table.append([name, *("-" if math.isnan(x) else x for x in means), np.isfinite(group[:, 0]).sum()])
+        text = tabulate(table, headers=["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".2f")
+        logger.info("Panoptic quality on %s:\n%s", self._dataset_name, text)
+        return {"panoptic_seg": results}
+
+    def _to_dataset(self, segment: dict) -> dict[str, Any]:
+        """Replace the row of a segment with the category's id in the dataset."""
+        row = segment["category_id"]
+        if not 0 <= row < len(self._categories):
+            raise UserError(
+                f"A segment is of class {row}, but {self._dataset_name} has {len(self._categories)} classes: set "
+                f"MODEL.DETR.NUM_CLASSES {len(self._categories)}."
+            )
+        return {**{k: v for k, v in segment.items() if k != "isthing"}, "category_id": self._categories[row].id}
+
+    def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
+        """Write ``predictions.json``, with the images and categories of the annotations, and remove older PNGs."""
+        folder = os.path.join(self.folder, PREDICTIONS_FOLDER)
+        for name in set(os.listdir(folder)) - {x["file_name"] for x in predictions}:
+            if name.endswith(".png"):
+                os.remove(os.path.join(folder, name))
+        with atomic_file(os.path.join(self.folder, PREDICTIONS)) as file:
+            file.write(json.dumps({**read_json(self._json), "annotations": predictions}).encode())
+
+    def _write_per_class(self, counts: NDArray, quality: NDArray) -> None:
+        """Write ``per_class.csv``: PQ, SQ and RQ in percent, empty where a class does not occur, and the counts."""
+        rows = [["class", "kind", "PQ", "SQ", "RQ", "matched", "false positives", "missed"]]
+        for category, numbers, rates in zip(self._categories, counts[:, :3].astype(int), quality, strict=True):
+            kind = "thing" if category.is_thing else "stuff"
+            rounded = ["" if np.isnan(x) else round(x, 2) for x in rates.tolist()]
+            rows.append([category.name, kind, *rounded, *numbers.tolist()])
+        write_csv(os.path.join(self.folder, PER_CLASS), rows)
+
+
+def count_segments(
+    truth: NDArray,
+    true_segments: Sequence[Mapping[str, Any]],
+    found: NDArray,
+    found_segments: Sequence[Mapping[str, Any]],
+) -> dict[int, NDArray]:
+    """Match the segments of an image: pairs with more than half of their union in common, void left out.
+
+    Found segments of which more than half is in void or in crowds of their class are not counted, nor are crowds.
+
+    Args:
+        truth, found: (H, W) segment ids, 0 for void.
+        true_segments: dicts with "id", "category_id" and perhaps "iscrowd".
+        found_segments: dicts with "id" and "category_id".
+
+    Returns:
+        By category id (4,) the true positives, false positives, false negatives, and the sum of the true positives'
+        intersections over union.
+    """
+    classes = {x["id"]: x["category_id"] for x in true_segments}
+    crowd = {x["id"] for x in true_segments if x.get("iscrowd")}
+    found_classes = {x["id"]: x["category_id"] for x in found_segments}
+    true_area, found_area = _areas(truth), _areas(found)
+    common = _areas(truth.astype(np.int64) << 32 | found.astype(np.int64))
+    common = {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in common.items()}
+    counts = {x: np.zeros(4) for x in {*classes.values(), *found_classes.values()}}
+
+    # By found segment: pixels without annotation.
+    ignored = Counter({j: area for (i, j), area in common.items() if i == VOID})
+    union = {(i, j): true_area[i] + found_area[j] - area - ignored[j] for (i, j), area in common.items()}
+    matched_truth, matched_found = set(), set()
+    for (i, j), area in common.items():
+        if i not in classes or j not in found_classes or classes[i] != found_classes[j]:
+            continue
+        if i in crowd:
+            ignored[j] += area
+        # No two matches share a segment.
+        elif 2 * area > union[i, j]:
+            counts[classes[i]] += (1, 0, 0, area / union[i, j])
+            matched_truth.add(i)
+            matched_found.add(j)
+    for i in classes.keys() - matched_truth - crowd:
+        counts[classes[i]][2] += 1
+    for j in found_classes.keys() - matched_found:
+        if 2 * ignored[j] <= found_area[j]:
+            counts[found_classes[j]][1] += 1
+    return counts
+
+
+def compute_quality(counts: NDArray) -> NDArray:
+    """Compute panoptic, segmentation and recognition quality, equations (1) and (2); PQ = SQ * RQ.
+
+    Args:
+        counts: (K, 4) of K classes, see :func:`count_segments`.
+
+    Returns:
+        (K, 3) in percent, NaN for a class that is neither annotated nor found.
+    """
+    right, wrong, missed, overlap = counts.T
+    total = right + (wrong + missed) / 2
+    quality = np.stack(
+        [overlap / np.maximum(total, 0.5), overlap / np.maximum(right, 1), right / np.maximum(total, 0.5)]
+    )
+    return np.where(total > 0, 100 * quality, np.nan).T
+
+
+def mean_quality(quality: NDArray) -> NDArray:
+    """Average (K, 3) over the classes that occur: (3,), NaN where none does."""
+    occurring = quality[np.isfinite(quality[:, 0])]
+    return occurring.mean(axis=0) if len(occurring) else np.full(3, np.nan)
+
+
+def write_segment_map(path: str, ids: NDArray) -> None:
+    """Write (H, W) segment ids under 2^24 as a PNG, R + 256 G + 65536 B; folders are created if needed."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    with atomic_file(path) as file:
+        Image.fromarray(rgb).save(file, format="PNG")
+
+
+def _areas(ids: NDArray) -> Counter:
+    values, areas = np.unique(ids, return_counts=True)
+    return Counter(dict(zip(values.tolist(), areas.tolist(), strict=True)))
+
+
+def _read_annotations(path: str) -> dict[int, dict]:
+    """Read the entries of a panoptic json's "annotations", by image id.
+
+    Raises:
+        UserError: the file cannot be read, or is not in COCO's panoptic format.
+    """
+    try:
+        entries = read_json(path)["annotations"]
+        return {x["image_id"]: {"file_name": x["file_name"], "segments_info": x["segments_info"]} for x in entries}
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{path} is no json of panoptic annotations in COCO's format ({e!r}).") from e
