@@ -80,7 +80,7 @@ def test_from_via_to_predictions(script, coco_checkpoint, options, repository, r
     log = script("train_net.py", *config, *own, *options, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()")
     assert "MODEL.DETR.NUM_CLASSES 23, from train.json: bicycle, bottle" in log
     total = len(coco_checkpoint)
-    summary = re.search(r"loaded (\d+) of (\d+) tensors from detr-small.pth .*; class_embed re-initialised, (.*)", log)
+    summary = re.search(r"loaded (\d+) of (\d+) tensors from detr-small.pth .*; class_embed re-initialized, (.*)", log)
     assert int(summary[2]) - int(summary[1]) == 2
     assert int(summary[2]) <= total
     assert summary[3] == "92 -> 24 rows"

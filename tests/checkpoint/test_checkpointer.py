@@ -66,7 +66,7 @@ def test_a_new_head_is_the_only_thing_that_may_differ(save_original, make_model,
     summaries = [x for x in caplog.messages if "class_embed" in x]
     assert len(summaries) == 1
     assert f"loaded {count - 2} of {count} tensors" in summaries[0]
-    assert "class_embed re-initialised, 81 -> 4 rows" in summaries[0]
+    assert "class_embed re-initialized, 81 -> 4 rows" in summaries[0]
 
 
 def test_a_new_head_is_refused_in_evaluation(save_original, make_model):
@@ -156,7 +156,7 @@ def test_backbone_weights_fill_the_backbone(make_model, torchvision_resnet, tmp_
     backbone = to_native(torchvision_resnet).tensors
     assert_same(model, {**before, **backbone})
     assert f"loaded {len(backbone)} of {len(before)} tensors" in caplog.text
-    assert "stays at its initialisation" in caplog.text
+    assert "stays at its initialization" in caplog.text
     with pytest.raises(UserError, match="backbone"):
         DetrCheckpointer(model, allow_new_head=False).load(str(path))
 

@@ -62,7 +62,7 @@ def test_a_file_without_a_head_starts_training(save_original, make_model, tmp_pa
     model = make_model("MODEL.DETR.NUM_CLASSES", 3)
     caplog.set_level("INFO", logger="detr_d2")
     DetrCheckpointer(model).load(output)
-    assert "class_embed re-initialised, the file holds none" in caplog.text
+    assert "class_embed re-initialized, the file holds none" in caplog.text
     with pytest.raises(UserError, match="no class head"):
         DetrCheckpointer(model, allow_new_head=False).load(output)
 

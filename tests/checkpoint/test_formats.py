@@ -6,9 +6,10 @@ from detectron2.modeling import build_backbone
 from torchvision.models import resnet18, resnet50
 
 from detr_d2.checkpoint import native_state_dict
+from detr_d2.checkpoint.adapter import NOTHING, WeightsAdapter
 from detr_d2.checkpoint.architecture import infer_architecture
-from detr_d2.checkpoint.fitting import NOTHING, Fitter
-from detr_d2.checkpoint.formats import FORMATS, UNSUPPORTED, find_format, recognise, to_native
+from detr_d2.checkpoint.formats import FORMATS, find_format, recognize, to_native
+from detr_d2.checkpoint.key_maps import UNSUPPORTED
 from detr_d2.utils.errors import UserError
 
 BACKBONE = "detr.backbone.0.backbone."
@@ -107,7 +108,7 @@ def test_the_box_part_of_a_segmentation_model_is_taken(segmentation_weights, mak
     assert weights.format.name == "original DETR segmentation"
     assert not weights.left_out
     model = make_model("MODEL.DETR.HIDDEN_DIM", 128)
-    Fitter(model.state_dict(), "segmentation.pth", NOTHING).fit(weights, None, None)
+    WeightsAdapter(model.state_dict(), "segmentation.pth", NOTHING).adapt(weights, None, None)
     model.load_state_dict(dict(original), strict=True)
     theirs, ours = "detr.backbone.0.body.layer1.0.conv1.weight", "detr.backbone.0.backbone.res2.0.conv1.weight"
     assert torch.equal(weights.tensors[ours], original[theirs])
@@ -157,7 +158,7 @@ def test_a_native_head_of_92_rows_is_not_taken_for_coco_ids(make_model):
 )
 def test_other_models_are_named(names, what):
     with pytest.raises(UserError, match=rf"my\.pth is .*{what}.*can be loaded: detr_d2, SMCA, original DETR"):
-        recognise(names, "my.pth")
+        recognize(names, "my.pth")
 
 
 @pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])
@@ -167,7 +168,7 @@ def test_the_authors_smca_names_are_recognised(real_data, kind):
     shapes = dict(str(x).split() for x in rows)
     weights = {name: torch.zeros([int(n) for n in shape.split("x")]) for name, shape in shapes.items()}
     weights["backbone.0.body.conv1.weight"] = torch.zeros(64, 3, 7, 7)
-    assert recognise(weights).name == "SMCA"
+    assert recognize(weights).name == "SMCA"
     architecture = infer_architecture(to_native(weights).tensors)
     found = {key.removeprefix("MODEL.DETR."): value for key, value in architecture.items()}
     assert found["TRANSFORMER"] == "SmcaTransformer"

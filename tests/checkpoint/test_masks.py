@@ -73,7 +73,7 @@ def test_a_mask_head_may_start_anew_in_training_only(make_model, tmp_path, caplo
     before = segm.detr.mask_head.lay1.weight.clone()
     with caplog.at_level(logging.INFO):
         DetrCheckpointer(segm).load(str(tmp_path / "box.pth"))
-    assert "mask head stays at its initialisation" in caplog.text
+    assert "mask head stays at its initialization" in caplog.text
     assert torch.equal(segm.detr.mask_head.lay1.weight, before)
     assert torch.equal(segm.detr.query_embed.weight, box.detr.query_embed.weight)
     with pytest.raises(UserError, match=r"no mask head.*MODEL\.MASK_ON"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detr_d2 import model_zoo
-from detr_d2.checkpoint.path_handlers import detr_address
+from detr_d2.checkpoint.published import detr_url
 from detr_d2.utils.errors import UserError
 
 BOX = ("detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5")
@@ -20,7 +20,7 @@ def test_all_published_models_are_there():
 @pytest.mark.parametrize("name", BOX)
 def test_config_of_a_published_model(name):
     cfg = model_zoo.get_config(name, trained=True)
-    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_url(name)
     assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
     assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
 
@@ -29,7 +29,7 @@ def test_configs_by_file(repository):
     name = "detr_256_6_6_torchvision_dc5"
     expected = repository / "configs" / f"{name}.yaml"
     assert Path(model_zoo.get_config_file(name)) == Path(model_zoo.get_config_file(f"{name}.yaml")) == expected
-    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == detr_address("detr-r50-dc5")
+    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == detr_url("detr-r50-dc5")
 
 
 def test_untrained_starts_as_the_config_says():
@@ -39,15 +39,15 @@ def test_untrained_starts_as_the_config_says():
 @pytest.mark.parametrize("name", PANOPTIC)
 def test_config_of_a_panoptic_model(name, repository):
     cfg = model_zoo.get_config(name, trained=True)
-    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_address(name)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == detr_url(name)
     assert cfg.MODEL.DETR.FROZEN_WEIGHTS == ""
     assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
     assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
     assert (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED, cfg.MODEL.DETR.NUM_CLASSES) == (True, True, 133)
     file = Path(model_zoo.get_config_file(name)).name
-    assert model_zoo.get_checkpoint_url(file) == detr_address(name)
+    assert model_zoo.get_checkpoint_url(file) == detr_url(name)
     # Untrained, the mask head learns over the box model in the same file.
-    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == detr_address(name)
+    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == detr_url(name)
 
 
 def test_figures_are_the_authors():

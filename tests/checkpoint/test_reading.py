@@ -140,7 +140,7 @@ def test_a_nested_torch_file_obeys_the_same_list(tmp_path):
 
 
 def test_pickled_modules_of_old_files_are_refused(tmp_path):
-    """torch compares their source, and may write what differs to a file."""
+    """Torch compares their source, and may write what differs to a file."""
     path = tmp_path / "module.pth"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -204,7 +204,7 @@ def test_archives_of_the_oldest_torch_are_refused(tmp_path):
 
 
 def test_an_archive_that_begins_as_a_torch_file_is_refused(tmp_path):
-    """torch would unpack it."""
+    """Torch would unpack it."""
     start = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
     header = bytearray(tarfile.TarInfo("name" * 10).tobuf(tarfile.USTAR_FORMAT))
     header[: len(start)] = start

@@ -81,7 +81,7 @@ def rows_of(weights: dict, indices: list[int]) -> list[torch.Tensor]:
 
 
 def test_coco_classes_are_found_by_name(save_original, make_model, caplog):
-    """dog is COCO's category 18, person 1; the case of letters makes no difference."""
+    """Dog is COCO's category 18, person 1; the case of letters makes no difference."""
     path, weights = save_original(num_classes=91)
     model = make_model("MODEL.DETR.NUM_CLASSES", 3, seed=1)
     built = snapshot(model)
@@ -125,12 +125,12 @@ def test_our_own_files_tell_their_classes(make_model, tmp_path, caplog):
 def test_names_that_nobody_knows_are_asked_for(save_original, make_model):
     path, _ = save_original()
     model = make_model()
-    with pytest.raises(UserError, match=r"by_name: .*original\.pth does not tell the names of its 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: .*original\.pth does not name its 5 classes"):
         DetrCheckpointer(model, class_names=list("abcde"), classes_by_name=True).load(str(path))
     path, _ = save_original(num_classes=91)
-    with pytest.raises(UserError, match=r"by_name: no names are known of the model's 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: there are no names for the model's 5 classes"):
         DetrCheckpointer(model, classes_by_name=True).load(str(path))
-    with pytest.raises(UserError, match=r"by_name: 3 names are known of the model's 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: there are 3 names for the model's 5 classes"):
         DetrCheckpointer(model, class_names=list("abc"), classes_by_name=True).load(str(path))
 
 

@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch.testing import assert_close
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.checkpoint.path_handlers import detr_address, register_path_handlers, torchvision_address
+from detr_d2.checkpoint.published import detr_url, register_path_handlers, torchvision_url
 from detr_d2.utils.errors import UserError
 
 
@@ -35,13 +35,13 @@ def downloads(monkeypatch):
 def test_torchvision_addresses_are_torchvisions():
     """The first weights of a model are those that DETR was trained from."""
     models = torchvision.models
-    assert torchvision_address("resnet101") == models.ResNet101_Weights.IMAGENET1K_V1.url
-    assert torchvision_address("resnet50/IMAGENET1K_V2") == models.ResNet50_Weights.IMAGENET1K_V2.url
-    assert torchvision_address("resnet18") == models.ResNet18_Weights.IMAGENET1K_V1.url
+    assert torchvision_url("resnet101") == models.ResNet101_Weights.IMAGENET1K_V1.url
+    assert torchvision_url("resnet50/IMAGENET1K_V2") == models.ResNet50_Weights.IMAGENET1K_V2.url
+    assert torchvision_url("resnet18") == models.ResNet18_Weights.IMAGENET1K_V1.url
 
 
 def test_detr_addresses():
-    assert detr_address("detr-r101-dc5") == "https://dl.fbaipublicfiles.com/detr/detr-r101-dc5-a2e86def.pth"
+    assert detr_url("detr-r101-dc5") == "https://dl.fbaipublicfiles.com/detr/detr-r101-dc5-a2e86def.pth"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_names_exist_without_a_download(downloads):
 
 def test_opened(downloads, tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
-    downloads[detr_address("detr-r50")] = str(tmp_path / "file")
+    downloads[detr_url("detr-r50")] = str(tmp_path / "file")
     with Path(PathManager.get_local_path("detr://detr-r50")).open("rb") as file:
         assert file.read() == b"weights"
 
