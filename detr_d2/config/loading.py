@@ -1,28 +1,33 @@
-"""From a YAML file and command-line options to a config, with mistakes explained."""
+"""From a config's name and command-line options to a config, with mistakes explained."""
 
 import difflib
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.config.defaults import add_detr_config
+from detr_d2.config.published import PUBLISHED
 from detr_d2.utils.errors import UserError
 
 
-def load_config(config_file: str, options: list[str]) -> CfgNode:
-    """Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
+def load_config(config: str, options: list[str]) -> CfgNode:
+    """Return Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
+
+    Args:
+        config: see :func:`find_config`; "" for the defaults alone.
 
     Raises:
         UserError: names the file or option, the key, and the key that was probably meant.
     """
     cfg = get_cfg()
     add_detr_config(cfg)
-    if config_file:
-        if not PathManager.isfile(config_file):
-            raise UserError(f"The config file {config_file} does not exist: give the path of a YAML file.")
-        _merge(cfg, cfg.merge_from_file, config_file, source=f"config file {config_file}")
+    if config:
+        file = find_config(config)
+        _merge(cfg, cfg.merge_from_file, file, source=f"config file {file}")
     if flags := [word for word in options if word.startswith("--")]:
         raise UserError(f"{flags[0]} stands among the options KEY VALUE: put flags before them.")
     if len(options) % 2:
@@ -32,13 +37,50 @@ def load_config(config_file: str, options: list[str]) -> CfgNode:
     return cfg
 
 
-def _merge(cfg: CfgNode, merge, values, source: str) -> None:
+def find_config(name: str) -> str:
+    """Return the path of the file ``name`` if there is one, otherwise that of the :func:`packaged_config`.
+
+    Raises:
+        UserError: there is neither; the message lists names like it.
+    """
+    return name if PathManager.isfile(name) else packaged_config(name)
+
+
+def packaged_config(name: str) -> str:
+    """Return the path of a config of this package.
+
+    Args:
+        name: a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
+
+    Raises:
+        UserError: there is no such config; the message lists names like it.
+    """
+    folder = _config_folder()
+    file = PUBLISHED[name].config if name in PUBLISHED else f"{name.removesuffix('.yaml')}.yaml"
+    path = folder / file
+    if path.is_file():
+        return str(path)
+    names = [*sorted(str(x.relative_to(folder))[: -len(".yaml")] for x in folder.rglob("*.yaml")), *PUBLISHED]
+    similar = difflib.get_close_matches(Path(file).stem, names)
+    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Choose one of {', '.join(names)}."
+    raise UserError(
+        f"The config {name} does not exist: there is no such file, config of this package or published model. {hint}"
+    )
+
+
+def _config_folder() -> Path:
+    # Installed, the configs lie in the package; in a checkout they lie beside it.
+    package = Path(__file__).resolve().parents[1]
+    return next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
+
+
+def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str) -> None:
     try:
         merge(values)
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
     except AttributeError as e:
-        # What fvcore makes of a text, or any file that happens to be one in YAML's eyes.
+        # From fvcore, of a file that is a single text or list in YAML.
         raise UserError(
             f"In {source}: there are no keys with values in it; give a YAML file such as configs/*.yaml."
         ) from e
@@ -49,18 +91,19 @@ def _merge(cfg: CfgNode, merge, values, source: str) -> None:
 
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:
-    """Detectron2 refuses a whole number, "1", where a key takes a fraction."""
-    return f"{value}.0" if isinstance(_held(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value) else value
+    """Return "1.0" for "1" where a key is a fraction, since Detectron2 refuses a whole number there."""
+    return f"{value}.0" if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value) else value
 
 
-def _held(cfg: CfgNode, key: str) -> Any:
-    held = cfg
+def _value(cfg: CfgNode, key: str) -> Any:
+    """Return what ``cfg`` holds under ``key``; None if it has no such key."""
+    value = cfg
     for name in key.split("."):
-        held = held.get(name) if isinstance(held, CfgNode) else None
-    return held
+        value = value.get(name) if isinstance(value, CfgNode) else None
+    return value
 
 
-# Of an exception of yacs: the type of what was given, what was given, and the key.
+# Of an exception of yacs: the type of the given value, the value, and the key.
 _MISMATCH = r"Type mismatch .*<class '([\w.]+)'>\) with values .* vs\. (.*)\) for config key: ([\w.]+)"
 _FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number", "str": "a text"}
 """What to set a key to, by the type of its default."""
@@ -80,10 +123,10 @@ def _explain(cfg: CfgNode, message: str) -> str:
 
 def _explain_type(cfg: CfgNode, given: str, value: str, key: str) -> str:
     value = repr(value) if given == "str" else value
-    held = _held(cfg, key)
-    if isinstance(held, CfgNode):
+    current = _value(cfg, key)
+    if isinstance(current, CfgNode):
         return f"{key} is {value}, but holds keys of its own: set one of those."
-    form = f'"({value},)"' if isinstance(held, tuple | list) else _FORMS[type(held).__name__]
+    form = f'"({value},)"' if isinstance(current, tuple | list) else _FORMS[type(current).__name__]
     return f"{key} is {value}: set {form}."
 
 

@@ -9,9 +9,8 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detr_d2.config import check_detr_config
+from detr_d2.config import check_detr_config, find_config, load_config
 from detr_d2.config.checks import check_device, check_training
-from detr_d2.config.loading import load_config
 from detr_d2.config.pixel_checks import check_pixel_statistics
 from detr_d2.engine.own_data import use_own_data
 from detr_d2.utils.errors import UserError
@@ -24,6 +23,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     ``args`` may also name files to train and evaluate on, see :func:`~detr_d2.engine.own_data.add_data_arguments`.
     """
+    if args.config_file:
+        # Detectron2's set-up logs the content of the file.
+        args.config_file = find_config(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     data = use_own_data(cfg, args)
     check_detr_config(cfg)

@@ -60,7 +60,7 @@ def test_figures_are_the_authors():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: model_zoo.get_config_file("detr_r51"), "no config 'detr_r51'.*detr_r50_640.yaml.*detr-r50"),
+        (lambda: model_zoo.get_config_file("detr_r51"), "config detr_r51 does not exist.*Did you mean .*detr-r50"),
         (lambda: model_zoo.get_checkpoint_url("detr_r50_640.yaml"), "No weights are published for 'detr_r50_640.yaml'"),
         (lambda: model_zoo.get_config("detr_128_2_3_cpu", trained=True), "No weights are published"),
     ],

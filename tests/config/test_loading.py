@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from detr_d2.engine import load_config
+from detr_d2.config import find_config, load_config, packaged_config
 from detr_d2.utils.errors import UserError
 
 
@@ -61,6 +63,33 @@ def test_bad_options(options, message):
     assert message in str(error.value)
 
 
-def test_missing_file():
-    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
-        load_config("nowhere.yaml", [])
+@pytest.mark.parametrize("name", ["smca_shapes_cpu", "smca_shapes_cpu.yaml"])
+def test_packaged_configs_have_names(repository, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_config(name)) == repository / "configs" / "smca_shapes_cpu.yaml"
+    assert load_config(name, []).MODEL.DETR.TRANSFORMER == "SmcaTransformer"
+
+
+def test_published_models_have_configs(repository):
+    assert Path(find_config("detr-r101-dc5")) == repository / "configs" / "detr_256_6_6_torchvision_r101_dc5.yaml"
+
+
+def test_a_file_comes_before_the_packaged_config_of_its_name(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("detr_shapes_cpu.yaml").write_text(f"_BASE_: {repository}/configs/detr_shapes_cpu.yaml\nSEED: 7\n")
+    assert load_config("detr_shapes_cpu.yaml", []).SEED == 7
+    assert load_config("detr_shapes_cpu", []).SEED != 7
+    assert Path(packaged_config("detr_shapes_cpu.yaml")).parent == repository / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("folder/smca_shape_cpu.yaml", "Did you mean smca_shapes_cpu or "),
+        ("detr-r60", "Did you mean detr-r50 or "),
+        ("nowhere.yaml", "Choose one of Base-DETR, .*smca_shapes_cpu, .*detr-r50"),
+    ],
+)
+def test_missing_config(name, hint):
+    with pytest.raises(UserError, match=rf"The config {name} does not exist.* {hint}"):
+        load_config(name, [])

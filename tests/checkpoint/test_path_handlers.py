@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch.testing import assert_close
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.checkpoint.published import detr_url, register_path_handlers, torchvision_url
+from detr_d2.checkpoint.model_zoo import detr_url, register_path_handlers, torchvision_url
 from detr_d2.utils.errors import UserError
 
 
