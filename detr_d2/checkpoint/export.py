@@ -110,5 +110,5 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as e:
-        raise UserError("Safetensors files take a package to write: pip install safetensors") from e
+        raise UserError("To write safetensors files, pip install safetensors.") from e
     return safetensors.torch

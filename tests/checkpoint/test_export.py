@@ -24,7 +24,7 @@ ARCHITECTURES = [
     ("options", "to"),
     [(options, "original") for options in ARCHITECTURES] + [(options, "huggingface") for options in ARCHITECTURES[:3]],
 )
-def test_there_and_back_is_equal_bit_by_bit(make_model, options, to):
+def test_conversion_and_back_is_equal_bit_by_bit(make_model, options, to):
     """Transformers has no SMCA."""
     tensors = make_model(*options).state_dict()
     foreign = from_native(tensors, EXPORTS[to])
@@ -38,7 +38,7 @@ def test_there_and_back_is_equal_bit_by_bit(make_model, options, to):
 
 
 def test_the_originals_names_are_its_own(make_cfg, make_original):
-    """Loads strictly there, what it holds being equal to the file that we started from."""
+    """The export has exactly the names and tensors of the file that we started from."""
     original = make_original(make_cfg()).state_dict()
     exported = from_native(to_native(original).tensors, EXPORTS["original"])
     assert exported.keys() == original.keys()
@@ -70,14 +70,14 @@ def test_our_model_gives_its_outputs_in_the_original(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_of_coco_come_back(dtype):
-    """Edge case C40, there and back, and in half precision."""
+    """81 rows become 92 and 81 again, in half precision too."""
     head = {"detr.class_embed.weight": torch.randn(81, 8).to(dtype), "detr.class_embed.bias": torch.randn(81).to(dtype)}
     spread = coco_id_head(head)
     assert spread["detr.class_embed.weight"].shape == (92, 8)
     assert all(x.dtype == dtype and x.isfinite().all() for x in spread.values())
     back = contiguous_coco_head(spread)
     assert all(torch.equal(back[name], x) for name, x in head.items())
-    # 12, 26, 29 and 30 are no category of COCO's.
+    # 12, 26, 29 and 30 are not category ids of COCO.
     assert not spread["detr.class_embed.weight"][[12, 26, 29, 30]].any()
     assert (spread["detr.class_embed.bias"][[0, 12, 26, 29, 30]] < -9000).all()
 
@@ -138,7 +138,7 @@ def test_a_published_head_keeps_its_rows_for_others(save_original_shapes, tmp_pa
     assert '"12": "N/A"' in config
 
 
-def test_of_two_files_none_stays_where_one_fails(save_original_shapes, tmp_path, monkeypatch):
+def test_of_two_files_neither_stays_when_one_fails(save_original_shapes, tmp_path, monkeypatch):
     source = save_original_shapes()
     folder = tmp_path / "out"
 
@@ -151,7 +151,7 @@ def test_of_two_files_none_stays_where_one_fails(save_original_shapes, tmp_path,
     assert os.listdir(folder) == []
 
 
-def test_a_resnet_that_timm_has_not_is_refused():
+def test_a_resnet_that_timm_lacks_is_refused():
     architecture = {
         "MODEL.DETR.TRANSFORMER": "DetrTransformer",
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
@@ -169,7 +169,7 @@ def test_wildcards_may_change_order():
     assert reordered.foreign_name("cabias.d.12") is None
 
 
-def test_a_name_that_the_format_has_not_is_told(make_model):
+def test_a_name_that_the_format_lacks_is_reported(make_model):
     tensors = {**make_model().state_dict(), "detr.mask_head.weight": torch.zeros(1)}
     with pytest.raises(UserError, match=r"no names for detr\.mask_head\.weight"):
         from_native(tensors, EXPORTS["original"])
