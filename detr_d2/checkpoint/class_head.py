@@ -19,94 +19,71 @@ UNUSED_BIAS = -1e4
 """Bias of a row that is no class: neither softmax nor sigmoid ever chooses it, and half precision can represent it."""
 
 
-class _CocoHead(NamedTuple):
-    """A head over COCO's category ids, as the original publishes them."""
+class CocoHead(NamedTuple):
+    """A head that the original publishes, with a row for every category id of COCO, and its contiguous classes."""
 
     names: list[str]
     """Of the contiguous classes."""
     rows: list[int]
-    """Of the contiguous classes and of no-object, which is the last row."""
+    """By category id, of the contiguous classes and of no-object, which is the last row."""
 
     @property
-    def num_rows(self) -> int:
+    def num_id_rows(self) -> int:
         return self.rows[-1] + 1
+
+    @property
+    def names_by_id(self) -> list[str | None]:
+        """Return the names by row without no-object; None for a row that is no class."""
+        names = dict(zip(self.rows[:-1], self.names, strict=True))
+        return [names.get(i) for i in range(self.rows[-1])]
+
+    def to_contiguous(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a head over category ids to the contiguous classes, then no-object."""
+        return {name: x[self.rows] if name in HEAD else x for name, x in tensors.items()}
+
+    def to_ids(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a head over the contiguous classes to category ids: the inverse of :meth:`to_contiguous`.
+
+        Rows that are no class get the weight 0 and the bias :data:`UNUSED_BIAS`.
+        """
+        spread = dict(tensors)
+        for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
+            spread[name] = tensors[name].new_full((self.num_id_rows, *tensors[name].shape[1:]), fill)
+            spread[name][self.rows] = tensors[name]
+        return spread
 
 
 @functools.cache
-def _coco_heads() -> tuple[_CocoHead, ...]:
-    """Return the heads of the ids 0 to 90, of which 80 are things, and of 0 to 249, of which 53 more are stuff."""
+def _coco_heads() -> tuple[CocoHead, CocoHead]:
     panoptic = coco_panoptic_categories()
-    things = _CocoHead([x["name"] for x in COCO_CLASSES], [*(x["id"] for x in COCO_CLASSES), 91])
-    return things, _CocoHead(panoptic.names, panoptic.published_rows())
+    things = CocoHead([x["name"] for x in COCO_CLASSES], [*(x["id"] for x in COCO_CLASSES), 91])
+    return things, CocoHead(panoptic.names, panoptic.published_rows())
 
 
-def _by_ids(rows: int | None) -> _CocoHead | None:
-    return next((x for x in _coco_heads() if x.num_rows == rows), None)
+def coco_head_by_ids(rows: int | None) -> CocoHead | None:
+    """Return COCO's head with ``rows`` rows by category id: 92, or 251 of things and stuff; None for others."""
+    return next((x for x in _coco_heads() if x.num_id_rows == rows), None)
 
 
-def _contiguous(rows: int | None) -> _CocoHead | None:
+def coco_head_contiguous(rows: int | None) -> CocoHead | None:
+    """Return COCO's head with ``rows`` contiguous rows: 81, or 134 of things and then stuff; None for others."""
     return next((x for x in _coco_heads() if len(x.rows) == rows), None)
+
+
+def coco_names(rows: int) -> list[str | None] | None:
+    """Return the class names by row of a head over COCO, contiguous or by category id; None for other heads.
+
+    No-object is left out, and None stands for a row that is no class.
+    """
+    if coco := coco_head_contiguous(rows):
+        return list(coco.names)
+    return coco.names_by_id if (coco := coco_head_by_ids(rows)) else None
 
 
 def head_rows(tensors: Mapping[str, Tensor]) -> int | None:
     """Return the number of rows of the class head, classes and no-object; None if there is no head."""
     weight = tensors.get(HEAD[0])
     return None if weight is None else weight.shape[0]
-
-
-def has_coco_id_rows(tensors: Mapping[str, Tensor]) -> bool:
-    """Check whether the head has as many rows as the published ones over COCO's category ids: 92 or 251."""
-    return _by_ids(head_rows(tensors)) is not None
-
-
-def contiguous_classes(tensors: Mapping[str, Tensor]) -> list[str] | None:
-    """Return the class names of a head over COCO's category ids, in contiguous order; None for other heads."""
-    coco = _by_ids(head_rows(tensors))
-    return coco and list(coco.names)
-
-
-def contiguous_coco_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring a head over COCO's category ids to the contiguous classes, then no-object.
-
-    92 rows become 81, of things; 251 become 134, of things and then stuff.
-    """
-    rows = _by_ids(head_rows(tensors)).rows
-    return {name: x[rows] if name in HEAD else x for name, x in tensors.items()}
-
-
-def coco_id_rows(tensors: Mapping[str, Tensor]) -> int | None:
-    """Return the number of rows of the head that :func:`coco_id_head` makes; None if the head can't be COCO's."""
-    coco = _contiguous(head_rows(tensors))
-    return coco and coco.num_rows
-
-
-def coco_id_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring a head of 81 or 134 contiguous rows to the 92 or 251 rows of the category ids.
-
-    The inverse of :func:`contiguous_coco_head`. Rows that are no class get the weight 0 and the bias
-    :data:`UNUSED_BIAS`.
-    """
-    coco = _contiguous(head_rows(tensors))
-    spread = dict(tensors)
-    for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
-        spread[name] = tensors[name].new_full((coco.num_rows, *tensors[name].shape[1:]), fill)
-        spread[name][coco.rows] = tensors[name]
-    return spread
-
-
-def coco_names(rows: int) -> list[str | None] | None:
-    """Return the class names by row of a head over COCO, without no-object; None for a row that is no class.
-
-    Args:
-        rows: 81, contiguous classes; 92, category ids; 134 and 251, the same of things and stuff. For other numbers
-            the head is not COCO's, and None is returned.
-    """
-    if coco := _contiguous(rows):
-        return list(coco.names)
-    if coco := _by_ids(rows):
-        names = dict(zip(coco.rows, coco.names, strict=False))
-        return [names.get(i) for i in range(rows - 1)]
-    return None
 
 
 class ClassMatch(NamedTuple):

@@ -9,9 +9,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from detr_d2.checkpoint import class_head
 from detr_d2.checkpoint.architecture import compare, describe_architecture, explain, group_names, infer_architecture
-from detr_d2.checkpoint.class_head import HEAD, coco_names, head_rows
+from detr_d2.checkpoint.class_head import HEAD, coco_head_by_ids, coco_head_contiguous, coco_names, head_rows
 from detr_d2.checkpoint.export import check_output, write_checkpoint
 from detr_d2.checkpoint.formats import NativeWeights, to_native
 from detr_d2.checkpoint.huggingface import DEFAULT_HEADS, read_config, read_labels, read_settings
@@ -68,14 +67,14 @@ def convert_checkpoint(
 
     Args:
         source: a file or URL in one of :data:`~detr_d2.checkpoint.formats.FORMATS`.
-        output: the file to write; its folder is made if need be.
+        output: the file to write; its folder is created if need be.
         to: one of :data:`~detr_d2.checkpoint.export.TARGETS`.
         num_classes: foreground classes of the model to be loaded. None keeps the head, except that "d2" brings one over
             COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or 250
             keep these too. A head that does not fit the number is left out of "d2", and refused for the others.
         coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, or one
-            over 133 to the 251 rows of the panoptic ones, filled as in
-            :func:`~detr_d2.checkpoint.class_head.coco_id_head`. Not for "d2".
+            over 133 to the 251 rows of the panoptic ones, as
+            :meth:`~detr_d2.checkpoint.class_head.CocoHead.to_ids` does. Not for "d2".
         settings: config keys that no tensor reveals and that the source may not report either: MODEL.DETR.NHEADS,
             MODEL.RESNETS.RES5_DILATION.
         force: overwrite ``output``.
@@ -136,7 +135,7 @@ def _select_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[
     if rows is None:
         return weights.tensors, f"the source holds none; {_NEW_HEAD}"
     if weights.class_names is not None:
-        by_id = class_head.coco_id_rows(weights.tensors)
+        by_id = coco_head_contiguous(rows).num_id_rows
         return weights.tensors, f"{by_id} -> {rows} rows: COCO's classes in contiguous order, then no-object"
     if num_classes is None or rows - 1 == num_classes:
         return weights.tensors, f"{rows} rows kept: {rows - 1} classes, then no-object"
@@ -152,13 +151,13 @@ def _spread_head(
     if to == "d2":
         raise UserError("--coco-ids is for --to original and --to huggingface: our heads have contiguous classes.")
     is_coco = labels is None or labels == coco_names(rows)
-    if is_coco and class_head.has_coco_id_rows(tensors):
+    if is_coco and coco_head_by_ids(rows):
         return tensors, coco_names(rows), f"{rows} rows kept: COCO's category ids, then no-object"
-    by_id = class_head.coco_id_rows(tensors)
-    if by_id is None or not is_coco:
+    coco = coco_head_contiguous(rows)
+    if coco is None or not is_coco:
         raise UserError(f"{source}: its head of {rows} rows is not over COCO's 80 classes. Leave out --coco-ids.")
-    head = f"{rows} -> {by_id} rows: COCO's category ids, then no-object; rows that are no class never win"
-    return class_head.coco_id_head(tensors), coco_names(by_id), head
+    head = f"{rows} -> {coco.num_id_rows} rows: COCO's category ids, then no-object; rows that are no class never win"
+    return coco.to_ids(tensors), coco.names_by_id, head
 
 
 def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[str | None] | None:
@@ -167,7 +166,7 @@ def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str
     if rows is None or weights.class_names is not None:
         return weights.class_names
     names = read_labels(config, rows - 1) or checkpoint.get("class_names")
-    if names is None and weights.format.has_coco_ids and class_head.has_coco_id_rows(weights.tensors):
+    if names is None and weights.format.has_coco_ids and coco_head_by_ids(rows):
         return coco_names(rows)
     return list(names) if names is not None and len(names) == rows - 1 else None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detr_d2.checkpoint import key_maps
 from detr_d2.checkpoint.architecture import group_names
-from detr_d2.checkpoint.class_head import contiguous_classes, contiguous_coco_head
+from detr_d2.checkpoint.class_head import coco_head_by_ids, head_rows
 from detr_d2.checkpoint.huggingface import HUGGINGFACE, HUGGINGFACE_SEGMENTATION
 from detr_d2.checkpoint.key_maps import CheckpointFormat
 from detr_d2.utils.errors import UserError
@@ -48,7 +48,7 @@ class NativeWeights:
 
 
 def find_format(names: Iterable[str]) -> CheckpointFormat | None:
-    """Return the format that has tensors of these names, None if it is none that is read."""
+    """Return the supported format with tensors of these names; None if there is none."""
     names = list(names)
     if any(x.matches(names) for x in key_maps.UNSUPPORTED):
         return None
@@ -56,10 +56,10 @@ def find_format(names: Iterable[str]) -> CheckpointFormat | None:
 
 
 def recognize(names: Iterable[str], source: str = "The checkpoint") -> CheckpointFormat:
-    """Return the format that has tensors of these names.
+    """Return the supported format with tensors of these names.
 
     Raises:
-        UserError: it is none that is read; the message says what ``source`` looks like and what can be read.
+        UserError: there is none; the message says what ``source`` looks like and what can be loaded.
     """
     names = list(names)
     if found := find_format(names):
@@ -120,10 +120,10 @@ def to_native(
     left_out += [name for name in weights if names[name] is None]
     if found.splits_in_proj:
         tensors = join_in_proj(tensors)
-    class_names = contiguous_classes(tensors) if found.has_coco_ids else None
-    if class_names is None or not (contiguous or num_classes == len(class_names)):
+    coco = coco_head_by_ids(head_rows(tensors)) if found.has_coco_ids else None
+    if coco is None or not (contiguous or num_classes == len(coco.names)):
         return NativeWeights(tensors, found, left_out)
-    return NativeWeights(contiguous_coco_head(tensors), found, left_out, class_names)
+    return NativeWeights(coco.to_contiguous(tensors), found, left_out, list(coco.names))
 
 
 def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[str, Tensor]:

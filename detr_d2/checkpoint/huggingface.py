@@ -21,31 +21,22 @@ DEFAULT_HEADS = 8
 # Widths of timm's ResNets, which are the library's image encoders.
 _RESNET = {"STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "NUM_GROUPS": 1}
 
+_LAYER, _OUR_LAYER = "model.<coder>.layers.<n>", "detr.transformer.<coder>.layers.<n>"
+_DECODER, _OUR_DECODER = (x.replace("<coder>", "decoder") for x in (_LAYER, _OUR_LAYER))
+
 # Where the releases have different names for a tensor, the first one is that of the files, which either reads.
 _TRANSFORMER: Rules = (
-    *with_prefixes(
-        "model.<coder>.layers.<n>.",
-        "detr.transformer.<coder>.layers.<n>.",
-        (
-            ("self_attn.<qkv>_proj.<wb>", "self_attn.<qkv>_proj.<wb>"),
-            ("self_attn.out_proj.<wb>", "self_attn.out_proj.<wb>"),
-            ("self_attn.o_proj.<wb>", "self_attn.out_proj.<wb>"),
-            ("fc<i>.<wb>", "linear<i>.<wb>"),
-            ("mlp.fc<i>.<wb>", "linear<i>.<wb>"),
-            ("self_attn_layer_norm.<wb>", "norm1.<wb>"),
-        ),
-    ),
-    *with_prefixes(
-        "model.decoder.layers.<n>.",
-        "detr.transformer.decoder.layers.<n>.",
-        (
-            ("encoder_attn.<qkv>_proj.<wb>", "multihead_attn.<qkv>_proj.<wb>"),
-            ("encoder_attn.out_proj.<wb>", "multihead_attn.out_proj.<wb>"),
-            ("encoder_attn.o_proj.<wb>", "multihead_attn.out_proj.<wb>"),
-            ("encoder_attn_layer_norm.<wb>", "norm2.<wb>"),
-            ("final_layer_norm.<wb>", "norm3.<wb>"),
-        ),
-    ),
+    (f"{_LAYER}.self_attn.<qkv>_proj.<wb>", f"{_OUR_LAYER}.self_attn.<qkv>_proj.<wb>"),
+    (f"{_LAYER}.self_attn.out_proj.<wb>", f"{_OUR_LAYER}.self_attn.out_proj.<wb>"),
+    (f"{_LAYER}.self_attn.o_proj.<wb>", f"{_OUR_LAYER}.self_attn.out_proj.<wb>"),
+    (f"{_LAYER}.fc<i>.<wb>", f"{_OUR_LAYER}.linear<i>.<wb>"),
+    (f"{_LAYER}.mlp.fc<i>.<wb>", f"{_OUR_LAYER}.linear<i>.<wb>"),
+    (f"{_LAYER}.self_attn_layer_norm.<wb>", f"{_OUR_LAYER}.norm1.<wb>"),
+    (f"{_DECODER}.encoder_attn.<qkv>_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.<qkv>_proj.<wb>"),
+    (f"{_DECODER}.encoder_attn.out_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.out_proj.<wb>"),
+    (f"{_DECODER}.encoder_attn.o_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.out_proj.<wb>"),
+    (f"{_DECODER}.encoder_attn_layer_norm.<wb>", f"{_OUR_DECODER}.norm2.<wb>"),
+    (f"{_DECODER}.final_layer_norm.<wb>", f"{_OUR_DECODER}.norm3.<wb>"),
     ("model.encoder.layers.<n>.final_layer_norm.<wb>", "detr.transformer.encoder.layers.<n>.norm2.<wb>"),
     ("model.<coder>.layernorm.<wb>", "detr.transformer.<coder>.norm.<wb>"),
 )

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names, contiguous_coco_head
+from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_head_by_ids, coco_names
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def test_rows_are_coco_ids_in_contiguous_order_then_no_object(head, real_data):
     categories = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())["categories"]
     ids = sorted(x["id"] for x in categories)
     assert len(ids) == 80
-    converted = contiguous_coco_head({**head, "detr.query_embed.weight": torch.zeros(100, 256)})
+    converted = coco_head_by_ids(92).to_contiguous({**head, "detr.query_embed.weight": torch.zeros(100, 256)})
     assert converted["detr.class_embed.weight"].shape == (81, 256)
     assert converted["detr.class_embed.weight"][:, 7].tolist() == [*ids, 91]
     assert converted["detr.class_embed.bias"].tolist() == [*ids, 91]

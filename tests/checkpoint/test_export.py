@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detr_d2.checkpoint import read_checkpoint
-from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_id_head, contiguous_coco_head
+from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_head_by_ids
 from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.checkpoint.formats import EXPORTS, find_format, from_native, to_native
 from detr_d2.checkpoint.huggingface import make_config
@@ -72,10 +72,11 @@ def test_our_model_gives_its_outputs_in_the_original(
 def test_rows_of_coco_come_back(dtype):
     """81 rows become 92 and 81 again, in half precision too."""
     head = {"detr.class_embed.weight": torch.randn(81, 8).to(dtype), "detr.class_embed.bias": torch.randn(81).to(dtype)}
-    spread = coco_id_head(head)
+    coco = coco_head_by_ids(92)
+    spread = coco.to_ids(head)
     assert spread["detr.class_embed.weight"].shape == (92, 8)
     assert all(x.dtype == dtype and x.isfinite().all() for x in spread.values())
-    back = contiguous_coco_head(spread)
+    back = coco.to_contiguous(spread)
     assert all(torch.equal(back[name], x) for name, x in head.items())
     # 12, 26, 29 and 30 are not category ids of COCO.
     assert not spread["detr.class_embed.weight"][[12, 26, 29, 30]].any()
