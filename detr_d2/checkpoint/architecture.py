@@ -161,10 +161,9 @@ def explain(
     in_file, in_model = infer_architecture(tensors), infer_architecture(model)
     keys = [x for x in in_file if x in in_model and x not in ignore and in_file[x] != in_model[x]]
     lines = [f"{key}: {in_file[key]} in the file, {in_model[key]} in the model" for key in keys]
-    if differences.missing:
-        lines.append(f"only in the model: {group_names(differences.missing)}")
-    if differences.unexpected:
-        lines.append(f"only in the file: {group_names(differences.unexpected)}")
+    for names, where in ((differences.missing, "model"), (differences.unexpected, "file")):
+        if names:
+            lines.append(f"only in the {where}: {group_names(names)}")
     if differences.reshaped:
         name = differences.reshaped[0]
         shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(model[name].shape)} in the model"

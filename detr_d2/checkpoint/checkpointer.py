@@ -27,8 +27,8 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without executing what a
     file contains. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
-    initialization. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is asked
-    for. A run that is resumed must find exactly what it saved.
+    initialization. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is
+    requested. A run that is resumed must find exactly what it saved.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detr_d2.checkpoint.formats import EXPORTS, MASK_EXPORTS, from_native, is_of_mask_head
 from detr_d2.checkpoint.huggingface import CONFIG_NAME, make_config, release_4_names
-from detr_d2.checkpoint.reading import SAFETENSORS
+from detr_d2.checkpoint.reading import SAFETENSORS, import_safetensors
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
@@ -33,7 +33,7 @@ def check_output(output: str, to: str, force: bool) -> None:
     if output.endswith(SAFETENSORS):
         if to != "huggingface":
             raise UserError(f"{output}: safetensors files are written with --to huggingface only. Name a .pth file.")
-        _safetensors()
+        import_safetensors(output)
     paths = [output, _config_path(output)] if to == "huggingface" else [output]
     for path in paths:
         if os.path.exists(path) and not force:
@@ -99,16 +99,8 @@ def _write(contents: Mapping[str, Any]) -> None:
 def _save(content: dict[str, Any], path: str, file: BinaryIO) -> None:
     if path.endswith(SAFETENSORS):
         tensors = {name: x.contiguous() for name, x in content.items()}
-        file.write(_safetensors().save(tensors, metadata={"format": "pt"}))
+        file.write(import_safetensors(path).save(tensors, metadata={"format": "pt"}))
     elif os.path.basename(path) == CONFIG_NAME:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     else:
         torch.save(content, file)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as e:
-        raise UserError("To write safetensors files, pip install safetensors.") from e
-    return safetensors.torch

@@ -1,6 +1,7 @@
 """Reading of checkpoint files without executing anything that they contain."""
 
 import argparse
+import importlib
 import os
 import pickle
 import tarfile
@@ -37,10 +38,10 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     name = path if local == path else f"{path} (downloaded to {local})"
     try:
         if _is_safetensors(local):
-            return _load_safetensors(local)
+            return import_safetensors(name).load_file(local)
         checkpoint = _load(local, pickle if trust else safe_pickle)
-    except UserError as e:
-        raise UserError(f"{name} {e}") from e
+    except UserError:
+        raise
     except safe_pickle.ForbiddenGlobal as e:
         raise UserError(
             f"{name} holds more than weights and plain values: reading it needs {e.name}, which may run any code. "
@@ -86,6 +87,18 @@ def local_path(path: str) -> str:
     return local
 
 
+def import_safetensors(path: str) -> ModuleType:
+    """Return the module ``safetensors.torch``, for reading or writing ``path``.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as e:
+        raise UserError(f"{path} is a safetensors file, which requires a package: pip install safetensors") from e
+
+
 def allow_original_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, which DefaultPredictor calls, read the original's files.
 
@@ -102,14 +115,6 @@ def _is_safetensors(path: str) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= os.path.getsize(path)
-
-
-def _load_safetensors(path: str) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as e:
-        raise UserError("is a safetensors file: to read it, pip install safetensors") from e
-    return load_file(path)
 
 
 def _load(path: str, pickle_module: ModuleType) -> Any:
