@@ -1,9 +1,9 @@
 """Entry points for ``torch.hub.load``, named as the original's: ``torch.hub.load(REPOSITORY, "detr_resnet50")``.
 
-Each returns this package's :class:`~detr_d2.modeling.meta_arch.Detr` in evaluation mode, on the CPU. It takes what Detectron2's
-models take, a list of dicts with an ``image`` each (RGB, uint8, (3, H, W)), and returns their ``instances``, the
-panoptic ones their ``panoptic_seg`` too: no post-processor is needed. The original's entry points return its bare
-network instead, which takes normalised images. Needs Detectron2.
+Each returns this package's :class:`~detr_d2.modeling.meta_arch.Detr` in evaluation mode, on the CPU. Its input and
+output are those of Detectron2's models: a list of dicts, one per image, with ``image`` (RGB, uint8, (3, H, W)); and
+their ``instances``, of panoptic models their ``panoptic_seg`` too. No post-processor is needed. The original's entry
+points return its bare network instead, whose input is normalized images. Requires Detectron2.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ _THING_IDS = 91
 
 
 def detr_resnet50(pretrained: bool = False, num_classes: int = 91, return_postprocessor: bool = False):
-    """DETR, ResNet-50: 42.0 AP on COCO val2017.
+    """Build DETR, ResNet-50: 42.0 AP on COCO val2017.
 
     Args:
         pretrained: load the published weights.
         num_classes: foreground classes. 91, as in the original, counts COCO's category ids, gaps included; with 80
             the published head is brought to COCO's contiguous classes. Others can't be pretrained.
-        return_postprocessor: also return :func:`detr_d2.modeling.postprocessing.box_instances`, which makes instances of what the
-            network inside the model, ``model.detr``, predicts.
+        return_postprocessor: also return :func:`~detr_d2.modeling.postprocessing.box_instances`, which makes instances
+            of the predictions of the network inside the model, ``model.detr``.
 
     Returns:
         The model, or the model and the post-processor.
@@ -42,33 +42,33 @@ def detr_resnet50(pretrained: bool = False, num_classes: int = 91, return_postpr
 
 
 def detr_resnet50_dc5(pretrained: bool = False, num_classes: int = 91, return_postprocessor: bool = False):
-    """DETR-DC5, ResNet-50: 43.3 AP on COCO val2017. Arguments as those of detr_resnet50."""
+    """Build DETR-DC5, ResNet-50: 43.3 AP on COCO val2017. Arguments as for detr_resnet50."""
     return _box_model("detr-r50-dc5", pretrained, num_classes, return_postprocessor)
 
 
 def detr_resnet101(pretrained: bool = False, num_classes: int = 91, return_postprocessor: bool = False):
-    """DETR, ResNet-101: 43.5 AP on COCO val2017. Arguments as those of detr_resnet50."""
+    """Build DETR, ResNet-101: 43.5 AP on COCO val2017. Arguments as for detr_resnet50."""
     return _box_model("detr-r101", pretrained, num_classes, return_postprocessor)
 
 
 def detr_resnet101_dc5(pretrained: bool = False, num_classes: int = 91, return_postprocessor: bool = False):
-    """DETR-DC5, ResNet-101: 44.9 AP on COCO val2017. Arguments as those of detr_resnet50."""
+    """Build DETR-DC5, ResNet-101: 44.9 AP on COCO val2017. Arguments as for detr_resnet50."""
     return _box_model("detr-r101-dc5", pretrained, num_classes, return_postprocessor)
 
 
 def detr_resnet50_panoptic(
     pretrained: bool = False, num_classes: int = 250, threshold: float = 0.85, return_postprocessor: bool = False
 ):
-    """Panoptic DETR, ResNet-50: 43.4 PQ on COCO val2017.
+    """Build panoptic DETR, ResNet-50: 43.4 PQ on COCO val2017.
 
     Args:
         pretrained: load the published weights.
         num_classes: foreground classes. 250, as in the original, counts COCO's panoptic category ids, gaps included:
             up to 90 they are things. With 133 the published head is brought to COCO's contiguous classes, 80 things,
             then stuff. Others can't be pretrained; as in the original, the first 91 of them are things.
-        threshold: the least probability of a query that becomes a segment.
-        return_postprocessor: also return :func:`detr_d2.modeling.postprocessing.panoptic_segmentation` with the rules of the
-            model, which makes segments of an image's class and mask logits.
+        threshold: the minimum probability of a query that becomes a segment.
+        return_postprocessor: also return :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation` with the rules
+            of the model, which makes segments of an image's class and mask logits.
 
     Returns:
         The model, or the model and the post-processor.
@@ -82,14 +82,14 @@ def detr_resnet50_panoptic(
 def detr_resnet50_dc5_panoptic(
     pretrained: bool = False, num_classes: int = 250, threshold: float = 0.85, return_postprocessor: bool = False
 ):
-    """Panoptic DETR-DC5, ResNet-50: 44.6 PQ on COCO val2017. Arguments as those of detr_resnet50_panoptic."""
+    """Build panoptic DETR-DC5, ResNet-50: 44.6 PQ on COCO val2017. Arguments as for detr_resnet50_panoptic."""
     return _panoptic_model("detr-r50-dc5-panoptic", pretrained, num_classes, threshold, return_postprocessor)
 
 
 def detr_resnet101_panoptic(
     pretrained: bool = False, num_classes: int = 250, threshold: float = 0.85, return_postprocessor: bool = False
 ):
-    """Panoptic DETR, ResNet-101: 45.1 PQ on COCO val2017. Arguments as those of detr_resnet50_panoptic."""
+    """Build panoptic DETR, ResNet-101: 45.1 PQ on COCO val2017. Arguments as for detr_resnet50_panoptic."""
     return _panoptic_model("detr-r101-panoptic", pretrained, num_classes, threshold, return_postprocessor)
 
 

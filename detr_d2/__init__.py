@@ -6,7 +6,7 @@ check_detectron2()
 
 # ruff: noqa: E402
 from detr_d2.checkpoint import allow_original_checkpoints, model_zoo
-from detr_d2.checkpoint.path_handlers import register_path_handlers
+from detr_d2.checkpoint.model_zoo import register_path_handlers
 from detr_d2.config import add_detr_config
 from detr_d2.criterion.matching import DETR_MATCHER_REGISTRY
 from detr_d2.data import DetrDatasetMapper, register_coco_dataset

@@ -1,5 +1,7 @@
-"""A newcomer's route, as docs/OWN_DATA.md tells it: VIA's annotations, COCO's format, the check, training from a
-checkpoint with another head, evaluation, prediction."""
+"""The steps of docs/OWN_DATA.md, from VIA's annotations to predictions.
+
+COCO's format, the check, training from a checkpoint with another head, evaluation, prediction.
+"""
 
 import json
 import os
@@ -31,7 +33,7 @@ SMALL = {
 
 @pytest.fixture
 def script(repository, tmp_path):
-    """A function that runs a script in the test's folder and returns what it wrote, stderr last."""
+    """Run a script in the test's folder: a function that returns what it wrote, stderr last."""
 
     def run(name: str, *words: object, code: int = 0) -> str:
         command = [sys.executable, str(repository / name), *map(str, words)]
@@ -45,7 +47,7 @@ def script(repository, tmp_path):
 
 @pytest.fixture
 def coco_checkpoint(make_original, tmp_path):
-    """A checkpoint as the original publishes them, of the small model: a class head of 92 rows."""
+    """Save a checkpoint of the small model as the original publishes them: a class head of 92 rows."""
     cfg = load_config("configs/finetune_r50.yaml", [word for pair in SMALL.items() for word in pair])
     original = make_original(cfg, num_classes=91)
     torch.save({"model": original.state_dict()}, tmp_path / "detr-small.pth")
@@ -54,7 +56,7 @@ def coco_checkpoint(make_original, tmp_path):
 
 @pytest.fixture
 def options(tmp_path):
-    """Config keys for the small model, from its checkpoint."""
+    """Return config keys for the small model, started from its checkpoint."""
     keys = {**SMALL, "MODEL.WEIGHTS": "detr-small.pth", "OUTPUT_DIR": str(tmp_path / "output")}
     return [word for pair in keys.items() for word in pair]
 
@@ -80,7 +82,7 @@ def test_from_via_to_predictions(script, coco_checkpoint, options, repository, r
     log = script("train_net.py", *config, *own, *options, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()")
     assert "MODEL.DETR.NUM_CLASSES 23, from train.json: bicycle, bottle" in log
     total = len(coco_checkpoint)
-    summary = re.search(r"loaded (\d+) of (\d+) tensors from detr-small.pth .*; class_embed re-initialised, (.*)", log)
+    summary = re.search(r"loaded (\d+) of (\d+) tensors from detr-small.pth .*; class_embed re-initialized, (.*)", log)
     assert int(summary[2]) - int(summary[1]) == 2
     assert int(summary[2]) <= total
     assert summary[3] == "92 -> 24 rows"
@@ -131,7 +133,7 @@ def test_a_flag_without_its_other_half(script, options, repository):
 
 
 def test_images_of_another_folder(script, options, real_data, repository, tmp_path):
-    """The commonest mistake: the folder above."""
+    """The most common mistake: the parent folder."""
     annotations, images = real_data / "coco" / "annotations" / "instances_val2017.json", real_data / "coco"
     config = ("--config-file", repository / "configs" / "finetune_r50.yaml")
     error = script("train_net.py", *config, "--train-json", annotations, "--train-images", images, *options, code=1)

@@ -25,7 +25,7 @@ PANOPTIC = {
 MASKS = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.DETR.NUM_OBJECT_QUERIES", 20),
     *("MODEL.DETR.FROZEN_WEIGHTS", "nowhere.pth", "MODEL.DETR.NUM_CLASSES", 133),
-    # As the original merges.
+    # The original merges before it removes.
     *("MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL", False),
 )
 SIZE = (72, 100)
@@ -57,8 +57,8 @@ def test_pretrained(load, monkeypatch, make_cfg, make_original, tmp_path, name):
     original = make_original(cfg, num_classes=91)
     torch.save({"model": original.state_dict()}, tmp_path / "published.pth")
 
-    def get_config(asked: str, trained: bool) -> CfgNode:
-        assert (asked, trained) == (BOX[name], True)
+    def get_config(requested: str, trained: bool) -> CfgNode:
+        assert (requested, trained) == (BOX[name], True)
         cfg.MODEL.WEIGHTS = str(tmp_path / "published.pth")
         return cfg
 
@@ -71,35 +71,35 @@ def test_pretrained(load, monkeypatch, make_cfg, make_original, tmp_path, name):
 
 @pytest.fixture
 def published_panoptic(monkeypatch, make_cfg, make_original_segmentation, make_inputs, original_batch, tmp_path):
-    """The original's panoptic model, of 250 classes, in a file that stands for the published one of any name."""
+    """Save the original's panoptic model, of 250 classes, in place of the published file of any name."""
     cfg = make_cfg(*MASKS)
     original = make_original_segmentation(cfg, num_classes=250)
     head = original.detr.class_embed
     with torch.no_grad():
-        # So that the queries are of many classes, and some are confident.
+        # Queries of many classes, some of them confident.
         original.detr.query_embed.weight.normal_(0, 30)
         head.weight.normal_()
         head.bias -= original(original_batch(make_inputs([SIZE], [0]), cfg)[0])["pred_logits"][0].mean(dim=0)
         for x in head.parameters():
             x.mul_(100)
     torch.save({"model": original.state_dict()}, tmp_path / "published.pth")
-    asked = []
+    requested = []
 
     def get_config(name: str, trained: bool) -> CfgNode:
-        asked.append((name, trained))
+        requested.append((name, trained))
         cfg.MODEL.WEIGHTS = str(tmp_path / "published.pth") if trained else ""
         return cfg.clone()
 
     monkeypatch.setattr(model_zoo, "get_config", get_config)
-    return original, cfg, asked
+    return original, cfg, requested
 
 
 @pytest.mark.parametrize("name", PANOPTIC)
 def test_panoptic_results_are_the_originals(load, published_panoptic, make_inputs, original_batch, name):
     """With the original's arguments, and the post-processor that its entry points return."""
-    original, cfg, asked = published_panoptic
+    original, cfg, requested = published_panoptic
     model, postprocessor = load(name, pretrained=True, threshold=0.4, return_postprocessor=True)
-    assert asked == [(PANOPTIC[name], True)]
+    assert requested == [(PANOPTIC[name], True)]
     assert not model.training
     assert all(x.requires_grad for x in model.detr.transformer.parameters())
     (inputs,) = make_inputs([SIZE], [0])
@@ -109,10 +109,10 @@ def test_panoptic_results_are_the_originals(load, published_panoptic, make_input
         ids, segments = model([inputs])[0]["panoptic_seg"]
         layout = {"padded_size": SIZE, "image_size": SIZE, "output_size": SIZE}
         again = postprocessor(outputs["pred_logits"][0], outputs["pred_masks"][0].__getitem__, **layout)
-    picture = np.asarray(Image.open(io.BytesIO(expected["png_string"]))).astype(int) @ [1, 256, 65536]
+    image = np.asarray(Image.open(io.BytesIO(expected["png_string"]))).astype(int) @ [1, 256, 65536]
     # Masks that have learned nothing are nearly equal, and rounding decides some pixels.
-    assert (again[0].numpy() == picture + 1).mean() > 0.999
-    assert (ids.numpy() == picture + 1).mean() > 0.98
+    assert (again[0].numpy() == image + 1).mean() > 0.999
+    assert (ids.numpy() == image + 1).mean() > 0.98
     kinds = [(x["isthing"], x["category_id"]) for x in expected["segments_info"]]
     assert [(x["isthing"], x["category_id"]) for x in segments] == kinds
     assert {is_thing for is_thing, _ in kinds} == {True, False}
@@ -120,7 +120,7 @@ def test_panoptic_results_are_the_originals(load, published_panoptic, make_input
 
 def test_panoptic_classes(load, published_panoptic):
     """COCO's contiguous classes on request; no download without ``pretrained``."""
-    original, _, asked = published_panoptic
+    original, _, requested = published_panoptic
     model = load("detr_resnet50_panoptic", pretrained=True, num_classes=133)
     assert torch.equal(model.detr.class_embed.weight[132], original.detr.class_embed.weight[200])
     assert model.panoptic.is_thing == (True,) * 80 + (False,) * 53
@@ -128,4 +128,4 @@ def test_panoptic_classes(load, published_panoptic):
     with pytest.raises(UserError, match=r"251 rows.*MODEL\.DETR\.NUM_CLASSES"):
         load("detr_resnet50_panoptic", pretrained=True, num_classes=7)
     assert load("detr_resnet101_panoptic", num_classes=100).panoptic.is_thing == (True,) * 91 + (False,) * 9
-    assert asked[-1] == ("detr-r101-panoptic", False)
+    assert requested[-1] == ("detr-r101-panoptic", False)

@@ -1,7 +1,7 @@
 """Checkpoints: read safely, brought to our names, loaded strictly, written whole."""
 
 from detr_d2.checkpoint.checkpointer import DetrCheckpointer
-from detr_d2.checkpoint.formats import native_state_dict
+from detr_d2.checkpoint.formats import native_state_dict, to_native
 from detr_d2.checkpoint.reading import allow_original_checkpoints, read_checkpoint
 
 __all__ = [
@@ -9,4 +9,5 @@ __all__ = [
     "allow_original_checkpoints",
     "native_state_dict",
     "read_checkpoint",
+    "to_native",
 ]

@@ -1,15 +1,17 @@
-"""What a state dict tells about the model that it belongs to."""
+"""The architecture that a state dict belongs to, and the comparison of two state dicts."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from detr_d2.checkpoint.class_head import head_rows
-from detr_d2.checkpoint.key_maps.resnet import BACKBONE
+from detr_d2.checkpoint.key_maps import BACKBONE
 
-# Blocks a stage, and whether they are bottlenecks, of the ResNets that Detectron2 builds.
+# By (whether the blocks are bottlenecks, blocks per stage), the ResNets that Detectron2 builds.
 _DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -18,38 +20,47 @@ _DEPTHS = {
     (True, (3, 8, 36, 3)): 152,
 }
 
+# A counter that only some batch norms have and that ours never use.
+_OPTIONAL = ".num_batches_tracked"
+
 
 def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Config keys and the values that ``tensors``, under our names, were made with.
+    """Return the config keys, and their values, that ``tensors``, under our names, were made with.
 
-    Keys that the tensors say nothing about are absent: dilation and dropout change no shape, and the number of heads
-    only that of SMCA's and the mask head's tensors.
+    Keys that no tensor reveals are absent: dilation and dropout change no shape, and the number of heads only that of
+    SMCA's and the mask head's tensors.
     """
-    return {**_transformer(tensors), **_resnet(tensors), **_masks(tensors)}
+    return {**_infer_transformer(tensors), **_infer_resnet(tensors), **_infer_masks(tensors)}
 
 
 def describe_architecture(architecture: Mapping[str, Any]) -> str:
-    """A line for people, such as "R50, 6 + 6 layers, hidden 256, 100 queries, 80 classes"."""
+    """Describe a model in a line, such as "R50, 6 encoder layers, 6 decoder layers, hidden dimension 256"."""
     detr = {key.rpartition(".")[2]: value for key, value in architecture.items()}
+    forms = {
+        "DEPTH": "R{}",
+        "ENC_LAYERS": "{} encoder layers",
+        "DEC_LAYERS": "{} decoder layers",
+        "HIDDEN_DIM": "hidden dimension {}",
+        "NUM_OBJECT_QUERIES": "{} queries",
+        "NUM_CLASSES": "{} classes",
+        "POSITION_EMBEDDING": "{} position embedding",
+    }
     family = [describe_family(architecture)] if "DYNAMIC_SCALE" in detr else []
-    parts = [
-        ("DEPTH", "R{}"),
-        ("ENC_LAYERS", "{} encoder layers"),
-        ("DEC_LAYERS", "{} decoder layers"),
-        ("HIDDEN_DIM", "hidden dimension {}"),
-        ("NUM_OBJECT_QUERIES", "{} queries"),
-        ("NUM_CLASSES", "{} classes"),
-        ("POSITION_EMBEDDING", "{} position embedding"),
-    ]
-    text = [form.format(detr[key]) for key, form in parts if key in detr]
-    return ", ".join(
-        family + text + (["pre-norm"] if detr.get("PRE_NORM") else []) + (["masks"] if detr.get("MASK_ON") else [])
-    )
+    values = [form.format(detr[key]) for key, form in forms.items() if key in detr]
+    flags = [text for key, text in (("PRE_NORM", "pre-norm"), ("MASK_ON", "masks")) if detr.get(key)]
+    return ", ".join(family + values + flags)
 
 
-def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def describe_family(architecture: Mapping[str, Any]) -> str:
+    """Return "DETR", or "SMCA" with the type of its scale, such as "SMCA type3"."""
+    if architecture.get("MODEL.DETR.TRANSFORMER") == "SmcaTransformer":
+        return f"SMCA {architecture['MODEL.DETR.SMCA.DYNAMIC_SCALE']}"
+    return "DETR"
+
+
+def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if (rows := head_rows(dict(tensors))) is not None:
+    if (rows := head_rows(tensors)) is not None:
         found["NUM_CLASSES"] = rows - 1
     if (queries := tensors.get("detr.query_embed.weight")) is not None:
         found["NUM_OBJECT_QUERIES"], found["HIDDEN_DIM"] = queries.shape
@@ -62,24 +73,11 @@ def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     found["PRE_NORM"] = "detr.transformer.encoder.norm.weight" in tensors
     learned = "detr.backbone.1.row_embed.weight" in tensors
     found["POSITION_EMBEDDING"] = "learned" if learned else "sine"
-    found.update(_smca(tensors) or {"TRANSFORMER": "DetrTransformer"})
+    found.update(_infer_smca(tensors) or {"TRANSFORMER": "DetrTransformer"})
     return {f"MODEL.DETR.{key}": value for key, value in found.items()}
 
 
-def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of models with a mask head; empty for others."""
-    first = tensors.get("detr.mask_head.lay1.weight")
-    keys = tensors.get("detr.bbox_attention.k_linear.weight")
-    if first is None or keys is None:
-        return {}
-    # The mask head reads the projected features and a map a head.
-    found = {"MODEL.MASK_ON": True, "MODEL.DETR.NHEADS": first.shape[1] - keys.shape[0]}
-    levels = ["res2", "res3", "res4", "res5"]
-    return {**found, "MODEL.RESNETS.OUT_FEATURES": levels} if f"{BACKBONE}stem.conv1.weight" in tensors else found
-
-
-def _smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Transformer, heads and kind of the Gaussian's scale, of SMCA models; empty for others."""
+def _infer_smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     layer = "detr.transformer.decoder.layers.0."
     offsets, scales = (tensors.get(f"{layer}{x}.weight") for x in ("point2", "point3"))
     if offsets is None:
@@ -90,14 +88,18 @@ def _smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"TRANSFORMER": "SmcaTransformer", "NHEADS": heads, "SMCA.DYNAMIC_SCALE": f"type{scales_per_head + 1}"}
 
 
-def describe_family(architecture: Mapping[str, Any]) -> str:
-    """ "DETR", or "SMCA type3" and the like."""
-    if architecture.get("MODEL.DETR.TRANSFORMER") == "SmcaTransformer":
-        return f"SMCA {architecture['MODEL.DETR.SMCA.DYNAMIC_SCALE']}"
-    return "DETR"
+def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    first = tensors.get("detr.mask_head.lay1.weight")
+    keys = tensors.get("detr.bbox_attention.k_linear.weight")
+    if first is None or keys is None:
+        return {}
+    # The mask head reads the projected features and one attention map per head.
+    found = {"MODEL.MASK_ON": True, "MODEL.DETR.NHEADS": first.shape[1] - keys.shape[0]}
+    levels = ["res2", "res3", "res4", "res5"]
+    return {**found, "MODEL.RESNETS.OUT_FEATURES": levels} if f"{BACKBONE}stem.conv1.weight" in tensors else found
 
 
-def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     stem = tensors.get(f"{BACKBONE}stem.conv1.weight")
     conv2 = tensors.get(f"{BACKBONE}res2.0.conv2.weight")
     if stem is None or conv2 is None:
@@ -116,5 +118,69 @@ def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest index that the group of ``pattern`` finds, 0 if it finds none."""
+    """Return one more than the largest index that the group of ``pattern`` finds, 0 if it finds none."""
     return max((int(match[1]) + 1 for x in names if (match := re.fullmatch(pattern, x))), default=0)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Why tensors can't be loaded; false if they can."""
+
+    missing: list[str]
+    """In the model, not in the file."""
+    unexpected: list[str]
+    """In the file, not in the model."""
+    reshaped: list[str]
+    """In both, of different shapes."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+
+def compare(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Differences:
+    """Compare names and shapes of a file's ``tensors`` and the ``model``'s."""
+    return Differences(
+        missing=[name for name in model if name not in tensors and not name.endswith(_OPTIONAL)],
+        unexpected=[name for name in tensors if name not in model and not name.endswith(_OPTIONAL)],
+        reshaped=[name for name in tensors if name in model and tensors[name].shape != model[name].shape],
+    )
+
+
+def explain(
+    differences: Differences,
+    tensors: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    *,
+    ignore: Collection[str] = (),
+) -> str:
+    """Describe how a file and a model differ, in config keys where tensors reveal them, and in tensors.
+
+    Args:
+        ignore: config keys that may differ.
+    """
+    in_file, in_model = infer_architecture(tensors), infer_architecture(model)
+    keys = [x for x in in_file if x in in_model and x not in ignore and in_file[x] != in_model[x]]
+    lines = [f"{key}: {in_file[key]} in the file, {in_model[key]} in the model" for key in keys]
+    for names, where in ((differences.missing, "model"), (differences.unexpected, "file")):
+        if names:
+            lines.append(f"only in the {where}: {group_names(names)}")
+    if differences.reshaped:
+        name = differences.reshaped[0]
+        shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(model[name].shape)} in the model"
+        lines.append(f"of other shapes: {group_names(differences.reshaped)}, such as {name}: {shapes}")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def group_names(names: Collection[str]) -> str:
+    """Count names by their module, such as "2 detr.class_embed, 24 detr.transformer.decoder"; list up to three."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    groups = Counter(_module(name) for name in names)
+    return ", ".join(f"{count} {module}" for module, count in groups.items())
+
+
+def _module(name: str) -> str:
+    """Return the leading modules of a name, at most four, up to the first index or the tensor's own name."""
+    modules = name.split(".")[:-1]
+    indices = [i for i, x in enumerate(modules) if x.isdigit() and i > 2]
+    return ".".join(modules[: min([4, len(modules), *indices])]) or name

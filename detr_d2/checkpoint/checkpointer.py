@@ -1,4 +1,4 @@
-"""Loading whatever DETR's weights come in, and saving without leaving half a file."""
+"""Loading of DETR's weights in any format, and saving without leaving half a file."""
 
 import logging
 import os
@@ -9,12 +9,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from detr_d2.checkpoint.adapter import NOTHING, Allowed, WeightsAdapter
+from detr_d2.checkpoint.architecture import group_names
 from detr_d2.checkpoint.class_head import HEAD, head_rows
-from detr_d2.checkpoint.comparison import group_names
-from detr_d2.checkpoint.fitting import NOTHING, Allowed, Fitter
-from detr_d2.checkpoint.formats import NativeWeights, is_of_masks, to_native
-from detr_d2.checkpoint.huggingface_config import read_config, read_labels
-from detr_d2.checkpoint.key_maps.native import NATIVE
+from detr_d2.checkpoint.formats import NativeWeights, is_of_mask_head, to_native
+from detr_d2.checkpoint.huggingface import read_config, read_labels
+from detr_d2.checkpoint.key_maps import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 class DetrCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for :class:`~detr_d2.modeling.meta_arch.Detr`.
 
-    Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without running what a
-    file holds. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
-    initialisation. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is asked
-    for. A run that is resumed must find exactly what it saved.
+    Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without executing what a
+    file contains. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
+    initialization. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is
+    requested. A run that is resumed must find exactly what it saved.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
-        """
+        """Prepare to load and save ``model``.
+
         Args:
             model: a Detr, or its data-parallel wrapper.
             save_dir: a local folder that exists.
@@ -54,7 +55,7 @@ class DetrCheckpointer(DetectionCheckpointer):
                 evaluation, where an untrained head would only give bad results.
             resize_queries: load as many object queries as fit, where the file has more or fewer.
             classes_by_name: load the rows of the class head by the names of the classes; those that the file does
-                not hold start anew. COCO's heads need hold no names.
+                not hold stay at their initialization. COCO's heads need hold no names.
             frozen_weights: a file or URL whose box model replaces the model's after every :meth:`resume_or_load` of
                 other weights, the class head included. A resumed run must have been trained over the same one.
             save_to_disk, checkpointables: as in Detectron2.
@@ -85,27 +86,27 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in Detectron2, then the frozen weights. A resumed run must find its own class head and queries."""
+        """Load as Detectron2 does, then the frozen weights. A resumed run must find its own class head and queries."""
         if not (resume and self.has_checkpoint()):
-            held = super().resume_or_load(path, resume=resume)
+            rest = super().resume_or_load(path, resume=resume)
             if self._frozen_weights:
                 self.model.load_state_dict(self._frozen_tensors(), strict=False)
-            return held
+            return rest
         allowed, self._allowed = self._allowed, NOTHING
         try:
-            held = super().resume_or_load(path, resume=resume)
+            rest = super().resume_or_load(path, resume=resume)
         finally:
             self._allowed = allowed
         if self._frozen_weights:
             self._compare_frozen_tensors()
-        return held
+        return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
-        data.update({key: x.state_dict() for key, x in self.checkpointables.items()})
+        states = {"model": self.model, **self.checkpointables}
+        data = {key: x.state_dict() for key, x in states.items()}
         if self.class_names is not None:
             data["class_names"] = self.class_names
         data.update(kwargs)
@@ -133,17 +134,17 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights: NativeWeights = checkpoint.pop("model")
         model = self.model.state_dict()
-        fitter = Fitter(model, self._source, self._allowed)
-        tensors = fitter.fit(weights, checkpoint.get("class_names"), self.class_names)
+        adapter = WeightsAdapter(model, self._source, self._allowed)
+        tensors = adapter.adapt(weights, checkpoint.get("class_names"), self.class_names)
         self.model.load_state_dict(tensors, strict=False)
         left_out = [f"left out: {group_names(weights.left_out)}"] if weights.left_out else []
         summary = f"loaded {len(tensors)} of {len(model)} tensors from {self._source} ({weights.format.name})"
-        logger.info("; ".join([summary, *fitter.notes, *left_out]))
+        logger.info("; ".join([summary, *adapter.notes, *left_out]))
         if HEAD[0] in tensors and not self._allowed.classes_by_name:
             self._compare_class_names(checkpoint.get("class_names"))
 
     def _frozen_tensors(self) -> dict[str, Tensor]:
-        """The box model in the file of frozen weights.
+        """Return the box model in the file of frozen weights.
 
         Raises:
             UserError: it does not fit, in every tensor, the box model that the config builds.
@@ -151,10 +152,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         self._source = f"MODEL.DETR.FROZEN_WEIGHTS {self._frozen_weights}"
         checkpoint = self._load_file(local_path(self._frozen_weights))
         weights: NativeWeights = checkpoint["model"]
-        boxes = {name: x for name, x in self.model.state_dict().items() if not is_of_masks(name)}
-        tensors = Fitter(boxes, self._source, NOTHING).fit(weights, checkpoint.get("class_names"), self.class_names)
+        class_names = checkpoint.get("class_names")
+        box_model = {name: x for name, x in self.model.state_dict().items() if not is_of_mask_head(name)}
+        tensors = WeightsAdapter(box_model, self._source, NOTHING).adapt(weights, class_names, self.class_names)
         logger.info(f"loaded {len(tensors)} tensors, the box model, from {self._source} ({weights.format.name})")
-        self._compare_class_names(checkpoint.get("class_names"))
+        self._compare_class_names(class_names)
         return tensors
 
     def _compare_frozen_tensors(self) -> None:
@@ -170,13 +172,13 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _compare_class_names(self, names: list[str] | None) -> None:
         ours = self.class_names
-        if names is None or ours is None or len(names) != len(ours) or list(names) == ours:
+        if names is None or ours is None or len(names) != len(ours):
             return
-        differing = [
-            f"{i}: {a!r} in the file, {b!r} here" for i, (a, b) in enumerate(zip(names, ours, strict=True)) if a != b
-        ]
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        logger.warning(
-            f"{self._source} was trained with other class names: {'; '.join(differing[:5])}{more}. Its class head was "
-            "loaded, because it has as many rows; if the classes are others, it has to be trained anew."
-        )
+        pairs = enumerate(zip(names, ours, strict=True))
+        differing = [f"{i}: {a!r} in the file, {b!r} here" for i, (a, b) in pairs if a != b]
+        if differing:
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            logger.warning(
+                f"{self._source} was trained with other class names: {'; '.join(differing[:5])}{more}. Its class head "
+                "was loaded, because it has as many rows; if the classes are others, it has to be trained again."
+            )

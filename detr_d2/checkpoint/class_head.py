@@ -1,5 +1,9 @@
 """The class head, the one part of a checkpoint whose size depends on the data."""
 
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
@@ -11,74 +15,119 @@ HEAD = ("detr.class_embed.weight", "detr.class_embed.bias")
 COCO_CLASSES = [x for x in COCO_CATEGORIES if x["isthing"]]
 """COCO's 80 thing classes, in the order of Detectron2's contiguous ids."""
 
-COCO_ID_ROWS = 92
-"""Rows of the original's COCO head: the category ids 0 to 90, 11 of them unused, then no-object."""
-
-COCO_PANOPTIC_ID_ROWS = 251
-"""Rows of the original's panoptic head: the category ids 0 to 249, then no-object."""
-
 UNUSED_BIAS = -1e4
-"""Bias of a row that stands for no class: neither softmax nor sigmoid ever chooses it, and half precision holds it."""
-
-_CONTIGUOUS = {
-    COCO_ID_ROWS: ([x["name"] for x in COCO_CLASSES], [x["id"] for x in COCO_CLASSES] + [COCO_ID_ROWS - 1]),
-    COCO_PANOPTIC_ID_ROWS: (coco_panoptic_categories().names, coco_panoptic_categories().published_rows()),
-}
-"""For heads over COCO's category ids, by their rows: the contiguous classes, and the rows of these and of no-object."""
+"""Bias of a row that is no class: neither softmax nor sigmoid ever chooses it, and half precision can represent it."""
 
 
-def head_rows(tensors: dict[str, Tensor]) -> int | None:
-    """Rows of the class head: classes and no-object. None if there is no head."""
+class CocoHead(NamedTuple):
+    """A head that the original publishes, with a row for every category id of COCO, and its contiguous classes."""
+
+    names: list[str]
+    """Of the contiguous classes."""
+    rows: list[int]
+    """By category id, of the contiguous classes and of no-object, which is the last row."""
+
+    @property
+    def num_id_rows(self) -> int:
+        return self.rows[-1] + 1
+
+    @property
+    def names_by_id(self) -> list[str | None]:
+        """Return the names by row without no-object; None for a row that is no class."""
+        names = dict(zip(self.rows[:-1], self.names, strict=True))
+        return [names.get(i) for i in range(self.rows[-1])]
+
+    def to_contiguous(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a head over category ids to the contiguous classes, then no-object."""
+        return {name: x[self.rows] if name in HEAD else x for name, x in tensors.items()}
+
+    def to_ids(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a head over the contiguous classes to category ids: the inverse of :meth:`to_contiguous`.
+
+        Rows that are no class get the weight 0 and the bias :data:`UNUSED_BIAS`.
+        """
+        spread = dict(tensors)
+        for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
+            spread[name] = tensors[name].new_full((self.num_id_rows, *tensors[name].shape[1:]), fill)
+            spread[name][self.rows] = tensors[name]
+        return spread
+
+
+@functools.cache
+def _coco_heads() -> tuple[CocoHead, CocoHead]:
+    panoptic = coco_panoptic_categories()
+    things = CocoHead([x["name"] for x in COCO_CLASSES], [*(x["id"] for x in COCO_CLASSES), 91])
+    return things, CocoHead(panoptic.names, panoptic.published_rows())
+
+
+def coco_head_by_ids(rows: int | None) -> CocoHead | None:
+    """Return COCO's head with ``rows`` rows by category id: 92, or 251 of things and stuff; None for others."""
+    return next((x for x in _coco_heads() if x.num_id_rows == rows), None)
+
+
+def coco_head_contiguous(rows: int | None) -> CocoHead | None:
+    """Return COCO's head with ``rows`` contiguous rows: 81, or 134 of things and then stuff; None for others."""
+    return next((x for x in _coco_heads() if len(x.rows) == rows), None)
+
+
+def coco_names(rows: int) -> list[str | None] | None:
+    """Return the class names by row of a head over COCO, contiguous or by category id; None for other heads.
+
+    No-object is left out, and None stands for a row that is no class.
+    """
+    if coco := coco_head_contiguous(rows):
+        return list(coco.names)
+    return coco.names_by_id if (coco := coco_head_by_ids(rows)) else None
+
+
+def head_rows(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the number of rows of the class head, classes and no-object; None if there is no head."""
     weight = tensors.get(HEAD[0])
     return None if weight is None else weight.shape[0]
 
 
-def contiguous_classes(tensors: dict[str, Tensor]) -> list[str] | None:
-    """The names of the classes that a head over COCO's category ids has, in contiguous order; None for other heads."""
-    return _CONTIGUOUS.get(head_rows(tensors), (None,))[0]
+class ClassMatch(NamedTuple):
+    """The classes of a model that a file contains, and those that it does not."""
+
+    found: list[str]
+    new: list[str]
+
+    def __str__(self) -> str:
+        text = f"class_embed by name: {len(self.found)} of {len(self.found) + len(self.new)} classes loaded"
+        found = f" ({_shorten(self.found)})" if self.found else ""
+        return text + found + (f", new: {_shorten(self.new)}" if self.new else "")
 
 
-def contiguous_coco_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with a head over COCO's category ids made contiguous, then no-object.
-
-    92 rows become 81, of things; 251 become 134, of things and then stuff.
-    """
-    rows = _CONTIGUOUS[head_rows(tensors)][1]
-    return {name: x[rows] if name in HEAD else x for name, x in tensors.items()}
-
-
-def coco_id_rows(tensors: dict[str, Tensor]) -> int | None:
-    """How many rows the head over category ids has that :func:`coco_id_head` makes; None if it can't be COCO's."""
-    return {len(names) + 1: by_id for by_id, (names, _) in _CONTIGUOUS.items()}.get(head_rows(tensors))
-
-
-def coco_id_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with a head of 81 or 134 contiguous rows taken to 92 or 251, rows that are no class filled.
-
-    The inverse of :func:`contiguous_coco_head` for those that are. The others get the weight 0 and the bias
-    :data:`UNUSED_BIAS`.
-    """
-    by_id = coco_id_rows(tensors)
-    rows = _CONTIGUOUS[by_id][1]
-    spread = dict(tensors)
-    for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
-        spread[name] = tensors[name].new_full((by_id, *tensors[name].shape[1:]), fill)
-        spread[name][rows] = tensors[name]
-    return spread
-
-
-def coco_names(rows: int) -> list[str | None] | None:
-    """What the rows of a head over COCO stand for, without no-object; None for a row that is no class.
+def select_classes(
+    tensors: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    names_in_file: Sequence[str | None],
+    model_names: Sequence[str],
+) -> tuple[dict[str, Tensor], ClassMatch]:
+    """Bring the rows of the class head to the model's order by the classes' names, regardless of case.
 
     Args:
-        rows: 81, contiguous classes; 92, category ids; 134 and 251, the same of things and stuff. Otherwise the head
-            is not COCO's, and None is returned.
+        tensors, model: each with a head. The last row, no-object, goes to the last one.
+        names_in_file: of the rows in ``tensors``, without no-object; None for a row that is no class.
+        model_names: of the classes of ``model``. Rows of new classes stay as in ``model``.
     """
-    for names, _ in _CONTIGUOUS.values():
-        if rows == len(names) + 1:
-            return list(names)
-    categories = {COCO_ID_ROWS: COCO_CLASSES, COCO_PANOPTIC_ID_ROWS: COCO_CATEGORIES}.get(rows)
-    if categories is None:
-        return None
-    names = {x["id"]: x["name"] for x in categories}
-    return [names.get(i) for i in range(rows - 1)]
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names_in_file):
+        if name is not None:
+            rows.setdefault(_key(name), row)
+    found = [i for i, name in enumerate(model_names) if _key(name) in rows]
+    source = [rows[_key(model_names[i])] for i in found]
+    selected = dict(tensors)
+    for name in HEAD:
+        selected[name] = model[name].detach().clone()
+        selected[name][[*found, -1]] = tensors[name][[*source, -1]].to(selected[name])
+    new = [name for i, name in enumerate(model_names) if i not in found]
+    return selected, ClassMatch([model_names[i] for i in found], new)
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,30 +1,24 @@
-"""Rewriting a checkpoint of one format in another."""
+"""Conversion of a checkpoint of one format to another."""
 
 import argparse
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from detr_d2.checkpoint.architecture import describe_architecture, infer_architecture
-from detr_d2.checkpoint.class_head import (
-    COCO_ID_ROWS,
-    COCO_PANOPTIC_ID_ROWS,
-    HEAD,
-    coco_id_head,
-    coco_id_rows,
-    coco_names,
-    head_rows,
-)
-from detr_d2.checkpoint.comparison import compare, explain, group_names
+from detr_d2.checkpoint.architecture import compare, describe_architecture, explain, group_names, infer_architecture
+from detr_d2.checkpoint.class_head import HEAD, coco_head_by_ids, coco_head_contiguous, coco_names, head_rows
 from detr_d2.checkpoint.export import check_output, write_checkpoint
 from detr_d2.checkpoint.formats import NativeWeights, to_native
-from detr_d2.checkpoint.huggingface_config import DEFAULT_HEADS, read_config, read_labels, read_settings
+from detr_d2.checkpoint.huggingface import DEFAULT_HEADS, read_config, read_labels, read_settings
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
 from detr_d2.config import add_detr_config
 from detr_d2.utils.errors import UserError
+
+_NEW_HEAD = "it is initialized when the file is loaded for training"
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,11 @@ class ConversionSummary:
     left_out: list[str]
     """Tensors, by their names in the source, that the output does not hold."""
     usage: str
-    """How to load the output elsewhere; empty if it is for us."""
+    """How to load the output elsewhere; empty if the format is ours."""
 
     def __str__(self) -> str:
-        defaults = _flatten(target_config({}))
-        keys = [f"{key} {x}" for key, x in self.architecture.items() if x != defaults[key]]
+        defaults = target_config({})
+        keys = [f"{key} {x}" for key, x in self.architecture.items() if x != attrgetter(key)(defaults)]
         lines = [
             f"source:   {self.source} ({self.format})",
             f"model:    {describe_architecture(self.architecture)}",
@@ -73,15 +67,15 @@ def convert_checkpoint(
 
     Args:
         source: a file or URL in one of :data:`~detr_d2.checkpoint.formats.FORMATS`.
-        output: the file to write; its folder is made if need be.
+        output: the file to write; its folder is created if need be.
         to: one of :data:`~detr_d2.checkpoint.export.TARGETS`.
-        num_classes: foreground classes of the model to be loaded. None keeps the head, but for "d2" brings one over
+        num_classes: foreground classes of the model to be loaded. None keeps the head, except that "d2" brings one over
             COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or 250
             keep these too. A head that does not fit the number is left out of "d2", and refused for the others.
         coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, or one
-            over 133 to the 251 rows of the panoptic ones, filled as
-            :func:`~detr_d2.checkpoint.class_head.coco_id_head` says. Not for "d2".
-        settings: config keys that no tensor tells and the source's other contents may not tell: MODEL.DETR.NHEADS,
+            over 133 to the 251 rows of the panoptic ones, as
+            :meth:`~detr_d2.checkpoint.class_head.CocoHead.to_ids` does. Not for "d2".
+        settings: config keys that no tensor reveals and that the source may not report either: MODEL.DETR.NHEADS,
             MODEL.RESNETS.RES5_DILATION.
         force: overwrite ``output``.
         trust: unpickle whatever ``source`` holds; see :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
@@ -99,32 +93,27 @@ def convert_checkpoint(
         )
     config = read_config(local_path(source)) if weights.format.splits_in_proj else {}
     labels = _labels(weights, checkpoint, config)
-    tensors, head = _fit_head(weights, num_classes)
-    architecture = {
-        **infer_architecture(tensors),
-        **weights.format.implies,
-        **_told(checkpoint, config),
-        **(settings or {}),
-    }
+    tensors, head = _select_head(weights, num_classes)
+    reported = _reported_settings(checkpoint, config)
+    architecture = {**infer_architecture(tensors), **weights.format.implies, **reported, **(settings or {})}
     if num_classes is not None:
         architecture["MODEL.DETR.NUM_CLASSES"] = num_classes
     _check_settings(architecture, to, source)
-    _verify(tensors, architecture, source)
+    _check_tensors(tensors, architecture, source)
     if to != "d2" and HEAD[0] not in tensors:
         raise UserError(f"{source}: {head}. Only --to d2 can do without a class head.")
     if coco_ids:
         tensors, labels, head = _spread_head(tensors, labels, to, source)
         architecture["MODEL.DETR.NUM_CLASSES"] = head_rows(tensors) - 1
-    usage = write_checkpoint(
-        tensors, output, to, architecture=architecture, labels=labels if HEAD[0] in tensors else None
-    )
+    labels = labels if HEAD[0] in tensors else None
+    usage = write_checkpoint(tensors, output, to, architecture=architecture, labels=labels)
     return ConversionSummary(
         source, output, weights.format.name, architecture, len(tensors), head, weights.left_out, usage
     )
 
 
 def target_config(architecture: dict[str, Any]) -> CfgNode:
-    """The config of the model that a checkpoint fits, from the keys that its tensors tell."""
+    """Return the config of the model that a checkpoint fits, from the keys that its tensors reveal."""
     cfg = get_cfg()
     add_detr_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "Detr"
@@ -140,64 +129,58 @@ def target_config(architecture: dict[str, Any]) -> CfgNode:
     return cfg
 
 
-def _fit_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors to write, and what to say of the head."""
+def _select_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors to write, and what the summary says of the head."""
     rows = head_rows(weights.tensors)
     if rows is None:
-        return weights.tensors, "the source holds none; it starts anew when the file is loaded for training"
+        return weights.tensors, f"the source holds none; {_NEW_HEAD}"
     if weights.class_names is not None:
-        by_id = coco_id_rows(weights.tensors)
+        by_id = coco_head_contiguous(rows).num_id_rows
         return weights.tensors, f"{by_id} -> {rows} rows: COCO's classes in contiguous order, then no-object"
     if num_classes is None or rows - 1 == num_classes:
         return weights.tensors, f"{rows} rows kept: {rows - 1} classes, then no-object"
     tensors = {name: x for name, x in weights.tensors.items() if name not in HEAD}
-    return tensors, (
-        f"left out, for its {rows} rows don't fit {num_classes} classes; "
-        "it starts anew when the file is loaded for training"
-    )
+    return tensors, f"left out, for its {rows} rows don't fit {num_classes} classes; {_NEW_HEAD}"
 
 
 def _spread_head(
     tensors: dict[str, Tensor], labels: list[str | None] | None, to: str, source: str
 ) -> tuple[dict[str, Tensor], list[str | None], str]:
-    """The tensors with a head over COCO's category ids, its labels, and what to say of it."""
+    """Return the tensors with a head over COCO's category ids, its labels, and what the summary says of it."""
     rows = head_rows(tensors)
     if to == "d2":
         raise UserError("--coco-ids is for --to original and --to huggingface: our heads have contiguous classes.")
-    if rows in (COCO_ID_ROWS, COCO_PANOPTIC_ID_ROWS) and (labels is None or labels == coco_names(rows)):
+    is_coco = labels is None or labels == coco_names(rows)
+    if is_coco and coco_head_by_ids(rows):
         return tensors, coco_names(rows), f"{rows} rows kept: COCO's category ids, then no-object"
-    by_id = coco_id_rows(tensors)
-    if by_id is None or (labels is not None and labels != coco_names(rows)):
+    coco = coco_head_contiguous(rows)
+    if coco is None or not is_coco:
         raise UserError(f"{source}: its head of {rows} rows is not over COCO's 80 classes. Leave out --coco-ids.")
-    head = f"{rows} -> {by_id} rows: COCO's category ids, then no-object; rows that are no class never win"
-    return coco_id_head(tensors), coco_names(by_id), head
+    head = f"{rows} -> {coco.num_id_rows} rows: COCO's category ids, then no-object; rows that are no class never win"
+    return coco.to_ids(tensors), coco.names_by_id, head
 
 
 def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[str | None] | None:
-    """What the rows of the head stand for, without no-object; None if nothing tells."""
+    """Return the class names by row of the head, without no-object; None if they are not known."""
     rows = head_rows(weights.tensors)
     if rows is None or weights.class_names is not None:
         return weights.class_names
     names = read_labels(config, rows - 1) or checkpoint.get("class_names")
-    if names is None and weights.format.has_coco_ids and rows in (COCO_ID_ROWS, COCO_PANOPTIC_ID_ROWS):
+    if names is None and weights.format.has_coco_ids and coco_head_by_ids(rows):
         return coco_names(rows)
     return list(names) if names is not None and len(names) == rows - 1 else None
 
 
-def _told(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Config keys that no tensor tells, from what else a file of the original or of transformers comes with."""
-    told = read_settings(config)
-    if isinstance(args := checkpoint.get("args"), argparse.Namespace):
-        options = {
-            "encoder_attention_heads": getattr(args, "nheads", None),
-            "dilation": getattr(args, "dilation", None),
-        }
-        told.update(read_settings(options))
-    return told
+def _reported_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config keys in what else a file of the original or of transformers comes with."""
+    args = checkpoint.get("args")
+    options = vars(args) if isinstance(args, argparse.Namespace) else {}
+    original = {"encoder_attention_heads": options.get("nheads"), "dilation": options.get("dilation")}
+    return {**read_settings(config), **read_settings(original)}
 
 
 def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
-    """Refuse what no tensor tells where it can't be."""
+    """Refuse settings that no tensor reveals and that can't be true."""
     hidden_dim = architecture.get("MODEL.DETR.HIDDEN_DIM", 0)
     heads = architecture.get("MODEL.DETR.NHEADS", DEFAULT_HEADS if to == "huggingface" else 1)
     if hidden_dim % heads:
@@ -206,8 +189,8 @@ def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
         raise UserError(f"{source}: DC5 models have a ResNet-50 or deeper; leave out --dc5.")
 
 
-def _verify(tensors: dict[str, Tensor], architecture: dict[str, Any], source: str) -> None:
-    """Refuse tensors that are not exactly those of the model; a head that was left out is not missed."""
+def _check_tensors(tensors: dict[str, Tensor], architecture: dict[str, Any], source: str) -> None:
+    """Refuse tensors that are not exactly those of the model; a head that was left out may be missing."""
     if "MODEL.RESNETS.DEPTH" not in architecture:
         raise UserError(f"{source}: its backbone is no ResNet-18, 34, 50, 101 or 152. Only these can be converted.")
     model = build_model(target_config(architecture)).state_dict()
@@ -215,13 +198,6 @@ def _verify(tensors: dict[str, Tensor], architecture: dict[str, Any], source: st
         model = {name: x for name, x in model.items() if name not in HEAD}
     if differences := compare(tensors, model):
         raise UserError(
-            f"{source} is no complete DETR, or a variant of it: it does not fit the model that its shapes tell "
+            f"{source} is no complete DETR, or a variant of it: it does not fit the model that its shapes belong to "
             f"({describe_architecture(architecture)}).\n{explain(differences, tensors, model)}"
         )
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in cfg.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value})
-    return flat

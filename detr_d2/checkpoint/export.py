@@ -9,21 +9,19 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from detr_d2.checkpoint.formats import EXPORTS, MASK_EXPORTS, from_native, is_of_masks
-from detr_d2.checkpoint.huggingface_config import NAME as CONFIG_NAME
-from detr_d2.checkpoint.huggingface_config import make_config
-from detr_d2.checkpoint.key_maps.huggingface import release_4_names
-from detr_d2.checkpoint.reading import SAFETENSORS
+from detr_d2.checkpoint.formats import EXPORTS, MASK_EXPORTS, from_native, is_of_mask_head
+from detr_d2.checkpoint.huggingface import CONFIG_NAME, make_config, release_4_names
+from detr_d2.checkpoint.reading import SAFETENSORS, import_safetensors
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 TARGETS = ("d2", *EXPORTS)
-"""What converter.py writes."""
+"""The formats that can be written."""
 _HUGGINGFACE_FILES = (f"model{SAFETENSORS}", "pytorch_model.bin")
 
 
 def check_output(output: str, to: str, force: bool) -> None:
-    """Refuse names that nothing can or shall be written to.
+    """Refuse an output that can't be written, or exists and is not to be overwritten.
 
     Raises:
         UserError: says what to do.
@@ -35,7 +33,7 @@ def check_output(output: str, to: str, force: bool) -> None:
     if output.endswith(SAFETENSORS):
         if to != "huggingface":
             raise UserError(f"{output}: safetensors files are written with --to huggingface only. Name a .pth file.")
-        _safetensors()
+        import_safetensors(output)
     paths = [output, _config_path(output)] if to == "huggingface" else [output]
     for path in paths:
         if os.path.exists(path) and not force:
@@ -53,9 +51,11 @@ def write_checkpoint(
     """Write ``tensors``, under our names, and what goes with them.
 
     Args:
+        tensors: a state dict of our model.
+        output: the file; for "huggingface", a config.json is written beside it.
         to: one of :data:`TARGETS`.
         architecture: config keys and values of the model.
-        labels: of the class head's rows without no-object; None for a row that is no class.
+        labels: class names by row of the head, without no-object; None for a row that is no class.
 
     Returns:
         How to load the file, for people.
@@ -68,7 +68,7 @@ def write_checkpoint(
         _write({output: {"model": tensors, **({"class_names": list(labels)} if named else {})}})
         return ""
     config = make_config(architecture, labels) if to == "huggingface" else {}
-    formats = {**EXPORTS, **MASK_EXPORTS} if any(is_of_masks(name) for name in tensors) else EXPORTS
+    formats = {**EXPORTS, **MASK_EXPORTS} if any(is_of_mask_head(name) for name in tensors) else EXPORTS
     foreign = from_native(tensors, formats[to])
     if to == "original":
         _write({output: {"model": foreign}})
@@ -84,7 +84,7 @@ def _config_path(output: str) -> str:
 
 
 def _write(contents: Mapping[str, Any]) -> None:
-    """Write all files or none, each in the form that its name tells."""
+    """Write all files or none, each in the form that its name implies."""
     try:
         with ExitStack() as files:
             for path, content in contents.items():
@@ -99,16 +99,8 @@ def _write(contents: Mapping[str, Any]) -> None:
 def _save(content: dict[str, Any], path: str, file: BinaryIO) -> None:
     if path.endswith(SAFETENSORS):
         tensors = {name: x.contiguous() for name, x in content.items()}
-        file.write(_safetensors().save(tensors, metadata={"format": "pt"}))
+        file.write(import_safetensors(path).save(tensors, metadata={"format": "pt"}))
     elif os.path.basename(path) == CONFIG_NAME:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     else:
         torch.save(content, file)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as e:
-        raise UserError("Safetensors files take a package to write: pip install safetensors") from e
-    return safetensors.torch

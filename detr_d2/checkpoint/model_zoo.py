@@ -1,20 +1,27 @@
-"""Configs and published models by name, with the functions of ``detectron2.model_zoo``.
+"""Configs and published weights by name: Detectron2's functions of ``model_zoo``, and paths such as ``detr://NAME``.
 
-``NAME`` is a config file relative to ``configs/`` ("detr_256_6_6_torchvision.yaml"; the ending may be left out) or a
-published model of :data:`~detr_d2.config.published.PUBLISHED` ("detr-r50").
+For the functions, ``NAME`` is a config file relative to ``configs/`` ("detr_256_6_6_torchvision.yaml"; the ending may
+be left out) or a published model of :data:`~detr_d2.config.published.PUBLISHED` ("detr-r50").
 """
 
+from collections.abc import Callable
+from typing import IO, Any
+
 import torch
-from detectron2.config import CfgNode, get_cfg
+import torchvision
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.config import add_detr_config, packaged_config
-from detr_d2.config.published import PUBLISHED
+from detr_d2.config import load_config, packaged_config
+from detr_d2.config.published import PUBLISHED, published_model
 from detr_d2.utils.errors import UserError
 
 __all__ = ["PUBLISHED", "get", "get_checkpoint_url", "get_config", "get_config_file"]
+
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def get_config_file(name: str) -> str:
@@ -27,36 +34,33 @@ def get_config_file(name: str) -> str:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """The address of the published weights of a config or model.
+    """Return the URL of the published weights of a config or model.
 
     Raises:
         UserError: none are published.
     """
-    if name in PUBLISHED:
-        return PUBLISHED[name].url
     file = f"{name.removesuffix('.yaml')}.yaml"
-    found = next((model for model in PUBLISHED.values() if model.config == file), None)
-    if found is None:
-        raise UserError(
-            f"No weights are published for {name!r}. There are weights for "
-            f"{', '.join(x.config for x in PUBLISHED.values())} and {', '.join(PUBLISHED)}."
-        )
-    return found.url
+    for model in PUBLISHED.values():
+        if name == model.name or file == model.config:
+            return model.url
+    raise UserError(
+        f"No weights are published for {name!r}. There are weights for "
+        f"{', '.join(x.config for x in PUBLISHED.values())} and {', '.join(PUBLISHED)}."
+    )
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """Detectron2's defaults, DETR's, and those of the config.
+    """Return Detectron2's defaults, DETR's, and those of the config, each over the one before.
 
     Args:
+        name: of a config or published model.
         trained: set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS`` and
             ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
 
     Raises:
         UserError: there is no such config, or no weights are published for it.
     """
-    cfg = get_cfg()
-    add_detr_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
+    cfg = load_config(get_config_file(name), [])
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
         # A file with masks holds the box model as well.
@@ -65,9 +69,10 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """A model in training mode, its weights loaded: see :func:`get_config`.
+    """Return a model in training mode with its weights loaded.
 
     Args:
+        name, trained: see :func:`get_config`.
         device: overrides ``MODEL.DEVICE``; by default the CPU where there is no CUDA GPU.
 
     Raises:
@@ -82,3 +87,70 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     checkpointer = DetrCheckpointer(model, allow_new_head=not trained, frozen_weights=cfg.MODEL.DETR.FROZEN_WEIGHTS)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return model
+
+
+def detr_url(name: str) -> str:
+    """Return the URL of a model in :data:`~detr_d2.config.published.PUBLISHED`."""
+    return published_model(name).url
+
+
+def torchvision_url(name: str) -> str:
+    """Return the URL of torchvision's ImageNet weights of a ResNet.
+
+    Args:
+        name: "resnet101", with the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" with others.
+
+    Raises:
+        UserError: torchvision has no such model or weights; the message lists what it has.
+    """
+    model, _, tag = name.partition("/")
+    if model not in _RESNETS:
+        raise UserError(f"torchvision://{name} is not known: choose one of {', '.join(_RESNETS)}.")
+    weights = torchvision.models.get_model_weights(model)
+    tag = tag or "IMAGENET1K_V1"
+    if tag not in weights.__members__:
+        raise UserError(f"torchvision://{name} is not known: {model} has {', '.join(weights.__members__)}.")
+    return weights[tag].url
+
+
+class NamedWeightsHandler(PathHandler):
+    """Handler that downloads the file of a name as PathManager does with its URL, and caches it."""
+
+    def __init__(self, prefix: str, url: Callable[[str], str]):
+        """Handle paths that begin with ``prefix``, such as "detr://".
+
+        Args:
+            prefix: of the paths.
+            url: returns the URL of a name without the prefix, and raises a UserError for unknown names.
+        """
+        super().__init__()
+        self.prefix = prefix
+        self.url = url
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.prefix]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return PathManager.get_local_path(self._url(path), force=force, **kwargs)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
+        return PathManager.open(self._url(path), mode, buffering=buffering, **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._exists(path, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            self._url(path)
+        except UserError:
+            return False
+        return True
+
+    def _url(self, path: str) -> str:
+        return self.url(path.removeprefix(self.prefix))
+
+
+def register_path_handlers() -> None:
+    """Let Detectron2's PathManager understand ``detr://NAME`` and ``torchvision://NAME``. Can be called again."""
+    for prefix, url in (("detr://", detr_url), ("torchvision://", torchvision_url)):
+        PathManager.register_handler(NamedWeightsHandler(prefix, url))

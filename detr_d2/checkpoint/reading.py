@@ -1,6 +1,7 @@
-"""Checkpoint files, read without running anything that they hold."""
+"""Reading of checkpoint files without executing anything that they contain."""
 
 import argparse
+import importlib
 import os
 import pickle
 import tarfile
@@ -16,7 +17,7 @@ from detr_d2.utils.errors import UserError
 
 SAFETENSORS = ".safetensors"
 _ZIP_START = b"PK\x03\x04"
-# The first of the pickles in a file that torch before 1.6 wrote. A plain pickle's first object is all there is.
+# The first of several pickles in a file of torch before 1.6. A plain pickle has one.
 _LEGACY_TORCH_START = 0x1950A86A20F9469CFC6C
 
 
@@ -24,11 +25,11 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     """Read a checkpoint: a torch file of any version, a pickle as in Detectron2's model zoo, or a safetensors file.
 
     Args:
-        path: a file, or a URL that Detectron2's PathManager knows; downloads are cached, with a progress bar.
+        path: a file, or a URL that Detectron2's PathManager supports; downloads are cached, with a progress bar.
         trust: unpickle whatever the file holds. This can run any code: only for files of known origin.
 
     Returns:
-        What the file holds, tensors on the CPU.
+        The contents of the file, tensors on the CPU.
 
     Raises:
         UserError: the file is missing, truncated, no checkpoint, or needs ``trust`` or a package.
@@ -37,17 +38,17 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     name = path if local == path else f"{path} (downloaded to {local})"
     try:
         if _is_safetensors(local):
-            return _load_safetensors(local)
+            return import_safetensors(name).load_file(local)
         checkpoint = _load(local, pickle if trust else safe_pickle)
-    except UserError as e:
-        raise UserError(f"{name} {e}") from e
+    except UserError:
+        raise
     except safe_pickle.ForbiddenGlobal as e:
         raise UserError(
             f"{name} holds more than weights and plain values: reading it needs {e.name}, which may run any code. "
             "If you know where the file comes from, convert it once with `python converter.py --source_model "
             f"{path} --output_model FILE --trust` (from Python: read_checkpoint(path, trust=True))."
         ) from e
-    # A damaged pickle or archive can raise anything at all.
+    # A damaged pickle or archive can raise anything.
     except Exception as e:
         raise UserError(
             f"{name} can't be read as a checkpoint: it is truncated, damaged or of another kind. Copy or download it "
@@ -62,14 +63,14 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
 
 
 def local_path(path: str) -> str:
-    """The local copy of a file or URL, downloaded if need be.
+    """Return the local copy of a file or URL, downloaded if need be.
 
     Raises:
         UserError: there is no such file, or it can't be downloaded.
     """
     try:
         local = PathManager.get_local_path(path)
-    except Exception as e:  # every handler of PathManager has errors of its own
+    except Exception as e:  # every handler of PathManager has its own errors
         raise UserError(
             f"{path} can't be downloaded ({type(e).__name__}: {e}): check the address and the connection, or name a "
             "local file."
@@ -86,10 +87,22 @@ def local_path(path: str) -> str:
     return local
 
 
-def allow_original_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the original's files, for those who use it: DefaultPredictor does.
+def import_safetensors(path: str) -> ModuleType:
+    """Return the module ``safetensors.torch``, for reading or writing ``path``.
 
-    Such a file holds the ``argparse.Namespace`` of its training run. Before torch 2.5 there is no list to add to.
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as e:
+        raise UserError(f"{path} is a safetensors file, which requires a package: pip install safetensors") from e
+
+
+def allow_original_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)``, which DefaultPredictor calls, read the original's files.
+
+    They hold the ``argparse.Namespace`` of a training run. Before torch 2.5 there is no list to add to.
     """
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([argparse.Namespace])
@@ -98,18 +111,10 @@ def allow_original_checkpoints() -> None:
 def _is_safetensors(path: str) -> bool:
     if path.endswith(SAFETENSORS):
         return True
-    # The length of a JSON object, and that object: what no pickle and no archive begins with.
+    # No pickle and no archive begins with the length of a JSON object, and that object.
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= os.path.getsize(path)
-
-
-def _load_safetensors(path: str) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as e:
-        raise UserError("is a safetensors file, which takes a package to read: pip install safetensors") from e
-    return load_file(path)
 
 
 def _load(path: str, pickle_module: ModuleType) -> Any:
@@ -120,7 +125,7 @@ def _load(path: str, pickle_module: ModuleType) -> Any:
         first = pickle_module.load(file, encoding="latin1")
     if not (isinstance(first, int) and first == _LEGACY_TORCH_START):
         return first
-    # A file can be both; torch would take it for one of its oldest archives and unpack it.
+    # A file can be both; torch would unpack it as one of its oldest archives.
     if tarfile.is_tarfile(path):
         raise pickle.UnpicklingError("a tar archive")
     return _load_torch(path, pickle_module)
@@ -128,6 +133,6 @@ def _load(path: str, pickle_module: ModuleType) -> Any:
 
 def _load_torch(path: str, pickle_module: ModuleType) -> Any:
     with warnings.catch_warnings():
-        # After this warning torch.load hands the file to torch.jit.load, which obeys no pickle module.
+        # After this warning torch.load calls torch.jit.load, which ignores the pickle module.
         warnings.filterwarnings("error", message=".*TorchScript archive")
         return torch.load(path, map_location="cpu", pickle_module=pickle_module, weights_only=False)

@@ -1,10 +1,12 @@
 """Unpickling that can build tensors, arrays and plain containers, and nothing else.
 
 A pickle is a program: it imports what it names, calls it, and sets attributes on the result. :class:`Unpickler`
-imports only what :data:`_ALLOWED` lists and sets the state only of the types that it knows. The module has the two
-names that ``torch.load(pickle_module=...)`` asks for, so torch files of every version and plain pickles are read by
-one mechanism. ``torch.load(weights_only=True)`` is none: torch 2.3 can't build the ``argparse.Namespace`` that every
-original DETR checkpoint holds.
+imports only what :data:`_ALLOWED` lists, and sets the state of a few types only. The module has the two names that
+``torch.load(pickle_module=...)`` requires, so torch files of every version and plain pickles are read in one way.
+
+``torch.load(weights_only=True)`` can't replace it. It reads no plain pickles, such as Detectron2's model zoo ("Invalid
+magic number", and for protocol 4 "Unsupported operand 149"). Before release 2.5 it has no ``add_safe_globals`` and
+refuses what original DETR checkpoints hold: argparse.Namespace, collections.Counter, arrays and scalars of numpy.
 """
 
 import argparse
@@ -22,7 +24,7 @@ _NUMBER_KINDS = "biufc"
 
 
 class ForbiddenGlobal(pickle.UnpicklingError):
-    """The pickle wants something that may run code. ``name`` is its dotted name."""
+    """The pickle requires something that may run code. ``name`` is its dotted name."""
 
     def __init__(self, name: str):
         super().__init__(f"{name} is not allowed")
@@ -61,49 +63,44 @@ def _tensor_storage(data: bytes) -> Any:
 
 
 class _ArrayType:
-    """Stands for ``numpy.ndarray``, which pickles only pass around."""
+    """Placeholder for ``numpy.ndarray``, which pickles only pass around."""
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("argparse", "Namespace"): argparse.Namespace,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "Counter"): collections.Counter,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("_codecs", "encode"): _encode,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch.storage", "_load_from_bytes"): _tensor_storage,
-    ("numpy", "dtype"): _dtype,
-    ("numpy", "ndarray"): _ArrayType,
-    **{
-        (f"numpy.{core}.{module}", name): stand_in
-        for core in ("core", "_core")
-        for module, name, stand_in in (
-            ("multiarray", "_reconstruct", _empty_array),
-            ("multiarray", "scalar", _numpy_scalar),
-            ("numeric", "_frombuffer", _array_from_buffer),
-        )
-    },
+_ALLOWED: dict[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    "collections.OrderedDict": collections.OrderedDict,
+    "collections.Counter": collections.Counter,
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "_codecs.encode": _encode,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch.storage._load_from_bytes": _tensor_storage,
+    "numpy.dtype": _dtype,
+    "numpy.ndarray": _ArrayType,
 }
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_core}.multiarray._reconstruct"] = _empty_array
+    _ALLOWED[f"{_core}.multiarray.scalar"] = _numpy_scalar
+    _ALLOWED[f"{_core}.numeric._frombuffer"] = _array_from_buffer
 
 
 # The C unpickler has no hook for setting state, through which a pickle can change what it was allowed to import.
 class Unpickler(pickle._Unpickler):
-    """Reads one object.
+    """Reader of one object.
 
     Raises:
-        ForbiddenGlobal: the pickle asks for more than data.
+        ForbiddenGlobal: the pickle requires more than data.
     """
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
+        if found := _ALLOWED.get(f"{module}.{name}"):
+            return found
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         raise ForbiddenGlobal(f"{module}.{name}")
@@ -135,12 +132,12 @@ def load(file: BinaryIO, **kwargs: Any) -> Any:
 
 
 def _is_numeric(target: Any, state: Any) -> bool:
-    """Whether ``target`` is an array or a type, and ``state`` makes it one of numbers."""
+    """Check that ``target`` is an array or a type, and that ``state`` makes it one of numbers."""
     match target, state:
         # Version, shape, type, whether in Fortran's order, data.
         case np.ndarray(), (int(), tuple(), np.dtype() as dtype, bool() | int(), bytes() | str()):
             return dtype.kind in _NUMBER_KINDS
-        # Version, byte order; no parts, names, fields; size and alignment of the type itself; no flags.
+        # Version, byte order; no subarray, names, fields; size and alignment of the type itself; no flags.
         case np.dtype(), (int(), "<" | ">" | "|" | "=", None, None, None, -1, -1, 0):
             return True
     return False

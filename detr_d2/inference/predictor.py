@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
-from detr_d2.checkpoint.class_head import contiguous_classes, head_rows
+from detr_d2.checkpoint.class_head import head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
@@ -156,9 +156,5 @@ def classes_in_checkpoint(path: str) -> int | None:
 
     A head over COCO's category ids, which become contiguous classes, has 80.
     """
-    weights = to_native(read_checkpoint(path), source=path)
-    rows = head_rows(weights.tensors)
-    if rows is None:
-        return None
-    contiguous = contiguous_classes(weights.tensors) if weights.format.has_coco_ids else None
-    return rows - 1 if contiguous is None else len(contiguous)
+    rows = head_rows(to_native(read_checkpoint(path), source=path, contiguous=True).tensors)
+    return None if rows is None else rows - 1

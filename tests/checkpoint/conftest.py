@@ -16,7 +16,7 @@ def _original_files(tmp_path_factory) -> dict[tuple, tuple[Path, dict]]:
 
 @pytest.fixture
 def save_original(_original_files, tmp_path_factory, make_cfg, make_original):
-    """A function that saves a small original model as the original's main.py does; returns path and weights.
+    """Save a small original model as the original's main.py does: a function that returns path and weights.
 
     Tests share the files: they must not write to them.
     """
@@ -34,7 +34,7 @@ def save_original(_original_files, tmp_path_factory, make_cfg, make_original):
 
 @pytest.fixture
 def save_smca(tmp_path, make_cfg, make_original):
-    """A function that saves a small model of SMCA's authors; returns path and weights.
+    """Save a small model of SMCA's authors: a function that returns path and weights.
 
     Their model is the original with these modules in every decoder layer, point1 in the first alone.
     """
@@ -76,7 +76,7 @@ def _training_state() -> dict:
 
 @pytest.fixture
 def save_original_shapes(tmp_path, make_cfg, make_original):
-    """As ``save_original`` for weights that are only looked at: a file of a few kilobytes."""
+    """Save what ``save_original`` does with weights of zeros, in a file of a few kilobytes."""
 
     def save(*options) -> Path:
         with torch.device("meta"):
@@ -90,7 +90,7 @@ def save_original_shapes(tmp_path, make_cfg, make_original):
 
 @pytest.fixture
 def segmentation_weights(make_cfg, make_original_segmentation):
-    """Weights of the original's segmentation model around a small box model."""
+    """Make weights of the original's segmentation model around a small box model."""
 
     def make(num_classes: int = 91) -> dict[str, torch.Tensor]:
         cfg = make_cfg("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
@@ -101,7 +101,7 @@ def segmentation_weights(make_cfg, make_original_segmentation):
 
 @pytest.fixture
 def torchvision_resnet() -> dict[str, torch.Tensor]:
-    """A randomly initialised torchvision ResNet-18's state dict."""
+    """Return the state dict of a randomly initialized torchvision ResNet-18."""
     torch.manual_seed(3)
     model = torchvision.models.resnet18(weights=None)
     for module in model.modules():

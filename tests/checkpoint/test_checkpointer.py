@@ -44,7 +44,7 @@ def test_training_state_of_an_original_file_stays_out(save_original, make_model)
 
 
 def test_a_coco_head_fits_80_classes(save_original, make_model):
-    """Edge case C40."""
+    """The 92 rows over category ids become 81 of contiguous classes."""
     path, weights = save_original(num_classes=91)
     model = make_model("MODEL.DETR.NUM_CLASSES", 80)
     DetrCheckpointer(model, allow_new_head=False).load(str(path))
@@ -56,7 +56,7 @@ def test_a_coco_head_fits_80_classes(save_original, make_model):
 
 
 def test_a_new_head_is_the_only_thing_that_may_differ(save_original, make_model, caplog):
-    """Defect B2."""
+    """Fine-tuning with other classes re-initializes the class head alone, and the log says so in one line."""
     path, weights = save_original(num_classes=80)
     model = make_model("MODEL.DETR.NUM_CLASSES", 3)
     head = {k: x.clone() for k, x in model.state_dict().items() if "class_embed" in k}
@@ -66,11 +66,11 @@ def test_a_new_head_is_the_only_thing_that_may_differ(save_original, make_model,
     summaries = [x for x in caplog.messages if "class_embed" in x]
     assert len(summaries) == 1
     assert f"loaded {count - 2} of {count} tensors" in summaries[0]
-    assert "class_embed re-initialised, 81 -> 4 rows" in summaries[0]
+    assert "class_embed re-initialized, 81 -> 4 rows" in summaries[0]
 
 
 def test_a_new_head_is_refused_in_evaluation(save_original, make_model):
-    """Defect B2."""
+    """An untrained head would only give bad results."""
     path, _ = save_original(num_classes=80)
     model = make_model("MODEL.DETR.NUM_CLASSES", 3)
     before = {name: x.clone() for name, x in model.state_dict().items()}
@@ -94,7 +94,7 @@ def test_a_new_head_is_refused_in_evaluation(save_original, make_model):
         (("MODEL.RESNETS.DEPTH", 34), r"MODEL\.RESNETS\.DEPTH: 34 in the file, 18 in the model"),
     ],
 )
-def test_another_architecture_is_told_in_config_keys(save_original_shapes, make_model, options, message):
+def test_another_architecture_is_described_in_config_keys(save_original_shapes, make_model, options, message):
     path = save_original_shapes(*options)
     with torch.device("meta"):
         model = make_model("MODEL.DEVICE", "meta")
@@ -106,7 +106,7 @@ def test_another_architecture_is_told_in_config_keys(save_original_shapes, make_
 
 
 def test_smca_weights_in_a_plain_detr_name_both(save_smca, make_model):
-    """Edge case C44."""
+    """The message names what the file is and what the config builds."""
     path, _ = save_smca("type3")
     message = r"smca\.pth is an SMCA type3 checkpoint; the config builds DetrTransformer\. Set .*SmcaTransformer.*type3"
     with pytest.raises(UserError, match=message):
@@ -114,7 +114,7 @@ def test_smca_weights_in_a_plain_detr_name_both(save_smca, make_model):
 
 
 def test_other_weights_in_an_smca_model_name_both(save_smca, save_original, make_model):
-    """Edge case C44, the other way round, and between kinds of SMCA."""
+    """Plain weights in an SMCA model, and weights of another kind of SMCA."""
     model = make_model("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", "type2")
     path, _ = save_original()
     message = r"original\.pth is a plain DETR checkpoint; the config builds SmcaTransformer \(SMCA type2\)"
@@ -138,7 +138,7 @@ def test_the_authors_smca_files_load(save_smca, make_model, caplog, kind):
         assert torch.equal(model.state_dict()[f"detr.{name}"], weights[name])
 
 
-def test_a_lost_or_strange_tensor_is_named(make_model, tmp_path):
+def test_a_missing_or_unexpected_tensor_is_named(make_model, tmp_path):
     model = make_model()
     weights = dict(model.state_dict())
     weights["detr.extra.weight"] = weights.pop("detr.bbox_embed.layers.1.bias")
@@ -156,7 +156,7 @@ def test_backbone_weights_fill_the_backbone(make_model, torchvision_resnet, tmp_
     backbone = to_native(torchvision_resnet).tensors
     assert_same(model, {**before, **backbone})
     assert f"loaded {len(backbone)} of {len(before)} tensors" in caplog.text
-    assert "stays at its initialisation" in caplog.text
+    assert "stays at its initialization" in caplog.text
     with pytest.raises(UserError, match="backbone"):
         DetrCheckpointer(model, allow_new_head=False).load(str(path))
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_gets_its_training_state_back(make_model, tmp_path):
 
 
 def test_resuming_refuses_another_head(make_model, tmp_path):
-    """Defect B2."""
+    """A resumed run must find its own class head; a new run may start from the same file."""
     DetrCheckpointer(make_model(), str(tmp_path)).save("a")
     checkpointer = DetrCheckpointer(make_model("MODEL.DETR.NUM_CLASSES", 3), str(tmp_path))
     with pytest.raises(UserError, match=r"a\.pth holds a class head of 6 rows"):
@@ -235,7 +235,7 @@ def test_an_interrupted_save_leaves_the_old_file(make_model, tmp_path, monkeypat
 
 
 def test_other_class_names_are_warned_of(make_model, tmp_path, caplog):
-    """Defect B2."""
+    """A head of as many rows is loaded, though its classes may be others."""
     model = make_model()
     DetrCheckpointer(model, str(tmp_path), class_names=NAMES).save("a")
     path = str(tmp_path / "a.pth")
@@ -264,7 +264,7 @@ def test_a_wrapped_model_is_loaded_and_saved(make_model, tmp_path):
 
 
 def test_detectron2s_predictor_loads_an_original_file(save_original, make_cfg):
-    """DefaultPredictor has Detectron2's checkpointer, not ours. Edge case C40, too."""
+    """DefaultPredictor has Detectron2's checkpointer, not ours. The head of 92 rows fits 80 classes."""
     path, weights = save_original(num_classes=91)
     predictor = DefaultPredictor(make_cfg("MODEL.WEIGHTS", str(path), "MODEL.DETR.NUM_CLASSES", 80))
     assert_same(predictor.model, to_native(weights, num_classes=80).tensors)

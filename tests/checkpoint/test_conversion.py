@@ -62,13 +62,13 @@ def test_a_file_without_a_head_starts_training(save_original, make_model, tmp_pa
     model = make_model("MODEL.DETR.NUM_CLASSES", 3)
     caplog.set_level("INFO", logger="detr_d2")
     DetrCheckpointer(model).load(output)
-    assert "class_embed re-initialised, the file holds none" in caplog.text
+    assert "class_embed re-initialized, the file holds none" in caplog.text
     with pytest.raises(UserError, match="no class head"):
         DetrCheckpointer(model, allow_new_head=False).load(output)
 
 
 @pytest.mark.parametrize("options", [("MODEL.DETR.PRE_NORM", True), ("MODEL.DETR.POSITION_EMBEDDING", "learned")])
-def test_variants_of_the_original_are_recognised(save_original_shapes, tmp_path, options):
+def test_variants_of_the_original_are_recognized(save_original_shapes, tmp_path, options):
     key, value = options
     summary = convert_checkpoint(str(save_original_shapes(*options)), str(tmp_path / "out.pth"))
     assert summary.architecture[key] == value
@@ -86,7 +86,7 @@ def test_converting_twice_changes_nothing(save_original, tmp_path):
         assert torch.equal(x, b["model"][name])
 
 
-def spoil(weights: dict, how: str) -> dict:
+def damage(weights: dict, how: str) -> dict:
     if how == "missing":
         del weights["transformer.decoder.layers.1.linear2.weight"]
     elif how == "unexpected":
@@ -119,14 +119,14 @@ def spoil(weights: dict, how: str) -> dict:
 )
 def test_what_does_not_fit_is_not_written(save_original_shapes, tmp_path, how, message):
     source = save_original_shapes()
-    torch.save({"model": spoil(torch.load(source)["model"], how)}, source)
+    torch.save({"model": damage(torch.load(source)["model"], how)}, source)
     with pytest.raises(UserError, match=rf"(?s)original\.pth.*{message}"):
         convert_checkpoint(str(source), str(tmp_path / "folder" / "out.pth"))
     assert not (tmp_path / "folder").exists()
 
 
 def test_a_truncated_source_leaves_nothing(save_original, tmp_path):
-    """Edge case C43."""
+    """The error names the file, and no output is written."""
     whole, _ = save_original()
     source = tmp_path / "cut.pth"
     source.write_bytes(whole.read_bytes()[:-5000])

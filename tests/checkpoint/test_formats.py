@@ -6,9 +6,10 @@ from detectron2.modeling import build_backbone
 from torchvision.models import resnet18, resnet50
 
 from detr_d2.checkpoint import native_state_dict
+from detr_d2.checkpoint.adapter import NOTHING, WeightsAdapter
 from detr_d2.checkpoint.architecture import infer_architecture
-from detr_d2.checkpoint.fitting import NOTHING, Fitter
-from detr_d2.checkpoint.formats import FORMATS, UNSUPPORTED, find_format, recognise, to_native
+from detr_d2.checkpoint.formats import FORMATS, find_format, recognize, to_native
+from detr_d2.checkpoint.key_maps import UNSUPPORTED
 from detr_d2.utils.errors import UserError
 
 BACKBONE = "detr.backbone.0.backbone."
@@ -82,7 +83,7 @@ def test_detectron2_pickle_weights_reach_the_backbone(torchvision_resnet):
     ],
 )
 def test_original_names_become_those_of_our_model(make_cfg, make_original, make_model, options, wrap):
-    """Edge case C43."""
+    """Under "model" or "state_dict", bare, and with the prefix of a data-parallel model."""
     original = make_original(make_cfg(*options)).state_dict()
     prefix = "module." if wrap == "parallel" else ""
     weights = {prefix + name: x for name, x in original.items()}
@@ -100,21 +101,21 @@ def test_original_names_become_those_of_our_model(make_cfg, make_original, make_
         torch.testing.assert_close(model.state_dict()[f"detr.{ours}"], original[theirs], rtol=0, atol=0)
 
 
-def test_the_box_part_of_a_segmentation_model_is_taken(segmentation_weights, make_model):
-    """Defect A6: the old converter wrote backbone.0.backbone.detr... Edge case C41, box part."""
+def test_the_box_model_in_a_segmentation_model_is_loaded(segmentation_weights, make_model):
+    """The old converter garbled such files: it wrote names in backbone.0.backbone.detr."""
     original = segmentation_weights(num_classes=5)
     weights = to_native({"model": original})
     assert weights.format.name == "original DETR segmentation"
     assert not weights.left_out
     model = make_model("MODEL.DETR.HIDDEN_DIM", 128)
-    Fitter(model.state_dict(), "segmentation.pth", NOTHING).fit(weights, None, None)
+    WeightsAdapter(model.state_dict(), "segmentation.pth", NOTHING).adapt(weights, None, None)
     model.load_state_dict(dict(original), strict=True)
     theirs, ours = "detr.backbone.0.body.layer1.0.conv1.weight", "detr.backbone.0.backbone.res2.0.conv1.weight"
     assert torch.equal(weights.tensors[ours], original[theirs])
 
 
 def test_files_of_the_old_wrapper_load(make_model):
-    """What it trained holds its criterion's buffer; with masks, its box model one level deeper."""
+    """Its files hold its criterion's buffer; with masks, the box model is one level deeper."""
     model = make_model()
     trained = {**model.state_dict(), "criterion.empty_weight": torch.ones(6)}
     weights = to_native({"model": trained, "iteration": 3})
@@ -130,7 +131,7 @@ def test_files_of_the_old_wrapper_load(make_model):
 
 
 def test_a_coco_head_is_mapped_for_80_classes_only(make_cfg, make_original):
-    """Edge case C40."""
+    """92 rows become 81 only where the model has 80 classes."""
     checkpoint = {"model": make_original(make_cfg(), num_classes=91).state_dict()}
     for num_classes, rows in ((80, 81), (91, 92), (3, 92), (None, 92)):
         weights = to_native(checkpoint, num_classes)
@@ -138,7 +139,7 @@ def test_a_coco_head_is_mapped_for_80_classes_only(make_cfg, make_original):
         assert (weights.class_names or [None])[0] == ("person" if rows == 81 else None)
 
 
-def test_a_native_head_of_92_rows_is_not_taken_for_coco_ids(make_model):
+def test_a_native_head_of_92_rows_is_not_one_of_coco_ids(make_model):
     state_dict = make_model("MODEL.DETR.NUM_CLASSES", 91).state_dict()
     assert to_native({"model": state_dict}, 80).tensors["detr.class_embed.weight"].shape[0] == 92
 
@@ -157,17 +158,17 @@ def test_a_native_head_of_92_rows_is_not_taken_for_coco_ids(make_model):
 )
 def test_other_models_are_named(names, what):
     with pytest.raises(UserError, match=rf"my\.pth is .*{what}.*can be loaded: detr_d2, SMCA, original DETR"):
-        recognise(names, "my.pth")
+        recognize(names, "my.pth")
 
 
 @pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])
-def test_the_authors_smca_names_are_recognised(real_data, kind):
+def test_the_authors_smca_names_are_recognized(real_data, kind):
     """The names and shapes of a model that the authors' code built; it has 20 queries, 11 classes, 8 heads."""
     rows = np.load(real_data.parent / f"golden/smca/{kind}_smooth8.npz")["state_dict_names"]
     shapes = dict(str(x).split() for x in rows)
     weights = {name: torch.zeros([int(n) for n in shape.split("x")]) for name, shape in shapes.items()}
     weights["backbone.0.body.conv1.weight"] = torch.zeros(64, 3, 7, 7)
-    assert recognise(weights).name == "SMCA"
+    assert recognize(weights).name == "SMCA"
     architecture = infer_architecture(to_native(weights).tensors)
     found = {key.removeprefix("MODEL.DETR."): value for key, value in architecture.items()}
     assert found["TRANSFORMER"] == "SmcaTransformer"
@@ -176,7 +177,7 @@ def test_the_authors_smca_names_are_recognised(real_data, kind):
 
 
 def test_no_model_fits_two_formats(make_model, make_cfg, make_original, segmentation_weights, torchvision_resnet):
-    """Except SMCA, which is a DETR with more in it."""
+    """SMCA is the exception: a DETR with more tensors."""
     models = [
         make_model().state_dict(),
         make_original(make_cfg()).state_dict(),

@@ -1,4 +1,4 @@
-"""The transformers library as the oracle, in both directions. Its models are random and small."""
+"""Parity with the transformers library, in both directions. Its models are random and small."""
 
 import json
 import os
@@ -66,12 +66,12 @@ def their_model(kind: str = "Detr", **options) -> torch.nn.Module:
 
 @pytest.fixture
 def make_model(make_model):
-    """As everywhere, but padded batches behave as in transformers."""
+    """Build models whose padded batches behave as in transformers."""
     return partial(make_model, "MODEL.DETR.BATCH_INVARIANT", False)
 
 
 def make_images(padded: bool) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """Two normalised images, padded with zeros, and their sizes."""
+    """Return two normalized images, padded with zeros, and their sizes."""
     sizes = [(64, 96), (50, 70)] if padded else [(64, 96), (64, 96)]
     pixels = torch.zeros(2, 3, 64, 96)
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ def assert_same_outputs(theirs: torch.nn.Module, ours: torch.nn.Module, rows: sl
         ("TableTransformer", TIMM, ("MODEL.DETR.PRE_NORM", True)),
     ],
 )
-def test_their_saved_models_give_their_outputs_here(make_model, tmp_path, kind, options, ours):
+def test_their_saved_models_have_the_same_outputs_here(make_model, tmp_path, kind, options, ours):
     theirs = their_model(kind, **options)
     theirs.save_pretrained(tmp_path)
     model = make_model(*ours, seed=1)
@@ -149,7 +149,7 @@ def test_a_state_dict_of_the_running_library_loads_too(make_model, tmp_path):
         ("pytorch_model.bin", ("MODEL.DETR.PRE_NORM", True)),
     ],
 )
-def test_our_export_gives_our_outputs_there(make_model, tmp_path, file, options):
+def test_our_export_has_the_same_outputs_there(make_model, tmp_path, file, options):
     model = make_model(*options)
     torch.save(
         {"model": model.state_dict(), "class_names": ["cat", "dog", "bird", "fish", "horse"]}, tmp_path / "a.pth"
@@ -174,7 +174,7 @@ def test_our_export_gives_our_outputs_there(make_model, tmp_path, file, options)
 
 
 def test_a_coco_head_by_category_id_is_that_of_the_published_models(make_model, tmp_path):
-    """Edge case C40, back: 81 rows of ours become 92, and those that are no category never win."""
+    """81 rows of ours become 92, and those that are no category never win."""
     model = make_model("MODEL.DETR.NUM_CLASSES", 80)
     torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
     output = tmp_path / "coco" / "model.safetensors"
@@ -202,7 +202,7 @@ def test_names_of_the_classes_come_with_their_config(make_model, tmp_path, caplo
     assert_same_outputs(theirs, model, [4, 0, 5])
 
 
-def test_their_segmentation_model_gives_its_box_part(make_model):
+def test_their_segmentation_model_yields_its_box_model(make_model):
     names = their_model(**TIMM).state_dict()
     whole = {f"detr.{name}": x for name, x in names.items()}
     whole |= {"mask_head.conv1.conv.weight": torch.zeros(1), "bbox_attention.q_proj.weight": torch.zeros(1)}
@@ -224,7 +224,7 @@ def test_their_names_in_both_directions_are_equal_bit_by_bit(tmp_path):
         np.testing.assert_array_equal(back[name].numpy(), x.numpy(), err_msg=name)
 
 
-def test_what_they_have_not_is_refused(save_smca, tmp_path):
+def test_what_they_lack_is_refused(save_smca, tmp_path):
     path, _ = save_smca("type2")
     output = tmp_path / "new" / "model.safetensors"
     with pytest.raises(UserError, match=r"transformers has no SMCA: .*--to d2"):
@@ -232,7 +232,7 @@ def test_what_they_have_not_is_refused(save_smca, tmp_path):
     assert not output.parent.exists()
 
 
-def test_a_config_that_is_there_stays(make_model, tmp_path):
+def test_an_existing_config_is_kept(make_model, tmp_path):
     torch.save({"model": make_model().state_dict()}, tmp_path / "a.pth")
     (tmp_path / "config.json").write_text(json.dumps({"mine": 1}))
     with pytest.raises(UserError, match=r"config\.json exists"):

@@ -1,4 +1,4 @@
-"""Checkpoints of models with a mask head. Edge case C41; defect A6."""
+"""Checkpoints of models with a mask head: panoptic and segmentation files convert and load strictly."""
 
 import logging
 
@@ -16,7 +16,7 @@ MASKS = ("MODEL.MASK_ON", True, *SIZES)
 
 @pytest.fixture
 def panoptic_file(segmentation_weights, tmp_path):
-    """As the published panoptic files: 251 rows."""
+    """Save a file like the published panoptic ones: 251 rows."""
     path = tmp_path / "panoptic.pth"
     torch.save({"model": segmentation_weights(num_classes=250)}, path)
     return str(path)
@@ -59,7 +59,7 @@ def test_a_panoptic_file_loads_directly(panoptic_file, make_model, num_classes):
     assert torch.equal(model.detr.class_embed.weight[row], original["detr.class_embed.weight"][200])
 
 
-def test_a_box_model_takes_the_box_part(panoptic_file, make_model, caplog):
+def test_a_box_model_loads_the_box_model_in_the_file(panoptic_file, make_model, caplog):
     model = make_model(*SIZES, "MODEL.DETR.NUM_CLASSES", 133)
     with caplog.at_level(logging.INFO):
         DetrCheckpointer(model, allow_new_head=False).load(panoptic_file)
@@ -67,13 +67,13 @@ def test_a_box_model_takes_the_box_part(panoptic_file, make_model, caplog):
     model.load_state_dict(read_checkpoint(panoptic_file)["model"], strict=True)
 
 
-def test_a_mask_head_may_start_anew_in_training_only(make_model, tmp_path, caplog):
+def test_a_new_mask_head_is_for_training_only(make_model, tmp_path, caplog):
     box, segm = make_model(*SIZES), make_model(*MASKS, seed=1)
     torch.save({"model": box.state_dict()}, tmp_path / "box.pth")
     before = segm.detr.mask_head.lay1.weight.clone()
     with caplog.at_level(logging.INFO):
         DetrCheckpointer(segm).load(str(tmp_path / "box.pth"))
-    assert "mask head stays at its initialisation" in caplog.text
+    assert "mask head stays at its initialization" in caplog.text
     assert torch.equal(segm.detr.mask_head.lay1.weight, before)
     assert torch.equal(segm.detr.query_embed.weight, box.detr.query_embed.weight)
     with pytest.raises(UserError, match=r"no mask head.*MODEL\.MASK_ON"):

@@ -31,7 +31,7 @@ KINDS = ("zip", "legacy", "pickle")
 
 
 class Attack:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -42,7 +42,7 @@ class Attack:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_a_training_run_saves_comes_back(tmp_path, kind):
-    """Edge case C42."""
+    """The namespace of arguments and the optimizer of an original file, arrays and scalars of numpy."""
     model = nn.Linear(3, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 3)).sum().backward()
@@ -78,7 +78,7 @@ def test_everything_a_training_run_saves_comes_back(tmp_path, kind):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickles_of_numpy_arrays(tmp_path, protocol):
-    """Detectron2's model zoo is of these."""
+    """Detectron2's model zoo has such files."""
     weight = np.random.RandomState(0).randn(3, 2).astype("float32")
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"model": {"w": weight}, "__author__": "x"}, protocol=protocol))
@@ -87,7 +87,7 @@ def test_pickles_of_numpy_arrays(tmp_path, protocol):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attack_is_refused_by_name_and_does_nothing(tmp_path, kind):
-    """Edge case C42."""
+    """A file that would call a function is refused with a hint, and nothing is executed."""
     path = write(tmp_path / "evil.pth", {"model": {"w": torch.zeros(1)}, "x": Attack(tmp_path / "hit")}, kind)
     with pytest.raises(UserError, match=r"evil\.pth .*(posix|nt)\.system.*--trust"):
         read_checkpoint(path)
@@ -125,7 +125,7 @@ def test_ways_around_the_list_are_refused(tmp_path, pickled):
     assert not hasattr(torch._utils._rebuild_tensor_v2, "__wrapped__")
 
 
-def test_a_nested_torch_file_obeys_the_same_list(tmp_path):
+def test_a_nested_torch_file_is_subject_to_the_same_list(tmp_path):
     inner = tmp_path / "inner"
     torch.save(Attack(tmp_path / "hit"), inner)
 
@@ -140,7 +140,7 @@ def test_a_nested_torch_file_obeys_the_same_list(tmp_path):
 
 
 def test_pickled_modules_of_old_files_are_refused(tmp_path):
-    """torch compares their source, and may write what differs to a file."""
+    """Torch compares their source, and may write what differs to a file."""
     path = tmp_path / "module.pth"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,7 +150,7 @@ def test_pickled_modules_of_old_files_are_refused(tmp_path):
 
 
 def test_only_storages_are_persistent(tmp_path):
-    """In a file of old torch a class with its source could stand in a storage's place."""
+    """In a file of old torch a class with its source could replace a storage."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
@@ -175,7 +175,7 @@ def test_torchscript_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_cut_anywhere_is_named(tmp_path, kind):
-    """Edge case C43."""
+    """At every length, the error names the file."""
     write(tmp_path / "whole", {"model": {"w": torch.randn(50)}}, kind)
     whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / "cut.pth"
@@ -204,7 +204,7 @@ def test_archives_of_the_oldest_torch_are_refused(tmp_path):
 
 
 def test_an_archive_that_begins_as_a_torch_file_is_refused(tmp_path):
-    """torch would unpack it."""
+    """Torch would unpack it."""
     start = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
     header = bytearray(tarfile.TarInfo("name" * 10).tobuf(tarfile.USTAR_FORMAT))
     header[: len(start)] = start
@@ -218,7 +218,7 @@ def test_an_archive_that_begins_as_a_torch_file_is_refused(tmp_path):
 
 
 def write_safetensors(path) -> str:
-    """The format as its specification has it: the length of a JSON header, the header, the bytes of the tensors."""
+    """Write the format of the specification: the length of a JSON header, the header, the bytes of the tensors."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + np.arange(3, dtype="<f4").tobytes())
     return str(path)
@@ -231,7 +231,6 @@ def test_safetensors_are_read(tmp_path, name):
 
 
 def test_cut_safetensors_are_named(tmp_path):
-    """Edge case C43."""
     pytest.importorskip("safetensors")
     path = tmp_path / "cut.safetensors"
     write_safetensors(path)
@@ -250,7 +249,7 @@ def test_safetensors_without_the_package_say_how_to_get_it(tmp_path, monkeypatch
         read_checkpoint(write_safetensors(tmp_path / name))
 
 
-def test_what_is_no_dict_is_refused(tmp_path):
+def test_other_objects_than_a_dict_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds a Tensor, not a dict"):
         read_checkpoint(write(tmp_path / "x.pth", torch.zeros(1), "zip"))
 
@@ -287,7 +286,7 @@ def test_urls_are_downloaded(tmp_path, monkeypatch):
 
 
 def test_detectron2s_own_checkpointer_reads_original_files(tmp_path):
-    """Edge case B7: torch's weights_only, the default since 2.6, refuses them otherwise."""
+    """By default, torch's weights_only, which is on since release 2.6, refuses their namespace of arguments."""
     allow_original_checkpoints()
     path = write(tmp_path / "x.pth", {"model": {"weight": torch.ones(1, 1)}, "args": argparse.Namespace(lr=1)}, "zip")
     model = nn.Linear(1, 1, bias=False)

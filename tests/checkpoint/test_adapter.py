@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detr_d2.checkpoint import DetrCheckpointer
-from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names
+from detr_d2.checkpoint.class_head import COCO_CLASSES
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.utils.errors import UserError
 
@@ -30,7 +30,7 @@ def differing(a: dict, b: dict) -> set[str]:
     [(9, "query_embed: 7 of 9 rows loaded"), (3, "query_embed: 3 of 7 rows loaded, the model has no more than 3")],
 )
 def test_queries_that_fit_are_copied_and_the_rest_stays(save_original, make_model, caplog, queries, message):
-    """Wish B10."""
+    """With fewer or more queries than in the file."""
     path, weights = save_original()
     model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", queries, seed=1)
     built = snapshot(model)
@@ -43,7 +43,7 @@ def test_queries_that_fit_are_copied_and_the_rest_stays(save_original, make_mode
     assert message in caplog.text
 
 
-def test_queries_are_strict_unless_asked_for(save_original, make_model):
+def test_queries_are_strict_by_default(save_original, make_model):
     path, _ = save_original()
     model = make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9)
     built = snapshot(model)
@@ -52,7 +52,7 @@ def test_queries_are_strict_unless_asked_for(save_original, make_model):
     assert differing(model.state_dict(), built) == set()
 
 
-def test_as_many_queries_are_loaded_as_ever(save_original, make_model, caplog):
+def test_an_equal_number_of_queries_is_loaded_without_a_note(save_original, make_model, caplog):
     path, weights = save_original()
     model = make_model(seed=1)
     DetrCheckpointer(model, resize_queries=True).load(str(path))
@@ -60,7 +60,7 @@ def test_as_many_queries_are_loaded_as_ever(save_original, make_model, caplog):
     assert "query_embed" not in caplog.text
 
 
-def test_queries_of_another_width_are_no_matter_of_number(save_original_shapes, make_model):
+def test_queries_of_another_width_do_not_fit(save_original_shapes, make_model):
     path = save_original_shapes("MODEL.DETR.HIDDEN_DIM", 64)
     with pytest.raises(UserError, match=r"HIDDEN_DIM: 64 in the file, 32 in the model"):
         DetrCheckpointer(make_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9), resize_queries=True).load(str(path))
@@ -81,7 +81,7 @@ def rows_of(weights: dict, indices: list[int]) -> list[torch.Tensor]:
 
 
 def test_coco_classes_are_found_by_name(save_original, make_model, caplog):
-    """dog is COCO's category 18, person 1; the case of letters makes no difference."""
+    """Dog is COCO's category 18, person 1; case makes no difference."""
     path, weights = save_original(num_classes=91)
     model = make_model("MODEL.DETR.NUM_CLASSES", 3, seed=1)
     built = snapshot(model)
@@ -96,7 +96,7 @@ def test_coco_classes_are_found_by_name(save_original, make_model, caplog):
     assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
 
 
-def test_eighty_own_classes_are_not_taken_for_cocos(save_original, make_model):
+def test_eighty_classes_in_another_order_are_found_by_name(save_original, make_model):
     path, weights = save_original(num_classes=91)
     model = make_model("MODEL.DETR.NUM_CLASSES", 80, seed=1)
     names = [x["name"] for x in COCO_CLASSES]
@@ -106,7 +106,7 @@ def test_eighty_own_classes_are_not_taken_for_cocos(save_original, make_model):
         assert torch.equal(model.state_dict()[name], x)
 
 
-def test_our_own_files_tell_their_classes(make_model, tmp_path, caplog):
+def test_our_own_files_name_their_classes(make_model, tmp_path, caplog):
     source = make_model("MODEL.DETR.NUM_CLASSES", 3)
     DetrCheckpointer(source, str(tmp_path), class_names=["cat", "dog", "bird"]).save("a")
     model = make_model("MODEL.DETR.NUM_CLASSES", 2, seed=1)
@@ -122,20 +122,20 @@ def test_our_own_files_tell_their_classes(make_model, tmp_path, caplog):
         )
 
 
-def test_names_that_nobody_knows_are_asked_for(save_original, make_model):
+def test_missing_class_names_are_an_error(save_original, make_model):
     path, _ = save_original()
     model = make_model()
-    with pytest.raises(UserError, match=r"by_name: .*original\.pth does not tell the names of its 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: .*original\.pth does not name its 5 classes"):
         DetrCheckpointer(model, class_names=list("abcde"), classes_by_name=True).load(str(path))
     path, _ = save_original(num_classes=91)
-    with pytest.raises(UserError, match=r"by_name: no names are known of the model's 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: there are no names for the model's 5 classes"):
         DetrCheckpointer(model, classes_by_name=True).load(str(path))
-    with pytest.raises(UserError, match=r"by_name: 3 names are known of the model's 5 classes"):
+    with pytest.raises(UserError, match=r"by_name: there are 3 names for the model's 5 classes"):
         DetrCheckpointer(model, class_names=list("abc"), classes_by_name=True).load(str(path))
 
 
 def test_a_resumed_run_gets_what_it_saved(make_model, tmp_path):
-    """Whatever surgery made of the weights that it started from is not done again."""
+    """Surgery on the weights that it started from is not repeated."""
     model = make_model("MODEL.DETR.NUM_CLASSES", 2)
     surgery = {"classes_by_name": True, "resize_queries": True}
     DetrCheckpointer(model, str(tmp_path), class_names=["cat", "dog"], **surgery).save("a")
@@ -145,11 +145,3 @@ def test_a_resumed_run_gets_what_it_saved(make_model, tmp_path):
     fewer = make_model("MODEL.DETR.NUM_CLASSES", 2, "MODEL.DETR.NUM_OBJECT_QUERIES", 3)
     with pytest.raises(UserError, match=r"NUM_OBJECT_QUERIES: 7 in the file, 3 in the model"):
         DetrCheckpointer(fewer, str(tmp_path), **surgery).resume_or_load("", resume=True)
-
-
-def test_panoptic_heads_have_names():
-    """The ids are those of COCO's panoptic annotations: banner is 92, rug-merged, the last, 200."""
-    names = coco_names(251)
-    assert len(names) == 250
-    assert (names[1], names[92], names[200], names[201]) == ("person", "banner", "rug-merged", None)
-    assert coco_names(6) is None

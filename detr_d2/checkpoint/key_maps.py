@@ -1,0 +1,179 @@
+"""How the tensors of other projects' checkpoints are named, and the rules that lead to our names and back.
+
+The format of the transformers library is in :mod:`detr_d2.checkpoint.huggingface`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+BACKBONE = "detr.backbone.0.backbone."
+"""Prefix of the backbone's tensors in a state dict of our model."""
+
+Rules = tuple[tuple[str, str | None], ...]
+"""(their name, our name), with the same wildcards in both. None: this tensor is not for our model."""
+
+_WILDCARDS = {
+    "n": r"\d+",
+    "i": "[123]",
+    "qkv": "[qkv]",
+    "coder": "encoder|decoder",
+    "wb": "weight|bias",
+    "norm": "weight|bias|running_mean|running_var",
+    "stage": "stem|res[2-5]",
+    "module": r"transformer|class_embed|bbox_embed|query_embed|input_proj|backbone\.1",
+    "mask_module": "bbox_attention|mask_head",
+    "rest": ".+",
+}
+"""What ``<NAME>`` in a rule stands for."""
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """How to recognize a checkpoint by its tensors' names, and what our names for them are."""
+
+    name: str
+    """What messages call it."""
+    signature: tuple[str, ...]
+    """Regular expressions. A checkpoint is of this format if each matches one of its names in full."""
+    rules: Rules = ()
+    """The first rule that matches a name counts. A name that none matches is kept: comparing with the model finds it.
+    In the other direction, too, the first rule counts."""
+    backbone_only: bool = False
+    has_coco_ids: bool = False
+    """The rows of the class head may be COCO's category ids instead of contiguous classes."""
+    splits_in_proj: bool = False
+    """An attention's query, key and value projections are three tensors, not one."""
+    implies: Mapping[str, Any] = field(default_factory=dict)
+    """Config keys that go with every model of the format, and that no tensor reveals."""
+
+    def matches(self, names: Iterable[str]) -> bool:
+        names = list(names)
+        return all(any(re.fullmatch(pattern, name) for name in names) for pattern in self.signature)
+
+    def native_name(self, name: str) -> str | None:
+        """Return our name of a tensor, None if our model has no such tensor."""
+        return _rename(name, self._to_native, default=name)
+
+    def foreign_name(self, name: str) -> str | None:
+        """Return the format's name of our tensor, None if it has none."""
+        return _rename(name, self._to_foreign, default=None)
+
+    @cached_property
+    def _to_native(self) -> list[tuple[re.Pattern, str | None]]:
+        return [_compile(theirs, ours) for theirs, ours in self.rules]
+
+    @cached_property
+    def _to_foreign(self) -> list[tuple[re.Pattern, str | None]]:
+        return [_compile(ours, theirs) for theirs, ours in self.rules if ours is not None]
+
+
+def _compile(source: str, target: str | None) -> tuple[re.Pattern, str | None]:
+    pattern = re.sub("<(.+?)>", lambda x: f"(?P<{x[1]}>{_WILDCARDS[x[1]]})", re.escape(source))
+    return re.compile(pattern), None if target is None else re.sub("<(.+?)>", r"\\g<\1>", target)
+
+
+def _rename(name: str, rules: list[tuple[re.Pattern, str | None]], default: str | None) -> str | None:
+    for pattern, target in rules:
+        if match := pattern.fullmatch(name):
+            return None if target is None else match.expand(target)
+    return default
+
+
+def with_prefixes(theirs: str, ours: str, rules: Rules) -> Rules:
+    """Put a prefix before both names of every rule."""
+    return tuple((theirs + name, None if our_name is None else ours + our_name) for name, our_name in rules)
+
+
+def torchvision_rules(prefix: str = "") -> Rules:
+    """Return the rules of a torchvision or timm ResNet whose names start with ``prefix``."""
+    rules = [("conv1.weight", "stem.conv1.weight"), ("bn1.<norm>", "stem.conv1.norm.<norm>")]
+    for i in (1, 2, 3, 4):
+        theirs, ours = f"layer{i}.<n>", f"res{i + 1}.<n>"
+        rules += [
+            (f"{theirs}.conv<i>.weight", f"{ours}.conv<i>.weight"),
+            (f"{theirs}.bn<i>.<norm>", f"{ours}.conv<i>.norm.<norm>"),
+            (f"{theirs}.downsample.0.weight", f"{ours}.shortcut.weight"),
+            (f"{theirs}.downsample.1.<norm>", f"{ours}.shortcut.norm.<norm>"),
+        ]
+    return with_prefixes(prefix, BACKBONE, (*rules, ("<rest>.num_batches_tracked", None), ("fc.<wb>", None)))
+
+
+TORCHVISION_RESNET = CheckpointFormat(
+    name="torchvision ResNet",
+    signature=(r"conv1\.weight", r"bn1\.running_var", r"layer1\.0\.conv1\.weight"),
+    rules=torchvision_rules(),
+    backbone_only=True,
+)
+
+DETECTRON2_RESNET = CheckpointFormat(
+    name="Detectron2 ResNet",
+    signature=(r"stem\.conv1\.weight", r"res2\.0\.conv1\.weight"),
+    rules=(
+        ("<rest>.num_batches_tracked", None),
+        # The classifier of ImageNet.
+        *((f"{name}.<wb>", None) for name in ("stem.fc", "fc", "linear")),
+        ("<stage>.<rest>", f"{BACKBONE}<stage>.<rest>"),
+    ),
+    backbone_only=True,
+)
+
+# Our own names are those that the original project's Detectron2 wrapper and its converter wrote. The buffer of the
+# wrapper's criterion is made from the config here.
+_WRAPPER_BUFFER = ("criterion.empty_weight", None)
+
+NATIVE = CheckpointFormat(
+    name="detr_d2",
+    signature=(r"detr\.transformer\.decoder\..+", r"detr\.backbone\.0\.backbone\.(?!detr\.).+"),
+    rules=(_WRAPPER_BUFFER,),
+)
+
+# In segmentation models, the box model is a module of its own, so its names have one more prefix.
+WRAPPER_SEGMENTATION = CheckpointFormat(
+    name="segmentation model of the original's Detectron2 wrapper",
+    signature=(r"detr\.detr\.transformer\.decoder\..+", r"detr\.detr\.backbone\.0\.backbone\..+"),
+    rules=(_WRAPPER_BUFFER, ("detr.detr.<rest>", "detr.<rest>")),
+)
+
+
+def _original_rules(prefix: str = "") -> Rules:
+    return ((f"{prefix}<module>.<rest>", "detr.<module>.<rest>"), *torchvision_rules(f"{prefix}backbone.0.body."))
+
+
+ORIGINAL = CheckpointFormat(
+    name="original DETR",
+    signature=(r"transformer\.decoder\..+", r"backbone\.0\.body\..+"),
+    rules=_original_rules(),
+    has_coco_ids=True,
+)
+"""Box models of github.com/facebookresearch/detr."""
+
+ORIGINAL_SEGMENTATION = CheckpointFormat(
+    name="original DETR segmentation",
+    signature=tuple(rf"detr\.{x}" for x in ORIGINAL.signature),
+    rules=(*_original_rules("detr."), ("<mask_module>.<rest>", "detr.<mask_module>.<rest>")),
+    has_coco_ids=True,
+)
+
+SMCA = CheckpointFormat(
+    name="SMCA",
+    signature=(*ORIGINAL.signature, r"transformer\.decoder\.layers\.\d+\.point2\..+"),
+    rules=ORIGINAL.rules,
+    has_coco_ids=True,
+    implies={"MODEL.DETR.CLASS_LOSS": "focal"},
+)
+
+UNSUPPORTED = (
+    CheckpointFormat("a Deformable DETR", (r".*\.sampling_offsets\.weight",)),
+    CheckpointFormat("a Conditional DETR", (r".*\.ca_qcontent_proj\.weight",)),
+    CheckpointFormat("a Detectron2 R-CNN", (r"(roi_heads|proposal_generator)\..+",)),
+    CheckpointFormat("another Detectron2 detection model", (r"backbone\.bottom_up\..+",)),
+    CheckpointFormat("a Caffe2 ResNet (MSRA or Detectron1 weights)", (r"(res|blob_res).*_branch\d\w_.+",)),
+    CheckpointFormat(
+        "a segmentation checkpoint that the original's d2/converter.py garbled (convert the original file instead)",
+        (r"detr\.backbone\.0\.backbone\.(detr|stem\.detr)\..+",),
+    ),
+)
+"""Models that are recognized only to say what they are."""
