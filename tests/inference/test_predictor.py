@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from detr_d2 import DetrDatasetMapper
-from detr_d2.inference import precision
+from detr_d2.inference import optimization as precision
 from detr_d2.inference.predictor import Predictor, classes_in_checkpoint, prediction_config
 from detr_d2.utils.errors import UserError
 
