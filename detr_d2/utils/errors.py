@@ -1,8 +1,34 @@
-"""The one exception for mistakes that a user can mend."""
+"""Mistakes that a user can fix: the exception for them, and a counter of them in data."""
+
+from collections import Counter
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
     """Wrong input with a known fix: a config key, a file, an annotation.
 
-    The message names what is wrong and what to do. The scripts print it without a traceback.
+    The message names what is wrong and what to do. The commands print it without a traceback.
     """
+
+
+class ExampleCounter:
+    """Counter of occurrences by kind that keeps the first example of each kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, kind: str, example: str, count: int = 1) -> bool:
+        """Count ``count`` occurrences of ``kind``.
+
+        Returns:
+            True for the first of this kind, which the caller may log.
+        """
+        is_first = kind not in self.examples
+        self.counts[kind] += count
+        self.examples.setdefault(kind, example)
+        return is_first
+
+    def __iter__(self) -> Iterator[tuple[str, int, str]]:
+        """Yield each kind, its count and its first example, in the order of their first occurrence."""
+        return ((kind, count, self.examples[kind]) for kind, count in self.counts.items())

@@ -1,16 +1,23 @@
-"""Files that are complete or absent."""
+"""Output files and folders that are complete or absent, and JSON input with explained errors."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from detectron2.utils.file_io import PathManager
+
+from detr_d2.utils.errors import UserError
 
 
 @contextmanager
-def atomic_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write that takes ``path``'s place when the block ends, and vanishes when it fails.
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces ``path`` when the block ends, and is removed when it fails.
 
-    Until then whatever was at ``path`` stays. The folder must exist.
+    Until then the earlier content of ``path`` stays. The folder must exist.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
@@ -22,3 +29,82 @@ def atomic_file(path: str) -> Iterator[BinaryIO]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextmanager
+def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """Make a folder for writing that becomes ``path`` when the block ends.
+
+    Until then its name is ``path`` followed by ".incomplete". If the block fails after a file was written, the folder
+    keeps this name, and the next run replaces it.
+
+    Args:
+        marker: a file that every such folder holds in the end. A folder without it is never replaced.
+        overwrite: replace the results of an earlier run.
+
+    Raises:
+        UserError: ``path`` is not empty and must not be replaced, or the folder can't be made.
+    """
+    path = Path(os.path.abspath(path))
+    _check_replaceable(path, marker, overwrite)
+    incomplete = path.with_name(f"{path.name}.incomplete")
+    try:
+        if incomplete.exists():
+            shutil.rmtree(incomplete)
+        incomplete.mkdir(parents=True)
+    except OSError as e:
+        raise UserError(f"The output folder {path} can't be made ({e}): choose another.") from e
+    try:
+        yield incomplete
+    except BaseException:
+        if not any(x.is_file() for x in incomplete.rglob("*")):
+            shutil.rmtree(incomplete)
+        raise
+    # Another program may have written to it meanwhile.
+    _check_replaceable(path, marker, overwrite)
+    if path.exists():
+        shutil.rmtree(path)
+    incomplete.rename(path)
+
+
+def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: name a folder for the output.")
+    if not any(path.iterdir()):
+        return
+    if not (path / marker).is_file():
+        raise UserError(f"The output folder {path} holds other files: name a new one. They are never overwritten.")
+    if not overwrite:
+        raise UserError(f"The output folder {path} holds results already: name another, or add --overwrite.")
+
+
+def read_json(
+    path: str | Path, what: str = "a JSON file", fix: str = "perhaps it was cut off while it was copied; make it again"
+) -> Any:
+    """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        path: a path of ``PathManager``.
+        what: the expected file, with its article, for messages.
+        fix: what to do with a file that is not JSON, for messages.
+
+    Raises:
+        UserError: the file does not exist, can't be read, is not JSON or is nested too deeply.
+    """
+    try:
+        with PathManager.open(str(path), "rb") as file:
+            return json.loads(file.read())
+    except FileNotFoundError as e:
+        raise UserError(f"{path} does not exist: give the path of {what}.") from e
+    except IsADirectoryError as e:
+        raise UserError(f"{path} is a folder: give the path of {what}.") from e
+    except OSError as e:
+        raise UserError(f"{path} can't be read ({e}): give the path of {what}.") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not {what}, since it is not text in UTF-8 ({e}): {fix}.") from e
+    except RecursionError as e:
+        raise UserError(f"{path} is not {what}, since its JSON is nested too deeply: {fix}.") from e
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON ({e}): {fix}.") from e

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from detr_d2.data.annotations import has_area
-from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.annotation_checks import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
 
@@ -56,8 +55,7 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     One image after the other, the one with the most classes not shown yet; once none adds a class, classes count
     anew. Only the first 10,000 images are considered, and those without objects come last.
     """
-    usable = table.is_readable() & has_area(table.clipped()) & (table.classes >= 0)
-    usable &= table.image_index < CANDIDATES
+    usable = table.usable() & (table.image_index < CANDIDATES)
     num_images = min(table.num_images, CANDIDATES)
     objects = np.bincount(table.image_index[usable], minlength=num_images)
     labels = [set() for _ in range(num_images)]

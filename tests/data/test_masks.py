@@ -77,7 +77,7 @@ def test_polygons_of_one_object_are_united(mask_mapper, make_image, make_annotat
     expected = np.zeros((40, 60), dtype=bool)
     expected[6:16, 5:25] = expected[10:30, 20:40] = True
     np.testing.assert_array_equal(mapper(record)["instances"].gt_masks.tensor[0], expected)
-    assert mapper.mask_reader.dropped_polygons.count == 1
+    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_objects_without_mask_are_dropped_and_counted(mask_mapper, make_image, m
     with caplog.at_level(logging.WARNING):
         instances = mapper({"file_name": make_image(), "annotations": annotations})["instances"]
     assert len(instances) == 1
-    assert mapper.mask_reader.dropped_objects.count == 6
-    assert mapper.mask_reader.dropped_polygons.count == 2
+    assert mapper.mask_reader.dropped.counts["an object without mask, with its box"] == 6
+    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 2
     assert len(caplog.records) == 2
     assert "annotation id 0 of image" in caplog.text
 

@@ -9,8 +9,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from scipy import ndimage
 
-from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
-from detr_d2.data.checks.wording import abbreviate
+from detr_d2.data.annotations import ImageTargets, abbreviate, is_crowd, name_segment, read_category
 from detr_d2.data.images import DECODING_ERRORS
 from detr_d2.data.pixel_selection import apply_to_mask, follow
 from detr_d2.utils.errors import UserError
