@@ -128,7 +128,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
     except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
         raise UserError(
             f"bbox {annotation['bbox']} with bbox_mode {annotation['bbox_mode']} of {name} can't be read "
-            f"({error}): expected are four numbers in a BoxMode that converts to XYXY_ABS."
+            f"({error}): it must be four numbers in a BoxMode that converts to XYXY_ABS."
         ) from error
     if not np.isfinite(xyxy).all():
         raise UserError(f"bbox {annotation['bbox']} of {name} is not finite: correct or remove it.")

@@ -54,7 +54,7 @@ def _read_polygons(segmentation: Any, name: str) -> list[np.ndarray]:
         if any(polygon.ndim != 1 for polygon in polygons):
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise UserError(f"The segmentation of {name} can't be read: expected is {_FORMS}.") from error
+        raise UserError(f"The segmentation of {name} can't be read: it must be {_FORMS}.") from error
     # Not "any(... > limit)", which NaN would pass.
     if not all((np.abs(polygon) <= _LARGEST_COORDINATE).all() for polygon in polygons):
         raise UserError(
@@ -79,7 +79,7 @@ def _from_rle(rle: dict, image_size: tuple[int, int], name: str) -> dict:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"The RLE of {name} can't be read: expected are 'size' [height, width] and 'counts'."
+            f"The RLE of {name} can't be read: it must have 'size' [height, width] and 'counts'."
         ) from error
     _check_size(size, image_size, name)
     # pycocotools fills pixels that the runs leave out with uninitialized memory.

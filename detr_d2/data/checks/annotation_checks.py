@@ -1,6 +1,6 @@
 """Checks of boxes, labels and their numbers, on all annotations of a dataset at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -153,141 +153,132 @@ def check_annotations(table: AnnotationTable, expected: Expectations) -> list[Fi
     return [finding for check in _CHECKS for finding in check(table, expected)]
 
 
-def _check_readable(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    if not table.unreadable:
-        return
+def _check_readable(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     rows = [row for row, _ in table.unreadable]
-    message = table.unreadable[0][1]
-    if len(rows) > 1:
-        message += f" So are {len(rows) - 1} other values that can't be used."
-    yield _about(rows, table, "error", "unreadable-annotation", message)
+    message = table.unreadable[0][1] if rows else ""
+    more = f" So are {len(rows) - 1} other values that can't be used." if len(rows) > 1 else ""
+    return _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
 
 
-def _check_labels(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_labels(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     limit = expected.num_classes if expected.classes is None else len(expected.classes)
     rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
-    if len(rows) == 0:
-        return
-    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
-    message = (
-        f"category_id {table.category(rows[0])} of {table.name(rows[0])} is not in [0, {limit}), as for "
-        f"{len(rows)} of {len(table)} annotations: count categories from 0, or correct {key} (now {limit})."
+    text = (
+        "category_id {value} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
+        "categories from 0, or correct {key} (now {limit})."
     )
-    yield _about(rows, table, "error", "label-range", message)
+    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
+    value = table.category(rows[0]) if len(rows) else None
+    return _about(rows, table, "error", "label-range", text, value=value, limit=limit, key=key)
 
 
-def _check_objects(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_objects(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     without_area = len(table.without_area())
     if without_area < len(table):
-        return
+        return []
     found = f"its annotations: {table.num_crowds} crowds, {without_area} boxes without area"
     if expected.train:
         message = f"no object to learn from ({found}): annotate objects, with 'iscrowd' 0, or don't train on it."
-    else:
-        message = (
-            f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated "
-            "data, and don't choose the best checkpoint by this dataset."
-        )
-    yield Finding("error" if expected.train else "warning", "no-objects", message)
-
-
-def _check_area(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    rows = table.without_area()
-    if len(rows) == 0:
-        return
-    flat = int((table.boxes[rows, 2:] <= table.boxes[rows, :2]).any(axis=1).sum())
+        return [Finding("error", "no-objects", message)]
     message = (
-        f"{len(rows)} of {len(table)} boxes have no area inside their image and are dropped, e.g. "
-        f"{table.name(rows[0])} ({flat} without width or height, {len(rows) - flat} outside): correct or remove them."
+        f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated data, and "
+        "don't choose the best checkpoint by this dataset."
     )
-    yield _about(rows, table, "warning", "box-without-area", message)
+    return [Finding("warning", "no-objects", message)]
 
 
-def _check_position(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_area(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = table.without_area()
+    flat = int((table.boxes[rows, 2:] <= table.boxes[rows, :2]).any(axis=1).sum())
+    text = (
+        "{count} of {total} boxes have no area inside their image and are dropped, e.g. {example} ({flat} without "
+        "width or height, {outside} outside): correct or remove them."
+    )
+    return _about(rows, table, "warning", "box-without-area", text, flat=flat, outside=len(rows) - flat)
+
+
+def _check_position(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     rows = table.beyond_image()
     if table.declared_xywh[rows].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
-        message = (
-            f"{len(rows)} of {len(table)} boxes reach beyond their image, e.g. {table.name(rows[0])}: are "
-            "they XYXY, but declared XYWH? COCO's 'bbox' is [left, top, width, height]."
+        text = (
+            "{count} of {total} boxes reach beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
+            "COCO's 'bbox' is [left, top, width, height]."
         )
-        yield _about(rows, table, "warning", "xyxy-as-xywh", message)
-        return
-    rows = table.partly_outside()
-    if len(rows):
-        message = (
-            f"{len(rows)} of {len(table)} boxes lie partly outside their image, by more than a pixel, and are "
-            f"clipped, e.g. {table.name(rows[0])}: were they annotated on another size of the image?"
-        )
-        yield _about(rows, table, "warning", "box-partly-outside", message)
+        return _about(rows, table, "warning", "xyxy-as-xywh", text)
+    text = (
+        "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
+        "{example}: were they annotated on another size of the image?"
+    )
+    return _about(table.partly_outside(), table, "warning", "box-partly-outside", text)
 
 
-def _check_fractions(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_fractions(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     boxes = table.boxes[table.is_readable()]
     if len(boxes) == 0 or boxes.max() > 2 or boxes.max() <= 0 or table.image_sizes.min() < 8:
-        return
+        return []
     message = (
         f"all {len(boxes)} boxes lie within two pixels of the corner of their image, e.g. {table.name(0)}: are they "
         "fractions of the image's sides, as in YOLO's format? Multiply them by width and height."
     )
-    yield Finding("warning", "box-in-fractions", message, len(boxes), table.name(0))
+    return [Finding("warning", "box-in-fractions", message, len(boxes), table.name(0))]
 
 
-def _check_queries(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_queries(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     objects = np.bincount(table.image_index, minlength=table.num_images)
-    num_crowded = int((objects > expected.num_queries).sum()) if expected.num_queries else 0
-    if num_crowded == 0:
-        return
+    count = int((objects > expected.num_queries).sum()) if expected.num_queries else 0
+    if count == 0:
+        return []
     example = table.image_name(int(objects.argmax()))
     message = (
-        f"{num_crowded} of {table.num_images} images have more objects than the model has queries "
-        f"({expected.num_queries}), at most {objects.max()}, in {example}: the surplus is never found. "
+        f"{count} of {table.num_images} images have more objects than the model has queries ({expected.num_queries}), "
+        f"at most {objects.max()}, in {example}: the surplus is never found. "
         "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
     )
-    yield Finding("warning", "more-objects-than-queries", message, num_crowded, example)
+    return [Finding("warning", "more-objects-than-queries", message, count, example)]
 
 
-def _check_repetition(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_repetition(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     # Two segments can't lie on the same pixels, whatever their boxes.
     rows = np.flatnonzero(table.is_readable() & ~table.of_segments)
     keys = np.column_stack([table.image_index, table.classes, table.boxes])[rows]
     order = np.lexsort(keys.T)
-    same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1))
-    if len(same) == 0:
-        return
-    example = table.name(int(rows[order[same[0] + 1]]))
-    message = (
-        f"{len(same)} objects are annotated twice, with the same box and class, e.g. {example}: a query has to find "
-        "each; remove the duplicates."
+    repeated = rows[order[1:][(keys[order[1:]] == keys[order[:-1]]).all(axis=1)]]
+    text = (
+        "{count} objects are annotated twice, with the same box and class, e.g. {example}: a query has to find each; "
+        "remove the duplicates."
     )
-    yield Finding("note", "object-repeated", message, len(same), example)
+    return _about(repeated, table, "note", "object-repeated", text)
 
 
-def _check_masks(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    if not expected.masks or len(table) == 0:
-        return
-    rows = [row for row in range(len(table)) if table.lacks_mask(row)]
-    if len(rows) == 0:
-        return
-    message = (
-        f"{len(rows)} of {len(table)} objects have no mask and are dropped, with their boxes, e.g. "
-        f"{table.name(rows[0])}: add 'segmentation', or set MODEL.MASK_ON False to train on boxes."
+def _check_masks(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = [row for row in range(len(table)) if table.lacks_mask(row)] if expected.masks else []
+    text = (
+        "{count} of {total} objects have no mask and are dropped, with their boxes, e.g. {example}: add "
+        "'segmentation', or set MODEL.MASK_ON False to train on boxes."
     )
-    severity = "error" if len(rows) == len(table) else "warning"
-    yield _about(rows, table, severity, "object-without-mask", message)
+    return _about(rows, table, "error" if len(rows) == len(table) else "warning", "object-without-mask", text)
 
 
-def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     if expected.classes is None or len(table) == 0:
-        return
+        return []
     used = set(np.unique(table.classes).tolist())
     unused = [name for label, name in enumerate(expected.classes) if label not in used]
-    if unused:
-        message = f"{len(unused)} of {len(expected.classes)} classes have no object: {abbreviate(unused)}."
-        yield Finding("note", "class-without-objects", message, len(unused), str(unused[0]))
+    if not unused:
+        return []
+    message = f"{len(unused)} of {len(expected.classes)} classes have no object: {abbreviate(unused)}."
+    return [Finding("note", "class-without-objects", message, len(unused), str(unused[0]))]
 
 
-def _about(rows: Sequence[int], table: AnnotationTable, severity: Severity, code: str, message: str) -> Finding:
-    return Finding(severity, code, message, len(rows), table.name(rows[0]))
+def _about(
+    rows: Sequence[int], table: AnnotationTable, severity: Severity, code: str, text: str, **values: object
+) -> list[Finding]:
+    """Return a finding about rows, the first of which is the example; nothing if there are none."""
+    if len(rows) == 0:
+        return []
+    count, example = len(rows), table.name(int(rows[0]))
+    message = text.format(count=count, total=len(table), example=example, **values)
+    return [Finding(severity, code, message, count, example)]
 
 
 _CHECKS = (

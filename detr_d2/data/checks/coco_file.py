@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
@@ -18,7 +17,7 @@ class Fault(NamedTuple):
     """Wording of a fault and its severity.
 
     Attributes:
-        text: formatted with ``count``, ``total`` and ``example``.
+        text: formatted with ``count``, ``total``, ``items`` and ``example``.
         train: severity in training data; None: not reported.
         evaluation: severity in evaluation data; None: as in training data.
     """
@@ -28,88 +27,66 @@ class Fault(NamedTuple):
     evaluation: Severity | None = None
 
 
+def _some(problem: str, advice: str = "", *severities: Severity | None) -> Fault:
+    """Make a fault of some items: what they have or lack, and what to do about it."""
+    advice = advice and f": {advice}"
+    return Fault("{count} of {total} {items} " + problem + ", e.g. {example}" + advice + ".", *severities)
+
+
 # The order is that of the report. A code's first word determines what {total} counts.
 FAULTS = {
     "categories-missing": Fault("'categories' is empty: list every class as {{'id': 1, 'name': 'cat'}}."),
-    "category-malformed": Fault(
-        "{count} of {total} categories lack a whole-number 'id' (not a string) or a 'name', e.g. {example}."
-    ),
-    "category-id-repeated": Fault("{count} category ids occur more than once, e.g. {example}."),
-    "category-name-repeated": Fault(
-        "{count} classes have the name of another, e.g. {example}: the model treats them as two classes.",
-        "warning",
-    ),
-    "image-malformed": Fault(
-        "{count} of {total} images lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1, "
-        "e.g. {example}."
-    ),
-    "image-id-repeated": Fault(
-        "{count} of {total} image ids occur more than once, e.g. {example}: only one of the images would be used. "
-        "Renumber them, with their annotations."
+    "category-malformed": _some("lack a whole-number 'id' (not a string) or a 'name'"),
+    "category-id-repeated": _some("have the id of another"),
+    "category-name-repeated": _some("have the name of another", "the model treats them as two classes", "warning"),
+    "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1"),
+    "image-id-repeated": _some(
+        "have the id of another",
+        "only one of the images would be used. Renumber them, with their annotations",
     ),
     "image-ids-mixed": Fault("some image ids are numbers, others strings, e.g. {example}: use one type."),
-    "image-file-repeated": Fault(
-        "{count} of {total} images have the file of another, e.g. {example}: merge their annotations under one id.",
-        "warning",
-    ),
+    "image-file-repeated": _some("have the file of another", "merge their annotations under one id", "warning"),
     "annotations-missing": Fault("there is no list 'annotations': no image has an object.", "warning"),
-    "annotation-malformed": Fault(
-        "{count} of {total} annotations lack 'id', 'image_id' or 'category_id', e.g. {example}."
-    ),
-    "annotation-id-repeated": Fault(
-        "{count} of {total} annotation ids are used before, e.g. {example}: renumber them."
-    ),
-    "annotation-image-unknown": Fault(
-        "{count} of {total} annotations belong to images that 'images' does not list and are dropped, e.g. "
-        "{example}: correct image_id (a string differs from a number), or remove them.",
+    "annotation-malformed": _some("lack 'id', 'image_id' or 'category_id'"),
+    "annotation-id-repeated": _some("have the id of another", "renumber them"),
+    "annotation-image-unknown": _some(
+        "belong to images that 'images' does not list and are dropped",
+        "correct image_id (a string differs from a number), or remove them",
         "warning",
     ),
-    "annotation-category-unknown": Fault(
-        "{count} of {total} annotations have a category_id that 'categories' does not list, e.g. {example}: "
-        "category ids are whole numbers, not strings."
+    "annotation-category-unknown": _some(
+        "have a category_id that 'categories' does not list", "category ids are whole numbers, not strings"
     ),
-    "annotation-iscrowd-malformed": Fault(
-        "{count} of {total} annotations have an 'iscrowd' other than 0 and 1, e.g. {example}."
+    "annotation-iscrowd-malformed": _some("have an 'iscrowd' other than 0 and 1"),
+    "annotation-ignore": _some("have 'ignore' set, which Detectron2 refuses", "remove them"),
+    "annotation-iscrowd-missing": _some(
+        "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
     ),
-    "annotation-ignore": Fault(
-        "{count} of {total} annotations have 'ignore' set, which Detectron2 refuses, e.g. {example}: remove them."
-    ),
-    "annotation-iscrowd-missing": Fault(
-        "{count} of {total} annotations have no 'iscrowd', e.g. {example}: training assumes 0, COCO's evaluation "
-        "fails.",
-        "note",
-        "error",
-    ),
-    "annotation-area-missing": Fault(
-        "{count} of {total} annotations have no 'area', which COCO's evaluation needs, e.g. {example}: add it; without "
-        "masks it is width times height.",
+    "annotation-area-missing": _some(
+        "have no 'area', which COCO's evaluation needs",
+        "add it; without masks it is width times height",
         None,
         "error",
     ),
-    "annotation-id-zero": Fault(
-        "{example} has the id 0, which COCO's evaluation treats as not found: count from 1.", None, "warning"
+    "annotation-id-zero": _some(
+        "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
     ),
-    "mask-polygon-short": Fault(
-        "{count} of {total} annotations have polygons of under six or an odd number of coordinates, which are dropped, "
-        "e.g. {example}.",
+    "mask-polygon-short": _some(
+        "have polygons of under six or an odd number of coordinates, which are dropped", "", "warning"
+    ),
+    "mask-without-polygon": _some(
+        "are dropped, with their boxes, since none of their polygons is valid",
+        "correct 'segmentation', or empty it to train on the box alone",
         "warning",
     ),
-    "mask-without-polygon": Fault(
-        "{count} of {total} annotations are dropped, with their boxes, since none of their polygons is valid, e.g. "
-        "{example}: correct 'segmentation', or empty it to train on the box alone.",
-        "warning",
+    "mask-malformed": _some(
+        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size'"
     ),
-    "mask-malformed": Fault(
-        "{count} of {total} annotations have a 'segmentation' that is neither a list of lists of finite coordinates "
-        "nor an RLE of 'counts' and 'size', e.g. {example}."
-    ),
-    "mask-size": Fault(
-        "{count} of {total} annotations have an RLE whose 'size' is not their image's [height, width], e.g. {example}: "
-        "their masks can't be used.",
-        "warning",
+    "mask-size": _some(
+        "have an RLE whose 'size' is not their image's [height, width]", "their masks can't be used", "warning"
     ),
 }
-_TOTALS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
+_LISTS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
 
 
 def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[dict], list[str], list[Finding]]:
@@ -132,24 +109,23 @@ def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[d
     """
     content = read_coco_content(json_file)
     faults = ExampleCounter()
-    annotations = content.get("annotations", [])
     if "annotations" not in content:
         faults.add("annotations-missing", json_file)
     labels, classes = _read_categories(content["categories"], faults)
     records = _read_images(content["images"], image_root, faults)
-    _read_annotations(annotations, records, labels, faults)
-    totals = {key: len(content.get(plural, [])) for key, plural in _TOTALS.items()}
-    return list(records.values()), classes, _report(faults, train, totals)
+    _read_annotations(content.get("annotations", []), records, labels, faults)
+    return list(records.values()), classes, _report(faults, content, train)
 
 
-def _report(faults: ExampleCounter, train: bool, totals: Mapping[str, int]) -> list[Finding]:
-    """Convert faults to findings, in the order of ``FAULTS``; ``totals`` is by a code's first word."""
+def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]:
+    """Convert faults to findings, in the order of ``FAULTS``."""
     findings = []
     for code, fault in FAULTS.items():
         severity = fault.train if train else fault.evaluation or fault.train
         if code in faults.counts and severity is not None:
             count, example = faults.counts[code], faults.examples[code]
-            text = fault.text.format(count=count, total=totals.get(code.split("-")[0], count), example=example)
+            items = _LISTS.get(code.split("-")[0], "")
+            text = fault.text.format(count=count, total=len(content.get(items, ())), items=items, example=example)
             findings.append(Finding(severity, code, text, count, example))
     return findings
 
@@ -203,7 +179,6 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
     seen: set = set()
     for number, item in enumerate(items):
         try:
-            number_and_image = item["id"], item["image_id"]
             record = records.get(item["image_id"])
             repeated = item["id"] in seen
             seen.add(item["id"])
@@ -212,7 +187,7 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
             faults.add("annotation-malformed", _show(number, item))
             continue
         if record is None:
-            faults.add("annotation-image-unknown", "id {} with image_id {!r}".format(*number_and_image))
+            faults.add("annotation-image-unknown", f"id {item['id']} with image_id {item['image_id']!r}")
             continue
         dropped = _check_annotation(item, record, repeated, labels, faults)
         if not dropped and (label is not None or not labels):
@@ -224,7 +199,6 @@ def _check_annotation(item: dict, record: dict, repeated: bool, labels: dict[int
     """Count the faults of an annotation; return whether Detectron2 drops it because of its mask."""
     name = f"annotation id {item['id']} of image {record['file_name']}"
     mask_fault, dropped = _check_mask(item.get("segmentation"), record)
-    iscrowd = item.get("iscrowd", 0)
     found = {
         "annotation-id-repeated": repeated,
         "annotation-id-zero": item["id"] == 0,
@@ -238,8 +212,8 @@ def _check_annotation(item: dict, record: dict, repeated: bool, labels: dict[int
             faults.add(code, name)
     if labels and item["category_id"] not in labels:
         faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-    if iscrowd not in (0, 1):
-        faults.add("annotation-iscrowd-malformed", f"{iscrowd!r} of {name}")
+    if item.get("iscrowd", 0) not in (0, 1):
+        faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
     return dropped
 
 

@@ -65,7 +65,7 @@ def test_own_data(registered, panoptic_files):
 def test_registering_again(registered, panoptic_files, tmp_path):
     path, folder, images, *_ = panoptic_files
     assert register_coco_panoptic_dataset(registered, path, folder, images) == ["car", "ground", "sky"]
-    with pytest.raises(UserError, match=r"'own_panoptic' stands for .*take another name"):
+    with pytest.raises(UserError, match=r"'own_panoptic' is registered for .*choose another name"):
         register_coco_panoptic_dataset(registered, path, images, images)
 
 

@@ -69,7 +69,7 @@ def dataset(make_dataset):
 
 @pytest.fixture
 def check(tool, tmp_path, capsys, monkeypatch):
-    """A function that runs the tool; returns the exit code, the report as a dict, and what was printed."""
+    """Return a function that runs the tool and returns exit code, report as a dict and printed text."""
 
     def run(*arguments, draw=False):
         if not draw:
