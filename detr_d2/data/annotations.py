@@ -151,10 +151,10 @@ def read_category(annotation: dict, name: str) -> int:
     return category
 
 
-def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Clip (N, 4) XYXY boxes to an image of the given height and width."""
+def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int] | np.ndarray) -> np.ndarray:
+    """Clip (N, 4) XYXY boxes to an image of the given height and width, or to their own images of (2, N) sizes."""
     height, width = image_size
-    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype).T)
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:

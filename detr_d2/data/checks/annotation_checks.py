@@ -8,6 +8,7 @@ from detectron2.structures import BoxMode
 from detr_d2.data.annotations import (
     abbreviate,
     annotations_of,
+    clip_boxes,
     has_area,
     is_crowd,
     is_panoptic,
@@ -72,10 +73,6 @@ class AnnotationTable:
     def image_name(self, index: int) -> str:
         return self._records[index]["file_name"]
 
-    def category(self, row: int) -> object:
-        """Return the category of a row, as annotated."""
-        return self._items[row]["category_id"]
-
     def lacks_mask(self, row: int) -> bool:
         """Check whether a row has no segmentation to rasterize."""
         segmentation = self._items[row].get("segmentation")
@@ -88,8 +85,7 @@ class AnnotationTable:
 
     def clipped(self) -> np.ndarray:
         """Return (N, 4) boxes, clipped to their images."""
-        height, width = self.image_sizes[:, 0], self.image_sizes[:, 1]
-        return np.clip(self.boxes, 0, np.stack([width, height, width, height], axis=1))
+        return clip_boxes(self.boxes, self.image_sizes.T)
 
     def usable(self) -> np.ndarray:
         """Return (N,) bool: whether the box is readable and has an area inside its image, and the class is known."""
@@ -98,16 +94,6 @@ class AnnotationTable:
     def without_area(self) -> np.ndarray:
         """Return the rows whose box has no area inside its image."""
         return np.flatnonzero(self.is_readable() & ~has_area(self.clipped()))
-
-    def beyond_image(self) -> np.ndarray:
-        """Return the rows whose box ends over a pixel to the right of or below its image."""
-        return np.flatnonzero((self.boxes[:, 2:] > self.image_sizes[:, ::-1] + 1).any(axis=1))
-
-    def partly_outside(self) -> np.ndarray:
-        """Return the rows whose box has area inside its image, and over a pixel of a side outside."""
-        clipped = self.clipped()
-        outside = (np.abs(self.boxes - clipped) > 1).any(axis=1)
-        return np.flatnonzero(outside & has_area(clipped))
 
     def _read_boxes(self) -> np.ndarray:
         """Read all well-formed boxes of a mode at once; the others one by one, for the message."""
@@ -164,12 +150,12 @@ def _check_labels(table: AnnotationTable, expected: Expectations) -> list[Findin
     limit = expected.num_classes if expected.classes is None else len(expected.classes)
     rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
     text = (
-        "category_id {value} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
+        "category_id {label} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
         "categories from 0, or correct {key} (now {limit})."
     )
     key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
-    value = table.category(rows[0]) if len(rows) else None
-    return _about(rows, table, "error", "label-range", text, value=value, limit=limit, key=key)
+    label = table.classes[rows[0]] if len(rows) else None
+    return _about(rows, table, "error", "label-range", text, label=label, limit=limit, key=key)
 
 
 def _check_objects(table: AnnotationTable, expected: Expectations) -> list[Finding]:
@@ -198,18 +184,20 @@ def _check_area(table: AnnotationTable, expected: Expectations) -> list[Finding]
 
 
 def _check_position(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    rows = table.beyond_image()
+    rows = np.flatnonzero((table.boxes[:, 2:] > table.image_sizes[:, ::-1] + 1).any(axis=1))
     if table.declared_xywh[rows].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
         text = (
             "{count} of {total} boxes reach beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
             "COCO's 'bbox' is [left, top, width, height]."
         )
         return _about(rows, table, "warning", "xyxy-as-xywh", text)
+    clipped = table.clipped()
+    rows = np.flatnonzero((np.abs(table.boxes - clipped) > 1).any(axis=1) & has_area(clipped))
     text = (
         "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
         "{example}: were they annotated on another size of the image?"
     )
-    return _about(table.partly_outside(), table, "warning", "box-partly-outside", text)
+    return _about(rows, table, "warning", "box-partly-outside", text)
 
 
 def _check_fractions(table: AnnotationTable, expected: Expectations) -> list[Finding]:

@@ -98,11 +98,8 @@ def check_loaded(
             {x.name: x.records for x in lists if x.train}, {x.name: x.records for x in lists if not x.train}
         ),
     ]
-    reports = []
-    for dataset in lists:
-        expected = Expectations(dataset.train, num_classes, num_queries, dataset.classes, masks and dataset.train)
-        reports.append(_check(dataset, expected, open_images))
-    return CheckResult(reports, between)
+    expectations = [Expectations(x.train, num_classes, num_queries, x.classes, masks and x.train) for x in lists]
+    return CheckResult([_check(x, y, open_images) for x, y in zip(lists, expectations, strict=True)], between)
 
 
 def _check(dataset: LoadedDataset, expected: Expectations, open_images: bool) -> DatasetReport:

@@ -62,8 +62,7 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
     """
-    _check_registered(name)
-    _check_paths(name)
+    _check_registration(name)
     metadata = MetadataCatalog.get(name)
     if from_json and _is_coco(name):
         return load_coco(metadata.json_file, metadata.get("image_root") or "", train, name)
@@ -86,31 +85,25 @@ def _json_key(name: str) -> str:
     return "panoptic_json" if panoptic else "json_file"
 
 
-def _check_registered(name: str) -> None:
-    if name in DatasetCatalog:
-        return
-    similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-    hint = f" Similar names: {', '.join(similar)}." if similar else ""
-    raise UserError(
-        f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
-        f"detectron2.data.datasets.register_coco_instances.{hint}"
-    )
-
-
-def _check_paths(name: str) -> None:
-    metadata = MetadataCatalog.get(name)
-    for key in (_json_key(name), "image_root", "panoptic_root"):
-        path = metadata.get(key)
-        if path and is_missing(path):
-            raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {_path_hint(path)}")
-
-
-def _path_hint(path: str) -> str:
+def _check_registration(name: str) -> None:
+    """Check that a dataset is registered and that its files exist."""
+    if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        raise UserError(
+            f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
+            f"detectron2.data.datasets.register_coco_instances.{hint}"
+        )
     root = os.getenv("DETECTRON2_DATASETS")
-    if not path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
-        return "correct the path it was registered with."
-    state = f"it is {root}" if root else "it is not set, which means ./datasets"
-    return f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+    for key in (_json_key(name), "image_root", "panoptic_root"):
+        path = MetadataCatalog.get(name).get(key)
+        if not path or not is_missing(path):
+            continue
+        hint = "correct the path it was registered with."
+        if path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
+            state = f"it is {root}" if root else "it is not set, which means ./datasets"
+            hint = f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+        raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {hint}")
 
 
 def _load(name: str) -> Sequence[dict]:

@@ -275,9 +275,9 @@ def test_objects_without_mask(make_cfg, catalog, make_image, make_annotation, ca
     """Reported before training; an error where no object has a mask, since the dataset is of boxes."""
     without = [make_annotation(id=i, segmentation=[] if i % 2 else ...) for i in range(round(10 * share))]
     others = [make_annotation(id=i, segmentation=[[5, 6, 25, 6, 25, 16]]) for i in range(len(without), 10)]
-    catalog("drawn", [{"file_name": make_image(), "annotations": without + others}], thing_classes=["a"])
+    catalog("outlined", [{"file_name": make_image(), "annotations": without + others}], thing_classes=["a"])
     cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 1, "MODEL.DETR.NUM_OBJECT_QUERIES", 20)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("drawn",)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("outlined",)
     message = f"{len(without)} of 10 objects have no mask"
     check_datasets(cfg)
     cfg.MODEL.MASK_ON = True
