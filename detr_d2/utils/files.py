@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detectron2.utils.file_io import PathManager
-
 from detr_d2.utils.errors import UserError
 
 
@@ -93,6 +91,9 @@ def read_json(
     Raises:
         UserError: the file does not exist, can't be read, is not JSON or is nested too deeply.
     """
+    # Here, since commands import this module before they parse their arguments, and Detectron2 takes seconds.
+    from detectron2.utils.file_io import PathManager
+
     try:
         with PathManager.open(str(path), "rb") as file:
             return json.loads(file.read())
