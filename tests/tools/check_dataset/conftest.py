@@ -69,7 +69,7 @@ def dataset(make_dataset):
 
 @pytest.fixture
 def check(tool, tmp_path, capsys, monkeypatch):
-    """Return a function that runs the tool and returns exit code, report as a dict and printed text."""
+    """A function that runs the tool; returns the exit code, the report as a dict, and what was printed."""
 
     def run(*arguments, draw=False):
         if not draw:

@@ -1,4 +1,4 @@
-"""Use of tools/check_dataset.py on the command line; good data lead to no findings."""
+"""tools/check_dataset.py as it is used; good data leave it silent."""
 
 import json
 import re
@@ -13,15 +13,15 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 
-def test_good_data_have_no_findings(check, dataset, problems, notes):
+def test_good_data_are_silent(check, dataset, problems, notes):
     exit_code, report, printed = check(*dataset.arguments(), "--num-classes", 2, "--num-queries", 100)
     assert exit_code == 0
     assert problems(report) == notes(report) == []
     assert "0 errors, 0 warnings, 0 notes" in printed
 
 
-def test_real_data_have_no_findings(check, real_data, tmp_path, problems):
-    """Both parts of the sample; statistics are counted independently from the JSON files."""
+def test_real_data_are_silent(check, real_data, tmp_path, problems):
+    """Both parts of the sample; figures counted independently in the json."""
     coco = real_data / "coco"
     files = {split: coco / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     exit_code, report, _ = check(
@@ -34,21 +34,21 @@ def test_real_data_have_no_findings(check, real_data, tmp_path, problems):
     for part, path in zip(report["datasets"], files.values(), strict=True):
         annotations = json.loads(path.read_text())["annotations"]
         objects = [x["image_id"] for x in annotations if not x["iscrowd"]]
-        statistics = part["statistics"]
-        assert statistics["objects"] == len(objects) == sum(x["objects"] for x in statistics["classes"])
-        assert statistics["crowds"] == len(annotations) - len(objects)
-        assert statistics["images_without_objects"] == 50 - len(set(objects))
-        assert statistics["max_objects"] == max(map(objects.count, set(objects)))
+        figures = part["statistics"]
+        assert figures["objects"] == len(objects) == sum(x["objects"] for x in figures["classes"])
+        assert figures["crowds"] == len(annotations) - len(objects)
+        assert figures["images_without_objects"] == 50 - len(set(objects))
+        assert figures["max_objects"] == max(map(objects.count, set(objects)))
         pairs = {(x["image_id"], x["category_id"]) for x in annotations if not x["iscrowd"]}
-        assert sum(x["images"] for x in statistics["classes"]) == len(pairs)
+        assert sum(x["images"] for x in figures["classes"]) == len(pairs)
     for name in ("preview.png", "preview_2.png"):
-        with Image.open(tmp_path / "checked" / name) as image:
-            assert image.width == image.height > 1000
-            assert np.asarray(image.convert("L")).std() > 20
+        with Image.open(tmp_path / "checked" / name) as picture:
+            assert picture.width == picture.height > 1000
+            assert np.asarray(picture.convert("L")).std() > 20
 
 
 def test_skipping_images(check, dataset):
-    """Missing files are found nevertheless."""
+    """Missing files are found all the same."""
     path = dataset.images / "2.png"
     path.write_bytes(path.read_bytes()[:500])
     assert check(*dataset.arguments(), "--skip-images")[0] == 0
@@ -57,7 +57,7 @@ def test_skipping_images(check, dataset):
 
 
 def test_evaluation_data(check, dataset, problems, notes):
-    """Missing annotations, and what COCO's evaluation fails on; none of it matters for training."""
+    """Edge case C49, and what COCO's evaluation stumbles over; none of it matters for training."""
     for item in dataset.content["annotations"]:
         del item["area"], item["iscrowd"]
     dataset.content["annotations"][0]["id"] = 0
@@ -80,7 +80,7 @@ def test_evaluation_data(check, dataset, problems, notes):
 
 
 def test_classes_that_differ_and_shared_images(check, dataset, make_dataset, problems):
-    """Classes that differ are an error, images used for both a warning."""
+    """Edge case C17."""
     other = make_dataset("other")
     other.content["categories"][1]["name"] = "cow"
     other.save()
@@ -98,7 +98,7 @@ def test_classes_that_differ_and_shared_images(check, dataset, make_dataset, pro
 
 
 def test_more_objects_than_queries(check, dataset, problems):
-    """Reported with the number of objects and the image."""
+    """Need B10."""
     assert problems(check(*dataset.arguments(), "--num-queries", 2)[1]) == []
     exit_code, report, printed = check(*dataset.arguments(), "--num-queries", 1)
     assert (exit_code, problems(report)) == (0, [("warning", "more-objects-than-queries")])
@@ -115,7 +115,7 @@ def registered(dataset):
 
 
 def test_registered_dataset(check, dataset, registered, problems):
-    """Its file is read directly: Detectron2's reader would drop the annotation without a message."""
+    """Its file is read as it is: Detectron2's reader would drop the annotation in silence."""
     dataset.content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
     dataset.save()
     exit_code, report, _ = check("--dataset", registered)
@@ -124,7 +124,7 @@ def test_registered_dataset(check, dataset, registered, problems):
 
 
 def test_config(check, dataset, registered, repository, problems):
-    """The numbers of classes and queries are from the config, and options override it."""
+    """The numbers of classes and queries are the config's, and options go over it."""
     config = repository / "configs" / "Base-DETR.yaml"
     names = ("DATASETS.TRAIN", f"('{registered}',)", "DATASETS.TEST", "()")
     exit_code, report, _ = check("--config-file", config, *names)
