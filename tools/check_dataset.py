@@ -9,9 +9,15 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 from detr_d2.config.loading import load_config
-from detr_d2.data.checks.dataset_checks import dataset_names
-from detr_d2.data.checks.dataset_loading import LoadedDataset, load_coco, load_registered
-from detr_d2.data.checks.dataset_report import CheckResult, check_loaded, format_result
+from detr_d2.data.checks import (
+    CheckResult,
+    LoadedDataset,
+    check_loaded,
+    dataset_names,
+    format_result,
+    load_coco,
+    load_registered,
+)
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 from detr_d2.visualization.dataset_preview import draw_preview

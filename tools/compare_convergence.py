@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
-from detr_d2.data import check_datasets, memorizing_config
+from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, run, setup
 from detr_d2.engine.launching import take_options
 from detr_d2.utils.errors import UserError
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
         if args.memorize:
             # The trainer checks the images that are learned, not the dataset that they are of.
             check_datasets(cfg, test=False)
-            cfg = memorizing_config(cfg, args.memorize)
+            cfg = overfit_config(cfg, args.memorize)
         output = Path(cfg.OUTPUT_DIR)
         name = Path(config).stem + (f" in {count}" if count else "")
         if name in curves:

@@ -6,7 +6,7 @@ import sys
 
 from detectron2.engine import default_argument_parser
 
-from detr_d2.data import check_datasets, memorizing_config
+from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, add_data_arguments, run, setup
 
 EXAMPLES = """
@@ -23,7 +23,7 @@ examples:
 def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     check_datasets(cfg, test=False)
-    trainer = Trainer(memorizing_config(cfg, args.num_images))
+    trainer = Trainer(overfit_config(cfg, args.num_images))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -1,4 +1,4 @@
-"""From the annotation dicts of one image to the boxes and classes that a model learns from."""
+"""Boxes and classes for training from the annotation dicts of one image."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,56 +8,54 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
+MAX_NAMES_SHOWN = 5
+
 
 class ImageTargets(NamedTuple):
-    """The usable annotations of one image, in its own coordinates."""
+    """The usable annotations of one image, in its own coordinates.
 
-    # (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
+    Attributes:
+        boxes: (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
+        classes: (N,) int64.
+        annotations: the N annotation dicts these come from, unchanged; masks are read from here.
+        names: what to call them in messages.
+    """
+
     boxes: np.ndarray
-    # (N,) int64.
     classes: np.ndarray
-    # The N annotation dicts these came from, unchanged; what else they hold (masks) is read from here.
     annotations: list[dict]
-    # What to call them in messages.
     names: list[str]
 
     def select(self, objects: np.ndarray) -> "ImageTargets":
-        """Those with the given indices."""
+        """Return the targets with the given indices."""
         lists = [[items[index] for index in objects] for items in (self.annotations, self.names)]
         return ImageTargets(self.boxes[objects], self.classes[objects], *lists)
 
 
-class DropCounter:
-    """Counts what is left out of the data for one reason, and logs the first of it."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.count = 0
-
-    def add(self, names: Sequence[str]) -> None:
-        if names and self.count == 0:
-            logger.warning("Dropped %s: %s. Others are dropped too.", self.what, names[0])
-        self.count += len(names)
+def count_dropped(dropped: ExampleCounter, kind: str, names: Sequence[str]) -> None:
+    """Count what is left out of the data for one reason, and log the first of it."""
+    if names and dropped.add(kind, names[0], len(names)):
+        logger.warning("Dropped %s: %s. Others are dropped too.", kind, names[0])
 
 
 def is_crowd(annotation: dict) -> bool:
-    """Whether an annotation outlines a group instead of an object. A missing "iscrowd" means no."""
+    """Check whether an annotation outlines a group instead of an object. A missing "iscrowd" means no."""
     return bool(annotation.get("iscrowd", 0))
 
 
 def is_panoptic(record: dict) -> bool:
-    """Whether the objects of a record are the segments of its panoptic map; they are not if it has annotations."""
+    """Check whether the objects of a record are the segments of its panoptic map, since it has no annotations."""
     return not record.get("annotations") and "pan_seg_file_name" in record and "segments_info" in record
 
 
 def annotations_of(record: dict) -> list[dict]:
-    """The annotations of a record; of a panoptic one its segments, with the boxes that the json says.
+    """Return the annotations of a record; of a panoptic one its segments, with the boxes in the JSON file.
 
-    A segment without one counts with the box of the whole image: training has the right one from the PNG.
+    A segment without one gets the box of the whole image: training reads the right one from the PNG.
     """
     if not is_panoptic(record):
         return record.get("annotations") or []
@@ -66,21 +64,27 @@ def annotations_of(record: dict) -> list[dict]:
 
 
 def name_segment(segment: dict, record: dict) -> str:
-    """What to call a segment of a panoptic record in a message."""
+    """Return what to call a segment of a panoptic record in a message."""
     return f"segment id {segment.get('id')} of {record['pan_seg_file_name']}"
 
 
 def name_annotation(annotation: dict, index: int, file_name: str) -> str:
-    """What to call an annotation in a message: by its id, or by its place if ids were not loaded."""
+    """Return what to call an annotation in a message: by its id, or by its position if ids were not loaded."""
     if "id" in annotation:
         return f"annotation id {annotation['id']} of image {file_name}"
     return f"annotation number {index} (counted from 0) of image {file_name}"
 
 
+def abbreviate(names: Sequence[object]) -> str:
+    """List the first names for a message, and how many more there are."""
+    shown = ", ".join(map(str, names[:MAX_NAMES_SHOWN]))
+    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown}, … {len(names) - MAX_NAMES_SHOWN} more"
+
+
 def read_targets(
-    annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: DropCounter
+    annotations: Sequence[dict], file_name: str, image_size: tuple[int, int], dropped: ExampleCounter
 ) -> ImageTargets:
-    """Read the annotations of one image, none of which is changed.
+    """Read the annotations of one image, without changing them.
 
     Crowds are left out. Boxes are clipped to the image, and left out and counted if nothing remains.
 
@@ -88,7 +92,7 @@ def read_targets(
         annotations: dicts with "bbox", "bbox_mode" and "category_id".
         file_name: the image, for messages.
         image_size: height and width in pixels.
-        dropped: counts what is left out for want of area.
+        dropped: counts boxes without area, which are left out.
 
     Raises:
         UserError: a box or a category that is missing, malformed or not finite.
@@ -100,12 +104,12 @@ def read_targets(
     boxes = clip_boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4), image_size)
     classes = np.array(classes, dtype=np.int64)
     keep = has_area(boxes)
-    dropped.add([names[index] for index in np.flatnonzero(~keep)])
+    count_dropped(dropped, "a box without area inside its image", [names[i] for i in np.flatnonzero(~keep)])
     return ImageTargets(boxes, classes, items, names).select(np.flatnonzero(keep))
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
-    """The box of an annotation.
+    """Read the box of an annotation.
 
     Returns:
         (4,) float32, absolute XYXY.
@@ -124,7 +128,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
     except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
         raise UserError(
             f"bbox {annotation['bbox']} with bbox_mode {annotation['bbox_mode']} of {name} can't be read "
-            f"({error}): it takes four numbers in a BoxMode that converts to XYXY_ABS."
+            f"({error}): it must be four numbers in a BoxMode that converts to XYXY_ABS."
         ) from error
     if not np.isfinite(xyxy).all():
         raise UserError(f"bbox {annotation['bbox']} of {name} is not finite: correct or remove it.")
@@ -132,7 +136,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
 
 
 def read_category(annotation: dict, name: str) -> int:
-    """The category of an annotation, a whole number from 0. ``"3"`` and ``3.0`` count as 3.
+    """Read the category of an annotation, a whole number from 0. ``"3"`` and ``3.0`` count as 3.
 
     Raises:
         UserError: see ``read_targets``.
@@ -147,14 +151,14 @@ def read_category(annotation: dict, name: str) -> int:
     return category
 
 
-def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Clip (N, 4) XYXY boxes to an image of the given height and width."""
+def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int] | np.ndarray) -> np.ndarray:
+    """Clip (N, 4) XYXY boxes to an image of the given height and width, or to their own images of (2, N) sizes."""
     height, width = image_size
-    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype).T)
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether (N, 4) XYXY boxes have a width and a height over 0."""
+    """Return (N,) bool: whether (N, 4) XYXY boxes have a width and a height over 0."""
     return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
@@ -162,27 +166,27 @@ def build_instances(
     boxes: np.ndarray,
     classes: np.ndarray,
     image_size: tuple[int, int],
-    draw_masks: Callable[[np.ndarray], np.ndarray] | None = None,
+    rasterize_masks: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Instances:
-    """What the model receives for one augmented image.
+    """Build what the model receives for one augmented image.
 
-    Boxes are clipped to the image; an object is removed if a crop left nothing of its box, or of its mask.
+    Boxes are clipped to the image; an object is removed if nothing is left of its box, or of its mask.
 
     Args:
         boxes: (N, 4) absolute XYXY in the augmented image.
         classes: (N,) int.
         image_size: height and width of the augmented image.
-        draw_masks: takes (M,) indices, M > 0, of objects to (M, H, W) bool in the augmented image.
+        rasterize_masks: returns (M, H, W) bool masks in the augmented image for (M,) indices of objects, M > 0.
 
     Returns:
-        ``gt_boxes``: (K, 4) float32 ``Boxes``; ``gt_classes``: (K,) int64; with ``draw_masks`` also ``gt_masks``:
+        ``gt_boxes``: (K, 4) float32 ``Boxes``; ``gt_classes``: (K,) int64; with ``rasterize_masks`` also ``gt_masks``:
         (K, H, W) ``BitMasks``.
     """
     boxes = clip_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), image_size)
     kept = np.flatnonzero(has_area(boxes))
     instances = Instances(image_size)
-    if draw_masks is not None:
-        masks = draw_masks(kept) if len(kept) else np.zeros((0, *image_size), dtype=bool)
+    if rasterize_masks is not None:
+        masks = rasterize_masks(kept) if len(kept) else np.zeros((0, *image_size), dtype=bool)
         visible = masks.reshape(len(kept), -1).any(axis=1) if len(kept) else np.zeros(0, dtype=bool)
         masks, kept = masks if visible.all() else masks[visible], kept[visible]
         instances.gt_masks = BitMasks(torch.from_numpy(masks))

@@ -1,9 +1,10 @@
-"""Finding the images and videos that somebody names on a command line."""
+"""Search for the images and videos that are named on a command line."""
 
 import glob
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,39 +14,43 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """An image or a video."""
+    """An image or a video.
+
+    Attributes:
+        path: of the file.
+        name: relative path that no other input has, for results in one folder.
+    """
 
     path: Path
     name: str
-    """Relative path that no other input has: for results that lie in one folder."""
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEO_ENDINGS
+        return self.path.suffix.lower() in VIDEO_EXTENSIONS
 
 
 def find_inputs(names: Sequence[str]) -> list[InputFile]:
-    """The files that paths, folders (with what lies below them) and patterns stand for, each once, in order.
+    """Return the files that paths, folders (with their subfolders) and patterns stand for, each once, in order.
 
-    A file that is named is an input whatever its ending; of a folder or a pattern only images and videos are, and how
-    many others there are is logged. In the names of results, files of a folder keep their place below it; a name that
-    is taken gets a number.
+    A file that is named is an input whatever its extension; of a folder or a pattern only images and videos are, and
+    the number of other files is logged. In the names of results, files of a folder keep their relative path; a name
+    that is already used gets a number.
 
     Raises:
         UserError: a path does not exist, a pattern matches nothing, or a folder holds no image and no video.
     """
-    found, paths, taken = [], set(), set()
+    found, paths, used = [], set(), set()
     for path, name in (x for text in names for x in _find(text)):
         if (resolved := path.resolve()) in paths:
             continue
         paths.add(resolved)
-        name = _free_name(name, taken)
-        taken.add(name.lower())
+        name = _unused_name(name, used)
+        used.add(name.lower())
         found.append(InputFile(path, name))
     return found
 
@@ -66,38 +71,31 @@ def _find(text: str) -> list[tuple[Path, str]]:
 
 
 def _usable(files: list[Path], source: str) -> list[Path]:
-    endings = _endings()
+    extensions = _extensions()
     visible = [x for x in files if not x.name.startswith(".")]
-    usable = [x for x in visible if x.suffix.lower() in endings]
-    others = [x for x in visible if x.suffix.lower() not in endings]
+    usable = [x for x in visible if x.suffix.lower() in extensions]
+    others = [x for x in visible if x.suffix.lower() not in extensions]
     if not usable:
-        instead = f", but {len(others)} other files, such as {others[0].name}" if others else ": it is empty"
+        found = f", but {len(others)} other files, such as {others[0].name}" if others else ": it is empty"
         raise UserError(
-            f"{source} has no images and no videos{instead}. Known are the endings of Pillow's formats, such as "
-            f".jpg, .png and .tif, and {', '.join(VIDEO_ENDINGS)}."
+            f"{source} has no images and no videos{found}. Supported are the extensions of Pillow's formats, such as "
+            f".jpg, .png and .tif, and {', '.join(VIDEO_EXTENSIONS)}."
         )
     if others:
         logger.info(
-            f"{source}: left out, for they are no images or videos: {len(others)} of its files, such as {others[0]}."
+            f"{source}: {len(others)} of its files are not images or videos and are left out, e.g. {others[0]}."
         )
     return usable
 
 
-def _endings() -> set[str]:
-    images = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
-    # Pillow also opens documents and moving pictures of formats that a folder of photographs may hold beside them.
-    return images - {".pdf", ".eps", ".ps", ".mpeg", ".mpg"} | set(VIDEO_ENDINGS)
+def _extensions() -> set[str]:
+    images = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
+    # Pillow also opens documents and videos, which a folder of photographs may hold too.
+    return images - {".pdf", ".eps", ".ps", ".mpeg", ".mpg"} | set(VIDEO_EXTENSIONS)
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    """``name``, or with a number before its ending; case does not count, as on some file systems."""
-    return next(x for x in _numbered(name) if x.lower() not in taken)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    stem, ending = os.path.splitext(name)
-    number = 2
-    while True:
-        yield f"{stem}_{number}{ending}"
-        number += 1
+def _unused_name(name: str, used: set[str]) -> str:
+    """Return ``name``, or with a number before its extension; case does not count, as on some file systems."""
+    stem, extension = os.path.splitext(name)
+    names = itertools.chain([name], (f"{stem}_{number}{extension}" for number in itertools.count(2)))
+    return next(x for x in names if x.lower() not in used)

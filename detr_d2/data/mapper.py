@@ -10,7 +10,6 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
 from detr_d2.data.annotations import (
-    DropCounter,
     ImageTargets,
     annotations_of,
     build_instances,
@@ -21,7 +20,7 @@ from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import IMAGE_FORMATS, ImageCache, check_image_size, to_tensor
 from detr_d2.data.masks import MaskReader, RleMasks
 from detr_d2.data.panoptic.segments import SegmentMasks, read_segments
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class DetrDatasetMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.images = ImageCache(image_format, cache_megabytes)
-        self.dropped_boxes = DropCounter("a box without area inside its image")
+        self.dropped = ExampleCounter()
         self.with_masks = with_masks
         self.mask_reader = MaskReader()
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
@@ -112,7 +111,7 @@ class DetrDatasetMapper:
     def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, RleMasks | SegmentMasks | None]:
         if is_panoptic(record):
             return read_segments(record, size)
-        targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped_boxes)
+        targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped)
         if not self.with_masks:
             return targets, None
         kept, masks = self.mask_reader.read(targets.annotations, targets.names, size)

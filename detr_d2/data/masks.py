@@ -10,9 +10,10 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from torch.nn.functional import interpolate
 
-from detr_d2.data.annotations import DropCounter
+from detr_d2.data.annotations import count_dropped
 from detr_d2.data.augmentation import FastResizeTransform
 from detr_d2.data.rle import to_rle
+from detr_d2.utils.errors import ExampleCounter
 
 
 class RleMasks:
@@ -52,8 +53,7 @@ class MaskReader:
     """Reader of the masks of annotations: polygons, RLE and bitmaps, in any mixture."""
 
     def __init__(self) -> None:
-        self.dropped_objects = DropCounter("an object without mask, with its box")
-        self.dropped_polygons = DropCounter("a polygon of under three points")
+        self.dropped = ExampleCounter()
 
     def read(
         self, annotations: Sequence[dict], names: Sequence[str], image_size: tuple[int, int]
@@ -72,9 +72,10 @@ class MaskReader:
             UserError: a segmentation that can't be read, or of another size than the image; the message names it.
         """
         pairs = list(zip(annotations, names, strict=True))
-        rles = [to_rle(item.get("segmentation"), image_size, name, self.dropped_polygons) for item, name in pairs]
+        rles = [to_rle(item.get("segmentation"), image_size, name, self.dropped) for item, name in pairs]
         has_pixel = np.array([rle is not None and coco_mask.area(rle) > 0 for rle in rles], dtype=bool)
-        self.dropped_objects.add([names[index] for index in np.flatnonzero(~has_pixel)])
+        without_pixel = [names[index] for index in np.flatnonzero(~has_pixel)]
+        count_dropped(self.dropped, "an object without mask, with its box", without_pixel)
         kept = np.flatnonzero(has_pixel)
         return kept, RleMasks([rles[index] for index in kept], image_size)
 

@@ -1,4 +1,4 @@
-"""Masks as runs of pixels: COCO's RLE, from whatever an annotation outlines its object with."""
+"""Conversion of an annotation's mask, in any of its formats, to COCO's RLE: runs of pixels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from detr_d2.data.annotations import DropCounter
-from detr_d2.utils.errors import UserError
+from detr_d2.data.annotations import count_dropped
+from detr_d2.utils.errors import ExampleCounter, UserError
 
-# Beyond this, in pixels, drawing an outline could take all memory; no image is as large.
+# Beyond this, in pixels, rasterizing a polygon could exhaust the memory; no image is as large.
 _LARGEST_COORDINATE = 1e5
 _FORMS = "a list of polygons [x1, y1, x2, y2, …], an RLE of 'counts' and 'size', or an array of the image's size"
 
 
-def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: DropCounter) -> dict | None:
-    """The mask that an annotation's "segmentation" stands for, as pycocotools' compressed RLE.
+def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: ExampleCounter) -> dict | None:
+    """Convert an annotation's "segmentation" to pycocotools' compressed RLE.
 
     Args:
         segmentation: polygons, whose union counts; an RLE, compressed or not; or an (H, W) array, not 0 in the object.
         image_size: height and width in pixels.
         name: the annotation, for messages.
-        dropped: counts polygons that are none, see :func:`is_polygon`.
+        dropped: counts polygons that are not valid, see :func:`is_polygon`.
 
     Returns:
-        The RLE; None if there is no outline.
+        The RLE; None if there is no polygon.
 
     Raises:
-        UserError: it is none of these, or of another size than the image.
+        UserError: its format is not one of these, or its size is not the image's.
     """
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         return _from_bitmap(segmentation, image_size, name)
@@ -35,14 +35,14 @@ def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: D
         return _from_rle(segmentation, image_size, name)
     if segmentation is None or (isinstance(segmentation, Sequence | np.ndarray) and len(segmentation) == 0):
         return None
-    outlines = _read_polygons(segmentation, name)
-    polygons = [outline for outline in outlines if is_polygon(outline)]
-    dropped.add([name] * (len(outlines) - len(polygons)))
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *image_size)) if polygons else None
+    polygons = _read_polygons(segmentation, name)
+    valid = [polygon for polygon in polygons if is_polygon(polygon)]
+    count_dropped(dropped, "a polygon of under three points", [name] * (len(polygons) - len(valid)))
+    return coco_mask.merge(coco_mask.frPyObjects(valid, *image_size)) if valid else None
 
 
 def is_polygon(coordinates: Sequence[float]) -> bool:
-    """Whether x1, y1, x2, y2, … are three points or more, each with an x and a y."""
+    """Check whether x1, y1, x2, y2, … are three points or more, each with an x and a y."""
     return len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
@@ -51,10 +51,10 @@ def _read_polygons(segmentation: Any, name: str) -> list[np.ndarray]:
         if isinstance(segmentation, str):
             raise TypeError
         polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+        if any(polygon.ndim != 1 for polygon in polygons):
+            raise ValueError
     except (TypeError, ValueError) as error:
-        raise UserError(f"The segmentation of {name} can't be read: it takes {_FORMS}.") from error
-    if any(polygon.ndim != 1 for polygon in polygons):
-        raise UserError(f"The segmentation of {name} can't be read: it takes {_FORMS}.")
+        raise UserError(f"The segmentation of {name} can't be read: it must be {_FORMS}.") from error
     # Not "any(... > limit)", which NaN would pass.
     if not all((np.abs(polygon) <= _LARGEST_COORDINATE).all() for polygon in polygons):
         raise UserError(
@@ -78,9 +78,11 @@ def _from_rle(rle: dict, image_size: tuple[int, int], name: str) -> dict:
         if lengths.ndim != 1:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"The RLE of {name} can't be read: it takes 'size' [height, width] and 'counts'.") from error
+        raise UserError(
+            f"The RLE of {name} can't be read: it must have 'size' [height, width] and 'counts'."
+        ) from error
     _check_size(size, image_size, name)
-    # pycocotools fills what the runs leave out with whatever lies in memory.
+    # pycocotools fills pixels that the runs leave out with uninitialized memory.
     if lengths.sum() != size[0] * size[1] or (lengths < 0).any():
         raise UserError(
             f"The runs in the RLE of {name} cover {lengths.sum()} pixels of {size[0] * size[1]}: its 'counts' are cut "
@@ -92,10 +94,10 @@ def _from_rle(rle: dict, image_size: tuple[int, int], name: str) -> dict:
 
 
 def _decompress(counts: str | bytes) -> np.ndarray:
-    """The lengths of the runs in a compressed RLE.
+    """Return the lengths of the runs in a compressed RLE.
 
     As ``rleFrString`` in COCO's maskApi.c: base 32 with a continuation bit, from the lowest digit; two's complement;
-    from the fourth on, the difference from the last run but one.
+    from the fourth on, the difference from the run two before.
     """
     digits = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8)
     digits = digits.astype(np.int64) - 48

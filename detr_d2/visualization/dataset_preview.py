@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from detr_d2.data.annotations import has_area
-from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.annotation_checks import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
 from detr_d2.visualization.detections import draw_instances
@@ -51,8 +50,7 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     Greedy: the next image is the one with the most classes not shown yet; once none adds a class, all count as not
     shown again. Only the first 10,000 images are considered, and those without objects come last.
     """
-    usable = table.is_readable() & has_area(table.clipped()) & (table.classes >= 0)
-    usable &= table.image_index < CANDIDATES
+    usable = table.usable() & (table.image_index < CANDIDATES)
     num_images = min(table.num_images, CANDIDATES)
     objects = np.bincount(table.image_index[usable], minlength=num_images)
     labels = [set() for _ in range(num_images)]

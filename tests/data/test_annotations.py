@@ -1,4 +1,4 @@
-"""From annotation dicts to boxes and classes."""
+"""Boxes and classes from annotation dicts."""
 
 import logging
 
@@ -7,18 +7,18 @@ import pytest
 import torch
 from detectron2.structures import BoxMode
 
-from detr_d2.data.annotations import DropCounter, build_instances, read_targets
-from detr_d2.utils.errors import UserError
+from detr_d2.data.annotations import build_instances, read_targets
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 SIZE = (40, 60)
 
 
 def read(*annotations, dropped=None):
-    return read_targets(annotations, "a.jpg", SIZE, dropped or DropCounter("a box"))
+    return read_targets(annotations, "a.jpg", SIZE, dropped or ExampleCounter())
 
 
 def test_crowds_are_left_out(make_annotation):
-    """Edge cases C4, C6: a missing iscrowd means 0."""
+    """A missing iscrowd means 0."""
     targets = read(
         make_annotation(iscrowd=1, category_id=1),
         make_annotation(iscrowd=0, category_id=2),
@@ -45,7 +45,7 @@ def test_box_modes(make_annotation, bbox, mode):
 
 
 def test_boxes_are_clipped_and_dropped(make_annotation, caplog):
-    """Edge cases C9, C10: clipped to the image; without area, dropped and counted, the first one named."""
+    """Boxes are clipped to the image; without area, they are dropped and counted, and the first one is named."""
     boxes = {
         1: [-5, -5, 20, 20],
         2: [50, 30, 100, 100],
@@ -55,19 +55,19 @@ def test_boxes_are_clipped_and_dropped(make_annotation, caplog):
         6: [-9, 3, 9, 9],
         7: [10, 10, -3, 5],
     }
-    dropped = DropCounter("a box")
+    dropped = ExampleCounter()
     annotations = [make_annotation(id=number, bbox=box) for number, box in boxes.items()]
     with caplog.at_level(logging.WARNING):
         targets = read(*annotations, dropped=dropped)
         read(*annotations, dropped=dropped)
     np.testing.assert_array_equal(targets.boxes, [[0, 0, 15, 15], [50, 30, 60, 40]])
     assert [item["id"] for item in targets.annotations] == [1, 2]
-    assert dropped.count == 10
+    assert dropped.counts["a box without area inside its image"] == 10
     assert len(caplog.records) == 1
     assert "annotation id 3 of image a.jpg" in caplog.text
 
 
-def test_annotation_without_id_is_named_by_its_place(make_annotation):
+def test_annotation_without_id_is_named_by_its_position(make_annotation):
     """Detectron2's COCO reader leaves ids out."""
     crowd = make_annotation(iscrowd=1)
     with pytest.raises(UserError, match=r"annotation number 2 \(counted from 0\) of image a\.jpg"):
@@ -75,11 +75,10 @@ def test_annotation_without_id_is_named_by_its_place(make_annotation):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
-@pytest.mark.parametrize("place", range(4))
-def test_box_that_is_not_finite(make_annotation, value, place):
-    """Edge case C12."""
+@pytest.mark.parametrize("position", range(4))
+def test_box_that_is_not_finite(make_annotation, value, position):
     bbox = [5.0, 6.0, 20.0, 10.0]
-    bbox[place] = value
+    bbox[position] = value
     with pytest.raises(UserError, match=r"annotation id 7 of image a\.jpg is not finite"):
         read(make_annotation(bbox=bbox))
 
@@ -101,14 +100,13 @@ def test_box_that_is_not_finite(make_annotation, value, place):
     ],
 )
 def test_malformed_box_is_named(make_annotation, changes):
-    """Wish B6: a bad target is told by its annotation and image."""
+    """The message names the annotation and the image."""
     with pytest.raises(UserError, match=r"bbox.* annotation id 7 of image a\.jpg"):
         read(make_annotation(**changes))
 
 
 @pytest.mark.parametrize(("value", "category"), [("3", 3), (3.0, 3), (np.int64(3), 3), (0, 0)])
 def test_category_becomes_a_whole_number(make_annotation, value, category):
-    """Edge cases C13, C15."""
     classes = read(make_annotation(category_id=value)).classes
     assert classes.tolist() == [category]
     assert classes.dtype == np.int64
@@ -116,7 +114,6 @@ def test_category_becomes_a_whole_number(make_annotation, value, category):
 
 @pytest.mark.parametrize("value", [-1, 2.5, "cat", "2.5", None, ..., float("nan"), float("inf"), [1]])
 def test_wrong_category_is_named(make_annotation, value):
-    """Edge case C13."""
     with pytest.raises(UserError, match=r"category_id .* of annotation id 7 of image a\.jpg"):
         read(make_annotation(category_id=value))
 
@@ -137,12 +134,12 @@ def test_wrong_category_is_named(make_annotation, value):
     ],
 )
 def test_segmentation_never_stops_boxes(make_annotation, segmentation):
-    """Defect A7, edge cases C18, C19."""
+    """Boxes are read from annotations with RLE, broken polygons or without masks."""
     assert len(read(make_annotation(segmentation=segmentation)).boxes) == 1
 
 
 def test_instances_are_clipped_and_emptied():
-    """Edge case C7: what a crop left nothing of is removed."""
+    """Objects of which a crop leaves nothing are removed."""
     boxes = np.array([[-5, 2, 10, 12], [-8, 2, 0, 12], [50, 30, 70, 50], [60, 0, 90, 9]], dtype=np.float64)
     instances = build_instances(boxes, np.array([4, 5, 6, 7]), SIZE)
     assert instances.image_size == SIZE
@@ -151,7 +148,6 @@ def test_instances_are_clipped_and_emptied():
 
 
 def test_no_instances():
-    """Edge case C1."""
     instances = build_instances(np.zeros((0, 4)), np.zeros(0), SIZE)
     assert instances.gt_boxes.tensor.shape == (0, 4)
     assert instances.gt_boxes.tensor.dtype == torch.float32

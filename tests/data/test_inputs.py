@@ -41,8 +41,8 @@ def test_every_file_once(folder):
     assert names(folder / "a.jpg", folder / "*.jpg", folder / "day1" / ".." / "a.jpg") == ["a.jpg"]
 
 
-def test_a_file_that_is_named_is_taken_as_it_is(folder):
-    """Whether it can be read is seen later."""
+def test_a_file_that_is_named_is_always_an_input(folder):
+    """It is read later, where errors are reported."""
     assert names(folder / "notes.txt") == ["notes.txt"]
 
 

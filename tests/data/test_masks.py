@@ -77,7 +77,7 @@ def test_polygons_of_one_object_are_united(mask_mapper, make_image, make_annotat
     expected = np.zeros((40, 60), dtype=bool)
     expected[6:16, 5:25] = expected[10:30, 20:40] = True
     np.testing.assert_array_equal(mapper(record)["instances"].gt_masks.tensor[0], expected)
-    assert mapper.mask_reader.dropped_polygons.count == 1
+    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_objects_without_mask_are_dropped_and_counted(mask_mapper, make_image, m
     with caplog.at_level(logging.WARNING):
         instances = mapper({"file_name": make_image(), "annotations": annotations})["instances"]
     assert len(instances) == 1
-    assert mapper.mask_reader.dropped_objects.count == 6
-    assert mapper.mask_reader.dropped_polygons.count == 2
+    assert mapper.mask_reader.dropped.counts["an object without mask, with its box"] == 6
+    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 2
     assert len(caplog.records) == 2
     assert "annotation id 0 of image" in caplog.text
 
@@ -191,18 +191,18 @@ def test_without_masks_segmentations_are_not_read(make_image, make_annotation):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ("broken", "can't be read: it takes a list of polygons"),
+        ("broken", "can't be read: it must be a list of polygons"),
         (7, "can't be read"),
         (SQUARE, "can't be read"),
         ([[1, 2, "x", 4, 5, 6]], "can't be read"),
         ([[SQUARE]], "can't be read"),
         ([[float("nan"), *SQUARE[1:]]], "not finite"),
         ([[1e30, *SQUARE[1:]]], "beyond 100000 pixels"),
-        ({"counts": [2400]}, "takes 'size'"),
-        ({"size": [40, 60]}, "takes 'size'"),
-        ({"size": [40, 60], "counts": None}, "takes 'size'"),
-        ({"size": [40, 60], "counts": "\xff\xfe"}, "takes 'size'"),
-        ({"size": [40, 60], "counts": ""}, "takes 'size'"),
+        ({"counts": [2400]}, "must have 'size'"),
+        ({"size": [40, 60]}, "must have 'size'"),
+        ({"size": [40, 60], "counts": None}, "must have 'size'"),
+        ({"size": [40, 60], "counts": "\xff\xfe"}, "must have 'size'"),
+        ({"size": [40, 60], "counts": ""}, "must have 'size'"),
         ({"size": [40, 60], "counts": [100, 20]}, "cover 120 pixels of 2400"),
         ({"size": [40, 60], "counts": [3000, -600]}, "cover 2400 pixels of 2400"),
         ({"size": [60, 40], "counts": [2400]}, "is 40 x 60 pixels .* its image 60 x 40"),

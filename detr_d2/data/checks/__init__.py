@@ -1,1 +1,16 @@
-"""What is wrong with a dataset, and what is in it: before training, and for ``tools/check_dataset.py``."""
+"""Checks of a dataset before training: its statistics and faults."""
+
+from detr_d2.data.checks.dataset_checks import check_datasets, check_loaded, dataset_names
+from detr_d2.data.checks.dataset_loading import LoadedDataset, load_coco, load_registered
+from detr_d2.data.checks.report import CheckResult, format_result
+
+__all__ = [
+    "CheckResult",
+    "LoadedDataset",
+    "check_datasets",
+    "check_loaded",
+    "dataset_names",
+    "format_result",
+    "load_coco",
+    "load_registered",
+]

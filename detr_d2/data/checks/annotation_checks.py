@@ -1,154 +1,272 @@
-"""What can be wrong with boxes, labels and their numbers."""
+"""Checks of boxes, labels and their numbers, on all annotations of a dataset at once."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
+from detectron2.structures import BoxMode
 
-from detr_d2.data.checks.annotation_table import AnnotationTable
-from detr_d2.data.checks.expectations import Expectations
-from detr_d2.data.checks.findings import Finding
-from detr_d2.data.checks.wording import abbreviate
+from detr_d2.data.annotations import (
+    abbreviate,
+    annotations_of,
+    clip_boxes,
+    has_area,
+    is_crowd,
+    is_panoptic,
+    name_annotation,
+    name_segment,
+    read_box,
+    read_category,
+)
+from detr_d2.data.checks.findings import Expectations, Finding, Severity
+from detr_d2.utils.errors import UserError
 
-# Of correct XYWH boxes hardly one leaves its image; of XYXY boxes taken for XYWH about half do.
+# Of correct XYWH boxes hardly one leaves its image; of XYXY boxes mistaken for XYWH about half do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25
+_COMMON_MODES = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+
+
+class AnnotationTable:
+    """Columns of the annotations of a dataset, so that a million of them are checked in seconds.
+
+    A row is an annotation that is not a crowd; in panoptic records, a segment.
+
+    Attributes:
+        boxes: (N, 4) float32, absolute XYXY, as annotated; NaN where unreadable.
+        classes: (N,) int64; -1 where unreadable.
+        image_index: (N,) int64, which record the annotation belongs to.
+        image_sizes: (N, 2) float32, height and width; infinite where the dataset has none.
+        declared_xywh: (N,) bool, whether "bbox_mode" is XYWH_ABS.
+        of_segments: (N,) bool, whether the object is a segment of a panoptic map.
+        num_crowds: how many annotations were left out as crowds.
+        unreadable: (row, message) of every box or category that is missing, malformed or not finite.
+    """
+
+    def __init__(self, records: Sequence[dict]) -> None:
+        self._records = records
+        lists = self._lists = [annotations_of(record) for record in records]
+        objects = [[item for item in items if not is_crowd(item)] for items in lists]
+        self._items = [item for items in objects for item in items]
+        self.image_index = np.repeat(np.arange(len(records)), [len(items) for items in objects])
+        self.num_images = len(records)
+        self.num_crowds = sum(map(len, lists)) - len(self._items)
+        self.unreadable: list[tuple[int, str]] = []
+
+        sizes = [(record.get("height") or np.inf, record.get("width") or np.inf) for record in records]
+        self.image_sizes = np.array(sizes, dtype=np.float32).reshape(-1, 2)[self.image_index]
+        self.declared_xywh = np.array([item.get("bbox_mode") == BoxMode.XYWH_ABS for item in self._items], bool)
+        self.of_segments = np.array([is_panoptic(record) for record in records], bool)[self.image_index]
+        self.boxes = self._read_boxes()
+        self.classes = self._read_classes()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def name(self, row: int) -> str:
+        """Return what to call the annotation of a row in a message."""
+        item, image = self._items[row], self.image_index[row]
+        record = self._records[image]
+        if self.of_segments[row]:
+            return name_segment(item, record)
+        position = next(index for index, other in enumerate(self._lists[image]) if other is item)
+        return name_annotation(item, position, record["file_name"])
+
+    def image_name(self, index: int) -> str:
+        return self._records[index]["file_name"]
+
+    def lacks_mask(self, row: int) -> bool:
+        """Check whether a row has no segmentation to rasterize."""
+        segmentation = self._items[row].get("segmentation")
+        missing = segmentation is None or (isinstance(segmentation, Sequence) and len(segmentation) == 0)
+        return missing and not self.of_segments[row]
+
+    def is_readable(self) -> np.ndarray:
+        """Return (N,) bool: whether all four numbers of the box are known."""
+        return np.isfinite(self.boxes).all(axis=1)
+
+    def clipped(self) -> np.ndarray:
+        """Return (N, 4) boxes, clipped to their images."""
+        return clip_boxes(self.boxes, self.image_sizes.T)
+
+    def usable(self) -> np.ndarray:
+        """Return (N,) bool: whether the box is readable and has an area inside its image, and the class is known."""
+        return self.is_readable() & has_area(self.clipped()) & (self.classes >= 0)
+
+    def without_area(self) -> np.ndarray:
+        """Return the rows whose box has no area inside its image."""
+        return np.flatnonzero(self.is_readable() & ~has_area(self.clipped()))
+
+    def _read_boxes(self) -> np.ndarray:
+        """Read all well-formed boxes of a mode at once; the others one by one, for the message."""
+        boxes = np.full((len(self), 4), np.nan, dtype=np.float32)
+        left = np.ones(len(self), dtype=bool)
+        for mode in _COMMON_MODES:
+            rows = [row for row, item in enumerate(self._items) if _is_plain(item, mode)]
+            try:
+                with np.errstate(over="ignore"):
+                    values = np.array([self._items[row]["bbox"] for row in rows], dtype=np.float32).reshape(-1, 4)
+            except (ValueError, TypeError):
+                continue
+            boxes[rows] = BoxMode.convert(values, mode, BoxMode.XYXY_ABS) if rows else values
+            left[rows] = ~np.isfinite(boxes[rows]).all(axis=1)
+        for row in np.flatnonzero(left):
+            try:
+                boxes[row] = read_box(self._items[row], self.name(row))
+            except UserError as error:
+                boxes[row] = np.nan
+                self.unreadable.append((int(row), str(error)))
+        return boxes
+
+    def _read_classes(self) -> np.ndarray:
+        classes = np.array([item.get("category_id") for item in self._items])
+        if classes.dtype.kind in "iu" and classes.ndim == 1 and classes.min() >= 0:
+            return classes.astype(np.int64)
+        classes = np.full(len(self), -1, dtype=np.int64)
+        for row, item in enumerate(self._items):
+            try:
+                classes[row] = read_category(item, self.name(row))
+            except UserError as error:
+                self.unreadable.append((row, str(error)))
+        return classes
+
+
+def _is_plain(item: dict, mode: BoxMode) -> bool:
+    box = item.get("bbox")
+    return item.get("bbox_mode") == mode and isinstance(box, Sequence | np.ndarray) and len(box) == 4
 
 
 def check_annotations(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    """All findings about the annotations of a dataset, in the order of ``_CHECKS``."""
+    """Return all findings about the annotations of a dataset, in the order of ``_CHECKS``."""
     return [finding for check in _CHECKS for finding in check(table, expected)]
 
 
-def _check_readable(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    if not table.unreadable:
-        return
-    row, message = table.unreadable[0]
-    count = len(table.unreadable)
-    more = f" So are {count - 1} other values that can't be used." if count > 1 else ""
-    yield Finding("error", "unreadable-annotation", message + more, count, table.name(row))
+def _check_readable(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = [row for row, _ in table.unreadable]
+    message = table.unreadable[0][1] if rows else ""
+    more = f" So are {len(rows) - 1} other values that can't be used." if len(rows) > 1 else ""
+    return _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
 
 
-def _check_labels(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_labels(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     limit = expected.num_classes if expected.classes is None else len(expected.classes)
-    wrong = np.flatnonzero(table.classes >= limit) if limit is not None else ()
-    if len(wrong) == 0:
-        return
-    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
-    message = (
-        f"category_id {table.category(wrong[0])} of {table.name(wrong[0])} is not in [0, {limit}), as for "
-        f"{len(wrong)} of {len(table)} annotations: count categories from 0, or correct {key} (now {limit})."
+    rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
+    text = (
+        "category_id {label} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
+        "categories from 0, or correct {key} (now {limit})."
     )
-    yield Finding("error", "label-range", message, len(wrong), table.name(wrong[0]))
+    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
+    label = table.classes[rows[0]] if len(rows) else None
+    return _about(rows, table, "error", "label-range", text, label=label, limit=limit, key=key)
 
 
-def _check_objects(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_objects(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     without_area = len(table.without_area())
     if without_area < len(table):
-        return
+        return []
     found = f"its annotations: {table.num_crowds} crowds, {without_area} boxes without area"
     if expected.train:
         message = f"no object to learn from ({found}): annotate objects, with 'iscrowd' 0, or don't train on it."
-        yield Finding("error", "no-objects", message)
-    else:
-        message = (
-            f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated "
-            "data, and choose no best checkpoint by this one."
-        )
-        yield Finding("warning", "no-objects", message)
-
-
-def _check_area(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    rows = table.without_area()
-    if len(rows) == 0:
-        return
-    flat = int((table.boxes[rows, 2:] <= table.boxes[rows, :2]).any(axis=1).sum())
+        return [Finding("error", "no-objects", message)]
     message = (
-        f"{len(rows)} of {len(table)} boxes have no area inside their image and are dropped, e.g. "
-        f"{table.name(rows[0])} ({flat} without width or height, {len(rows) - flat} outside): correct or remove them."
+        f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated data, and "
+        "don't choose the best checkpoint by this dataset."
     )
-    yield Finding("warning", "box-without-area", message, len(rows), table.name(rows[0]))
+    return [Finding("warning", "no-objects", message)]
 
 
-def _check_extent(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    beyond = table.beyond_image()
-    if table.declared_xywh[beyond].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
-        message = (
-            f"{len(beyond)} of {len(table)} boxes reach beyond their image, e.g. {table.name(beyond[0])}: are "
-            "they XYXY, but declared XYWH? COCO's 'bbox' is [left, top, width, height]."
+def _check_area(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = table.without_area()
+    flat = int((table.boxes[rows, 2:] <= table.boxes[rows, :2]).any(axis=1).sum())
+    text = (
+        "{count} of {total} boxes have no area inside their image and are dropped, e.g. {example} ({flat} without "
+        "width or height, {outside} outside): correct or remove them."
+    )
+    return _about(rows, table, "warning", "box-without-area", text, flat=flat, outside=len(rows) - flat)
+
+
+def _check_position(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = np.flatnonzero((table.boxes[:, 2:] > table.image_sizes[:, ::-1] + 1).any(axis=1))
+    if table.declared_xywh[rows].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
+        text = (
+            "{count} of {total} boxes reach beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
+            "COCO's 'bbox' is [left, top, width, height]."
         )
-        yield Finding("warning", "xyxy-as-xywh", message, len(beyond), table.name(beyond[0]))
-        return
-    rows = table.partly_outside()
-    if len(rows):
-        message = (
-            f"{len(rows)} of {len(table)} boxes lie partly outside their image, by more than a pixel, and are "
-            f"clipped, e.g. {table.name(rows[0])}: were they drawn on another size of the image?"
-        )
-        yield Finding("warning", "box-partly-outside", message, len(rows), table.name(rows[0]))
+        return _about(rows, table, "warning", "xyxy-as-xywh", text)
+    clipped = table.clipped()
+    rows = np.flatnonzero((np.abs(table.boxes - clipped) > 1).any(axis=1) & has_area(clipped))
+    text = (
+        "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
+        "{example}: were they annotated on another size of the image?"
+    )
+    return _about(rows, table, "warning", "box-partly-outside", text)
 
 
-def _check_fractions(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_fractions(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     boxes = table.boxes[table.is_readable()]
     if len(boxes) == 0 or boxes.max() > 2 or boxes.max() <= 0 or table.image_sizes.min() < 8:
-        return
+        return []
     message = (
         f"all {len(boxes)} boxes lie within two pixels of the corner of their image, e.g. {table.name(0)}: are they "
         "fractions of the image's sides, as in YOLO's format? Multiply them by width and height."
     )
-    yield Finding("warning", "box-in-fractions", message, len(boxes), table.name(0))
+    return [Finding("warning", "box-in-fractions", message, len(boxes), table.name(0))]
 
 
-def _check_queries(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_queries(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     objects = np.bincount(table.image_index, minlength=table.num_images)
-    crowded = np.flatnonzero(objects > expected.num_queries) if expected.num_queries else ()
-    if len(crowded) == 0:
-        return
-    most = int(objects.argmax())
+    count = int((objects > expected.num_queries).sum()) if expected.num_queries else 0
+    if count == 0:
+        return []
+    example = table.image_name(int(objects.argmax()))
     message = (
-        f"{len(crowded)} of {table.num_images} images have more objects than the model has queries "
-        f"({expected.num_queries}), at most {objects[most]}, in {table.image_name(most)}: the surplus is never found. "
+        f"{count} of {table.num_images} images have more objects than the model has queries ({expected.num_queries}), "
+        f"at most {objects.max()}, in {example}: the surplus is never found. "
         "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
     )
-    yield Finding("warning", "more-objects-than-queries", message, len(crowded), table.image_name(most))
+    return [Finding("warning", "more-objects-than-queries", message, count, example)]
 
 
-def _check_repetition(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_repetition(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     # Two segments can't lie on the same pixels, whatever their boxes.
     rows = np.flatnonzero(table.is_readable() & ~table.of_segments)
     keys = np.column_stack([table.image_index, table.classes, table.boxes])[rows]
     order = np.lexsort(keys.T)
-    same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1))
-    if len(same) == 0:
-        return
-    example = table.name(int(rows[order[same[0] + 1]]))
-    message = (
-        f"{len(same)} objects are annotated twice, with the same box and class, e.g. {example}: a query is asked for "
-        "each; remove what is double."
+    repeated = rows[order[1:][(keys[order[1:]] == keys[order[:-1]]).all(axis=1)]]
+    text = (
+        "{count} objects are annotated twice, with the same box and class, e.g. {example}: a query has to find each; "
+        "remove the duplicates."
     )
-    yield Finding("note", "object-repeated", message, len(same), example)
+    return _about(repeated, table, "note", "object-repeated", text)
 
 
-def _check_masks(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
-    if not expected.masks or len(table) == 0:
-        return
-    rows = [row for row in range(len(table)) if table.lacks_mask(row)]
-    if len(rows) == 0:
-        return
-    message = (
-        f"{len(rows)} of {len(table)} objects have no mask and are dropped, with their boxes, e.g. "
-        f"{table.name(rows[0])}: add 'segmentation', or set MODEL.MASK_ON False to train on boxes."
+def _check_masks(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+    rows = [row for row in range(len(table)) if table.lacks_mask(row)] if expected.masks else []
+    text = (
+        "{count} of {total} objects have no mask and are dropped, with their boxes, e.g. {example}: add "
+        "'segmentation', or set MODEL.MASK_ON False to train on boxes."
     )
-    severity = "error" if len(rows) == len(table) else "warning"
-    yield Finding(severity, "object-without-mask", message, len(rows), table.name(rows[0]))
+    return _about(rows, table, "error" if len(rows) == len(table) else "warning", "object-without-mask", text)
 
 
-def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     if expected.classes is None or len(table) == 0:
-        return
+        return []
     used = set(np.unique(table.classes).tolist())
     unused = [name for label, name in enumerate(expected.classes) if label not in used]
-    if unused:
-        message = f"{len(unused)} of {len(expected.classes)} classes have no object: {abbreviate(unused)}."
-        yield Finding("note", "class-without-objects", message, len(unused), str(unused[0]))
+    if not unused:
+        return []
+    message = f"{len(unused)} of {len(expected.classes)} classes have no object: {abbreviate(unused)}."
+    return [Finding("note", "class-without-objects", message, len(unused), str(unused[0]))]
+
+
+def _about(
+    rows: Sequence[int], table: AnnotationTable, severity: Severity, code: str, text: str, **values: object
+) -> list[Finding]:
+    """Return a finding about rows, the first of which is the example; nothing if there are none."""
+    if len(rows) == 0:
+        return []
+    count, example = len(rows), table.name(int(rows[0]))
+    message = text.format(count=count, total=len(table), example=example, **values)
+    return [Finding(severity, code, message, count, example)]
 
 
 _CHECKS = (
@@ -156,7 +274,7 @@ _CHECKS = (
     _check_labels,
     _check_objects,
     _check_area,
-    _check_extent,
+    _check_position,
     _check_fractions,
     _check_queries,
     _check_repetition,

@@ -1,119 +1,141 @@
-"""Reading COCO's json with everything wrong in it, where Detectron2's reader stops or stays silent."""
+"""Reader of COCO files that finds all faults, where Detectron2's reader stops at the first or ignores it."""
 
-import json
+import math
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
-from detr_d2.data.checks.coco_faults import FAULTS, category_fault, image_fault, mask_faults, show
-from detr_d2.data.checks.findings import FaultCounter, Finding
-from detr_d2.utils.errors import UserError
+from detr_d2.data.checks.findings import Finding, Severity
+from detr_d2.data.registration import read_coco_content
+from detr_d2.utils.errors import ExampleCounter
+
+MAX_CHARACTERS_SHOWN = 80
 
 
-@dataclass(frozen=True)
-class CocoFile:
-    """What could be made of a file.
+class Fault(NamedTuple):
+    """Wording of a fault and its severity.
 
     Attributes:
-        records: as Detectron2's reader makes them, with annotation ids, but for what it would refuse.
-        classes: names in the order of the labels; empty if the file lists none.
-        findings: what is wrong with the file's structure.
+        text: formatted with ``count``, ``total``, ``items`` and ``example``.
+        train: severity in training data; None: not reported.
+        evaluation: severity in evaluation data; None: as in training data.
     """
 
-    records: list[dict]
-    classes: list[str]
-    findings: list[Finding]
+    text: str
+    train: Severity | None = "error"
+    evaluation: Severity | None = None
 
 
-def read_coco_file(json_file: str, image_root: str, train: bool) -> CocoFile:
+def _some(problem: str, advice: str = "", *severities: Severity | None) -> Fault:
+    """Make a fault of some items: what they have or lack, and what to do about it."""
+    advice = advice and f": {advice}"
+    return Fault("{count} of {total} {items} " + problem + ", e.g. {example}" + advice + ".", *severities)
+
+
+# The order is that of the report. A code's first word determines what {total} counts.
+FAULTS = {
+    "categories-missing": Fault("'categories' is empty: list every class as {{'id': 1, 'name': 'cat'}}."),
+    "category-malformed": _some("lack a whole-number 'id' (not a string) or a 'name'"),
+    "category-id-repeated": _some("have the id of another"),
+    "category-name-repeated": _some("have the name of another", "the model treats them as two classes", "warning"),
+    "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1"),
+    "image-id-repeated": _some(
+        "have the id of another",
+        "only one of the images would be used. Renumber them, with their annotations",
+    ),
+    "image-ids-mixed": Fault("some image ids are numbers, others strings, e.g. {example}: use one type."),
+    "image-file-repeated": _some("have the file of another", "merge their annotations under one id", "warning"),
+    "annotations-missing": Fault("there is no list 'annotations': no image has an object.", "warning"),
+    "annotation-malformed": _some("lack 'id', 'image_id' or 'category_id'"),
+    "annotation-id-repeated": _some("have the id of another", "renumber them"),
+    "annotation-image-unknown": _some(
+        "belong to images that 'images' does not list and are dropped",
+        "correct image_id (a string differs from a number), or remove them",
+        "warning",
+    ),
+    "annotation-category-unknown": _some(
+        "have a category_id that 'categories' does not list", "category ids are whole numbers, not strings"
+    ),
+    "annotation-iscrowd-malformed": _some("have an 'iscrowd' other than 0 and 1"),
+    "annotation-ignore": _some("have 'ignore' set, which Detectron2 refuses", "remove them"),
+    "annotation-iscrowd-missing": _some(
+        "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
+    ),
+    "annotation-area-missing": _some(
+        "have no 'area', which COCO's evaluation needs",
+        "add it; without masks it is width times height",
+        None,
+        "error",
+    ),
+    "annotation-id-zero": _some(
+        "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
+    ),
+    "mask-polygon-short": _some(
+        "have polygons of under six or an odd number of coordinates, which are dropped", "", "warning"
+    ),
+    "mask-without-polygon": _some(
+        "are dropped, with their boxes, since none of their polygons is valid",
+        "correct 'segmentation', or empty it to train on the box alone",
+        "warning",
+    ),
+    "mask-malformed": _some(
+        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size'"
+    ),
+    "mask-size": _some(
+        "have an RLE whose 'size' is not their image's [height, width]", "their masks can't be used", "warning"
+    ),
+}
+_LISTS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
+
+
+def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[dict], list[str], list[Finding]]:
     """Read a file in COCO's instances format.
 
     What Detectron2 drops (objects whose polygons all have under six numbers, annotations of unknown images)
     and what it refuses is left out of the records and is among the findings.
 
     Args:
-        json_file: a path, or an address that Detectron2's ``PathManager`` knows.
+        json_file: a path, or an address that Detectron2's ``PathManager`` supports.
         image_root: the folder that "file_name" is relative to.
         train: whether the data is to be trained on, not only evaluated on.
 
+    Returns:
+        The records, as Detectron2's reader makes them, with annotation ids; the names of the classes in the order of
+        the labels, empty if the file lists none; and what is wrong with the file's structure.
+
     Raises:
-        UserError: the file is missing, is no json, or lacks the lists that the format consists of.
+        UserError: the file is missing, is not valid JSON, or lacks the lists that the format consists of.
     """
-    content = load_content(json_file)
-    faults = FaultCounter()
+    content = read_coco_content(json_file)
+    faults = ExampleCounter()
+    if "annotations" not in content:
+        faults.add("annotations-missing", json_file)
     labels, classes = _read_categories(content["categories"], faults)
     records = _read_images(content["images"], image_root, faults)
-    _read_annotations(content["annotations"], records, labels, faults)
-    totals = {key: len(content[plural]) for key, plural in _TOTALS.items()}
-    if content["annotations_missing"]:
-        faults.add("annotations-missing", json_file)
-    return CocoFile(list(records.values()), classes, faults.findings(FAULTS, train, totals))
+    _read_annotations(content.get("annotations", []), records, labels, faults)
+    return list(records.values()), classes, _report(faults, content, train)
 
 
-def load_content(json_file: str) -> dict[str, Any]:
-    """What a file in COCO's instances format holds; "annotations_missing" tells whether it has no "annotations".
-
-    Raises:
-        UserError: the file is missing, is no json, or lacks the lists that the format consists of.
-    """
-    content = load_json(json_file)
-    is_via = "_via_img_metadata" in content or any(isinstance(x, dict) and "regions" in x for x in content.values())
-    if is_via and "images" not in content:
-        raise UserError(
-            f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with tools/via_to_coco.py."
-        )
-    keys = ", ".join(map(str, content)) or "none"
-    content["annotations_missing"] = "annotations" not in content
-    content.setdefault("annotations", [])
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{json_file} has no list {key!r}, which COCO's format asks for; its keys are {keys}.")
-    if not content["images"]:
-        raise UserError(f"{json_file} has no images: its list 'images' is empty.")
-    if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
-        raise UserError(
-            f"{json_file} is in COCO's panoptic format, where instances are asked for: give train_net.py the folder of "
-            "its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
-            "detr_d2.data.register_coco_panoptic_dataset."
-        )
-    return content
+def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]:
+    """Convert faults to findings, in the order of ``FAULTS``."""
+    findings = []
+    for code, fault in FAULTS.items():
+        severity = fault.train if train else fault.evaluation or fault.train
+        if code in faults.counts and severity is not None:
+            count, example = faults.counts[code], faults.examples[code]
+            items = _LISTS.get(code.split("-")[0], "")
+            text = fault.text.format(count=count, total=len(content.get(items, ())), items=items, example=example)
+            findings.append(Finding(severity, code, text, count, example))
+    return findings
 
 
-def load_json(json_file: str) -> dict[str, Any]:
-    """The object in a json file.
-
-    Raises:
-        UserError: the file is missing, or no json object.
-    """
-    try:
-        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{json_file} does not exist: give the path of a json file in COCO's format.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{json_file} can't be read: {error}.") from error
-    except ValueError as error:
-        raise UserError(
-            f"{json_file} is not valid json ({error}): perhaps it was cut off while it was copied; make it anew."
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{json_file} holds a json {type(content).__name__}, where COCO's format has an object.")
-    return content
-
-
-_TOTALS = {"category": "categories", "image": "images", "annotation": "annotations", "mask": "annotations"}
-
-
-def _read_categories(items: list, faults: FaultCounter) -> tuple[dict[int, int], list[str]]:
-    """The label of each category id, and the names by label: in the order of the ids, as in Detectron2."""
+def _read_categories(items: list, faults: ExampleCounter) -> tuple[dict[int, int], list[str]]:
+    """Return the label of each category id, and the names by label: in the order of the ids, as in Detectron2."""
     names: dict[int, str] = {}
     for number, item in enumerate(items):
-        code = category_fault(item)
-        if code:
-            faults.add(code, f"number {number} (counted from 0), {show(item)}")
+        if not (isinstance(item, dict) and _is_whole(item.get("id")) and isinstance(item.get("name"), str)):
+            faults.add("category-malformed", _show(number, item))
         elif item["id"] in names:
             faults.add("category-id-repeated", str(item["id"]))
         else:
@@ -126,14 +148,13 @@ def _read_categories(items: list, faults: FaultCounter) -> tuple[dict[int, int],
     return {category: label for label, category in enumerate(ids)}, [names[category] for category in ids]
 
 
-def _read_images(items: list, image_root: str, faults: FaultCounter) -> dict[Any, dict]:
-    """A record without annotations for every image, by image id."""
+def _read_images(items: list, image_root: str, faults: ExampleCounter) -> dict[Any, dict]:
+    """Make a record without annotations for every image, by image id."""
     records: dict[Any, dict] = {}
     files: set[str] = set()
     for number, item in enumerate(items):
-        code = image_fault(item)
-        if code:
-            faults.add(code, f"number {number} (counted from 0), {show(item)}")
+        if not _is_image(item):
+            faults.add("image-malformed", _show(number, item))
             continue
         if item["id"] in records:
             faults.add("image-id-repeated", f"{item['id']}, of {item['file_name']}")
@@ -153,39 +174,85 @@ def _read_images(items: list, image_root: str, faults: FaultCounter) -> dict[Any
     return records
 
 
-def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, int], faults: FaultCounter) -> None:
-    """Put every annotation that Detectron2 would keep into its record; it is changed on the way."""
+def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, int], faults: ExampleCounter) -> None:
+    """Add every annotation that Detectron2 would keep to its record, with its label; items are changed in place."""
     seen: set = set()
     for number, item in enumerate(items):
         try:
-            number_and_image = item["id"], item["image_id"]
             record = records.get(item["image_id"])
             repeated = item["id"] in seen
             seen.add(item["id"])
             label = labels.get(item["category_id"])
         except (TypeError, KeyError):
-            faults.add("annotation-malformed", f"number {number} (counted from 0), {show(item)}")
+            faults.add("annotation-malformed", _show(number, item))
             continue
         if record is None:
-            faults.add("annotation-image-unknown", "id {} with image_id {!r}".format(*number_and_image))
+            faults.add("annotation-image-unknown", f"id {item['id']} with image_id {item['image_id']!r}")
             continue
-        name = f"annotation id {item['id']} of image {record['file_name']}"
-        if repeated:
-            faults.add("annotation-id-repeated", name)
-        if item["id"] == 0:
-            faults.add("annotation-id-zero", name)
-        if label is None and labels:
-            faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-        for key in ("iscrowd", "area"):
-            if key not in item:
-                faults.add(f"annotation-{key}-missing", name)
-        if item.get("iscrowd", 0) not in (0, 1):
-            faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
-        if item.get("ignore", 0) != 0:
-            faults.add("annotation-ignore", name)
-        found, dropped = mask_faults(item.get("segmentation"), record)
-        for code in found:
-            faults.add(code, name)
+        dropped = _check_annotation(item, record, repeated, labels, faults)
         if not dropped and (label is not None or not labels):
             item.update(bbox_mode=BoxMode.XYWH_ABS, category_id=item["category_id"] if label is None else label)
             record["annotations"].append(item)
+
+
+def _check_annotation(item: dict, record: dict, repeated: bool, labels: dict[int, int], faults: ExampleCounter) -> bool:
+    """Count the faults of an annotation; return whether Detectron2 drops it because of its mask."""
+    name = f"annotation id {item['id']} of image {record['file_name']}"
+    mask_fault, dropped = _check_mask(item.get("segmentation"), record)
+    found = {
+        "annotation-id-repeated": repeated,
+        "annotation-id-zero": item["id"] == 0,
+        "annotation-iscrowd-missing": "iscrowd" not in item,
+        "annotation-area-missing": "area" not in item,
+        "annotation-ignore": item.get("ignore", 0) != 0,
+        mask_fault: mask_fault is not None,
+    }
+    for code, is_fault in found.items():
+        if is_fault:
+            faults.add(code, name)
+    if labels and item["category_id"] not in labels:
+        faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
+    if item.get("iscrowd", 0) not in (0, 1):
+        faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
+    return dropped
+
+
+def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
+    """Return the code of what is wrong with a 'segmentation', and whether Detectron2 drops the annotation for it."""
+    if not segmentation:
+        return None, False
+    if isinstance(segmentation, dict):
+        if not isinstance(segmentation.get("counts"), str | list) or not isinstance(segmentation.get("size"), list):
+            return "mask-malformed", False
+        return None if segmentation["size"] == [record["height"], record["width"]] else "mask-size", False
+    try:
+        short = [len(polygon) < 6 or len(polygon) % 2 == 1 for polygon in segmentation]
+        # The sum is finite if all numbers are; it is the quickest test.
+        is_finite = all(math.isfinite(sum(polygon)) for polygon in segmentation)
+    except (TypeError, OverflowError):
+        return "mask-malformed", True
+    if not is_finite:
+        return "mask-malformed", False
+    if all(short):
+        return "mask-without-polygon", True
+    return "mask-polygon-short" if any(short) else None, False
+
+
+def _is_image(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and (_is_whole(item.get("id")) or isinstance(item.get("id"), str))
+        and isinstance(item.get("file_name"), str)
+        and all(_is_whole(item.get(key)) and item[key] > 0 for key in ("height", "width"))
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _show(number: int, item: object) -> str:
+    """Describe an item of a JSON list by its position and its text, cut to a readable length."""
+    text = repr(item)
+    text = text if len(text) <= MAX_CHARACTERS_SHOWN else text[:MAX_CHARACTERS_SHOWN] + "…"
+    return f"number {number} (counted from 0), {text}"

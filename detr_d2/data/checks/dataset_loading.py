@@ -1,4 +1,4 @@
-"""Getting at the records of datasets that are to be checked, whether registered or in files."""
+"""Loading of the datasets to check, from files or as registered."""
 
 import difflib
 import os
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.annotations import is_panoptic
-from detr_d2.data.checks.annotation_checks import check_annotations
-from detr_d2.data.checks.annotation_table import AnnotationTable
+from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
 from detr_d2.data.checks.coco_file import read_coco_file
-from detr_d2.data.checks.expectations import Expectations
-from detr_d2.data.checks.findings import Finding
+from detr_d2.data.checks.findings import Expectations, Finding
 from detr_d2.data.checks.image_checks import is_missing
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.utils.errors import UserError
@@ -29,7 +27,7 @@ class LoadedDataset:
         train: whether it is trained on, not only evaluated on.
         records: in Detectron2's format.
         classes: names by label; None if unknown.
-        findings: what was found on the way.
+        findings: what was found while loading.
         panoptic: whether ``classes`` are things and stuff.
     """
 
@@ -42,15 +40,14 @@ class LoadedDataset:
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
-    """Load a COCO file whatever is wrong in it, which ``findings`` tell.
+    """Load a COCO file in spite of faults, which ``findings`` list.
 
     Raises:
-        UserError: the file or the folder is missing, or the file is nothing like COCO's format.
+        UserError: the file or the folder is missing, or the file is not in COCO's format at all.
     """
     if is_missing(image_root):
         raise UserError(f"The image folder {image_root} does not exist: correct its path.")
-    content = read_coco_file(json_file, image_root, train)
-    return LoadedDataset(name or json_file, train, content.records, content.classes, content.findings)
+    return LoadedDataset(name or json_file, train, *read_coco_file(json_file, image_root, train))
 
 
 def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDataset:
@@ -59,14 +56,13 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
     Args:
         name: as registered.
         train: whether it is trained on.
-        from_json: read the json file of a dataset in COCO's format with ``load_coco``, which names more faults than
+        from_json: read the JSON file of a dataset in COCO's format with ``load_coco``, which finds more faults than
             Detectron2's reader; datasets of other formats are loaded as registered.
 
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
     """
-    _check_registered(name)
-    _check_paths(name)
+    _check_registration(name)
     metadata = MetadataCatalog.get(name)
     if from_json and _is_coco(name):
         return load_coco(metadata.json_file, metadata.get("image_root") or "", train, name)
@@ -84,40 +80,34 @@ def _is_coco(name: str) -> bool:
 
 
 def _json_key(name: str) -> str:
-    """What the metadata call the json that a dataset is loaded from."""
+    """Return the key in the metadata of the JSON file that a dataset is loaded from."""
     panoptic = MetadataCatalog.get(name).get("evaluator_type") == "coco_panoptic_seg"
     return "panoptic_json" if panoptic else "json_file"
 
 
-def _check_registered(name: str) -> None:
-    if name in DatasetCatalog:
-        return
-    similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-    hint = f" Similar names: {', '.join(similar)}." if similar else ""
-    raise UserError(
-        f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
-        f"detectron2.data.datasets.register_coco_instances.{hint}"
-    )
-
-
-def _check_paths(name: str) -> None:
-    metadata = MetadataCatalog.get(name)
-    for key in (_json_key(name), "image_root", "panoptic_root"):
-        path = metadata.get(key)
-        if path and is_missing(path):
-            raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {_path_hint(path)}")
-
-
-def _path_hint(path: str) -> str:
+def _check_registration(name: str) -> None:
+    """Check that a dataset is registered and that its files exist."""
+    if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        raise UserError(
+            f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
+            f"detectron2.data.datasets.register_coco_instances.{hint}"
+        )
     root = os.getenv("DETECTRON2_DATASETS")
-    if not path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
-        return "correct the path it was registered with."
-    state = f"it is {root}" if root else "it is not set, which means ./datasets"
-    return f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+    for key in (_json_key(name), "image_root", "panoptic_root"):
+        path = MetadataCatalog.get(name).get(key)
+        if not path or not is_missing(path):
+            continue
+        hint = "correct the path it was registered with."
+        if path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
+            state = f"it is {root}" if root else "it is not set, which means ./datasets"
+            hint = f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+        raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {hint}")
 
 
 def _load(name: str) -> Sequence[dict]:
-    """The records of a dataset. Errors of Detectron2's json reader get the path and the place they lack."""
+    """Load the records of a dataset; add the path and the faults to errors of Detectron2's JSON reader."""
     json_file = MetadataCatalog.get(name).get(_json_key(name))
     try:
         records = DatasetCatalog.get(name)
@@ -133,19 +123,19 @@ def _load(name: str) -> Sequence[dict]:
             f"({type(error).__name__}: {reason}): correct the file. {hint}"
         ) from error
     if len(records) == 0:
-        raise UserError(f"Dataset {name!r} has no images: correct {json_file or 'what it is made from'}.")
+        raise UserError(f"Dataset {name!r} has no images: correct {json_file or 'its source'}.")
     return records
 
 
 def _faults_in_file(name: str) -> str:
-    """What is wrong with the COCO file of a dataset that Detectron2 can't read, if anything is found."""
+    """Describe the errors in the COCO file of a dataset that Detectron2 can't read, if any are found."""
     if not _is_coco(name):
         return ""
     metadata = MetadataCatalog.get(name)
     try:
-        content = read_coco_file(metadata.json_file, metadata.get("image_root") or "", train=True)
+        records, _, findings = read_coco_file(metadata.json_file, metadata.get("image_root") or "", train=True)
     except UserError as error:
         return str(error)
-    findings = [*content.findings, *check_annotations(AnnotationTable(content.records), Expectations(train=False))]
+    findings += check_annotations(AnnotationTable(records), Expectations(train=False))
     errors = [x.message for x in findings if x.severity == "error"]
     return "Found in it: " + " ".join(errors[:MAX_FAULTS_SHOWN]) if errors else ""

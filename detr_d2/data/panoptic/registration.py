@@ -7,9 +7,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from detr_d2.data.catalog import make_room
-from detr_d2.data.checks.coco_file import load_json
 from detr_d2.data.panoptic.categories import PanopticCategories
+from detr_d2.data.registration import read_annotation_file, unregister
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def register_coco_panoptic_dataset(
             raise UserError(f"The folder {paths[key]} of {panoptic_json} does not exist: correct {key}.")
     if "json_file" in paths and not PathManager.isfile(paths["json_file"]):
         raise UserError(f"{paths['json_file']} does not exist: correct instances_json.")
-    make_room(name, paths)
+    unregister(name, paths)
     DatasetCatalog.register(name, lambda: load_panoptic_json(*list(paths.values())[:3]))
     MetadataCatalog.get(name).set(**paths, **EVALUATION_METADATA, **categories.metadata())
     return categories.names
@@ -92,7 +91,7 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
 
 
 def _load(panoptic_json: str) -> tuple[dict, PanopticCategories]:
-    content = load_json(panoptic_json)
+    content = read_annotation_file(panoptic_json)
     return content, PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
 
 

@@ -1,16 +1,15 @@
-"""Findings about annotations that only the command line's report shows."""
+"""Findings about annotations that only the report of the command line shows."""
 
 import math
 
 from detectron2.structures import BoxMode
 
-from detr_d2.data.checks.annotation_checks import check_annotations
-from detr_d2.data.checks.annotation_table import AnnotationTable
-from detr_d2.data.checks.expectations import Expectations
+from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
+from detr_d2.data.checks.findings import Expectations
 
 
 def check(*objects: tuple[list[float], int], classes: tuple[str, ...] = ("cat", "dog", "cow")) -> dict[str, tuple]:
-    """Of the boxes and classes of one image: count and message of each finding, by its code."""
+    """Check the boxes and classes of one image; return count and message of each finding, by its code."""
     annotations = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label} for box, label in objects]
     table = AnnotationTable([{"file_name": "a.jpg", "height": 60, "width": 80, "annotations": annotations}])
     expected = Expectations(train=True, classes=list(classes))
@@ -31,7 +30,7 @@ def test_classes_without_objects():
     assert "class-without-objects" not in check(*(([5, 6, 25, 36], label) for label in range(3)))
 
 
-def test_values_that_can_not_be_read_are_counted():
+def test_unreadable_values_are_counted():
     bad = [5, math.nan, 25, 36]
     assert "other values" not in check((bad, 0), ([5, 6, 25, 36], 1))["unreadable-annotation"][1]
     count, message = check((bad, 0), (bad, 1), (bad, 2))["unreadable-annotation"]

@@ -1,4 +1,4 @@
-"""What is refused, and what is told, before training starts."""
+"""Errors and messages of the checks before training starts."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from detr_d2.utils.errors import UserError
 
 @pytest.fixture
 def cfg_for(make_cfg):
-    """A function that makes a config of datasets and a number of classes."""
+    """Return a function that makes a config of datasets and a number of classes."""
 
     def make(train=(), test=(), num_classes=3):
         options = ("DATASETS.TRAIN", tuple(train), "DATASETS.TEST", tuple(test))
@@ -26,7 +26,7 @@ def cfg_for(make_cfg):
 
 @pytest.fixture
 def one_image(make_image, make_annotation):
-    """A function that makes a dataset of one image with the given annotations."""
+    """Return a function that makes a dataset of one image with the given annotations."""
     path = make_image()
 
     def make(*annotations):
@@ -38,7 +38,7 @@ def one_image(make_image, make_annotation):
 CLASSES = ["cat", "dog", "cow"]
 
 
-def test_good_datasets_pass_in_silence(cfg_for, coco_catalog, caplog):
+def test_good_datasets_pass_without_messages(cfg_for, coco_catalog, caplog):
     coco_catalog("pets_train", [1, 2, 3])
     coco_catalog("pets_val", [1, 2, 3])
     with caplog.at_level(logging.WARNING, logger="detr_d2"):
@@ -72,7 +72,7 @@ def test_evaluation_checks_test_sets_only(cfg_for, coco_catalog):
         check_datasets(cfg_for(["missing"], ["pets_val"]))
 
 
-def test_learning_by_heart_checks_training_sets_only(cfg_for, coco_catalog):
+def test_training_without_evaluation_checks_training_sets_only(cfg_for, coco_catalog):
     coco_catalog("pets_train", [1, 2, 3])
     check_datasets(cfg_for(["pets_train"], ["missing"]), test=False)
 
@@ -108,7 +108,7 @@ def test_builtin_dataset_without_its_folder(cfg_for, monkeypatch):
 
 
 def test_number_of_classes(cfg_for, catalog, one_image, make_annotation):
-    """Wish B1: the message of DESIGN.md section 6."""
+    """The message names key, dataset, classes and the fix."""
     catalog("balloon_train", one_image(make_annotation()), thing_classes=["balloon"])
     expected = (
         "MODEL.DETR.NUM_CLASSES is 80 but dataset 'balloon_train' has 1 thing class (balloon): "
@@ -136,7 +136,7 @@ def test_many_class_names_are_abbreviated(cfg_for, catalog, one_image, make_anno
     ],
 )
 def test_categories_that_differ(cfg_for, catalog, one_image, make_annotation, classes, message):
-    """Edge case C17, between training sets and between training and validation."""
+    """Between training sets, and between training and validation."""
     catalog("a", one_image(make_annotation()), thing_classes=CLASSES)
     catalog("b", one_image(make_annotation()), thing_classes=classes)
     for train, test in ((["a", "b"], []), (["a"], ["b"])):
@@ -145,7 +145,7 @@ def test_categories_that_differ(cfg_for, catalog, one_image, make_annotation, cl
 
 
 def test_label_out_of_range(cfg_for, catalog, one_image, make_annotation):
-    """Edge cases C15, C16: 0 is a class, NUM_CLASSES is none."""
+    """0 is a class, NUM_CLASSES is not."""
     annotations = [make_annotation(id=i, category_id=i) for i in range(3)]
     catalog("good", one_image(*annotations))
     check_datasets(cfg_for(["good"]))
@@ -167,7 +167,7 @@ def test_label_out_of_range(cfg_for, catalog, one_image, make_annotation):
 )
 @pytest.mark.parametrize("number", [5, ...])
 def test_bad_annotation_is_named(cfg_for, catalog, one_image, make_annotation, changes, message, number):
-    """Edge cases C12, C13: by its id, or its place among all of its image."""
+    """By its id, or its position among all annotations of its image."""
     annotations = [make_annotation(iscrowd=1), make_annotation(), make_annotation(id=number, **changes)]
     catalog("bad", one_image(*annotations), thing_classes=CLASSES)
     where = "id 5" if number == 5 else "number 2"
@@ -178,7 +178,7 @@ def test_bad_annotation_is_named(cfg_for, catalog, one_image, make_annotation, c
 
 
 def test_category_as_a_string_is_read(cfg_for, catalog, one_image, make_annotation):
-    """Edge case C13, and boxes of several modes in one dataset."""
+    """Also boxes of several modes in one dataset."""
     xyxy = make_annotation(bbox=[1, 2, 30, 20], bbox_mode=BoxMode.XYXY_ABS, category_id="2")
     catalog("mixed", one_image(make_annotation(), xyxy), thing_classes=CLASSES)
     check_datasets(cfg_for(["mixed"]))
@@ -186,7 +186,7 @@ def test_category_as_a_string_is_read(cfg_for, catalog, one_image, make_annotati
 
 @pytest.mark.parametrize("kind", ["crowds", "nothing", "no key", "no area"])
 def test_nothing_to_learn_from(cfg_for, catalog, one_image, make_annotation, kind):
-    """Edge case C5. The same dataset may be evaluated on."""
+    """No image with objects is an error in training; the same dataset may be evaluated on."""
     records = {
         "crowds": one_image(make_annotation(iscrowd=1)),
         "nothing": one_image(),
@@ -200,7 +200,7 @@ def test_nothing_to_learn_from(cfg_for, catalog, one_image, make_annotation, kin
 
 
 def test_dropped_boxes_are_counted(cfg_for, catalog, one_image, make_annotation, caplog):
-    """Edge cases C9, C10."""
+    """Boxes without width, and boxes fully outside the image."""
     boxes = [[5, 5, 10, 10], [5, 5, 0, 10], [70, 5, 10, 10], [-3, 5, 4, 5]]
     records = one_image(*[make_annotation(id=i, bbox=box) for i, box in enumerate(boxes)])
     catalog("some", records, thing_classes=CLASSES)
@@ -209,7 +209,7 @@ def test_dropped_boxes_are_counted(cfg_for, catalog, one_image, make_annotation,
 
 
 def test_xyxy_declared_as_xywh(cfg_for, catalog, one_image, make_annotation, caplog):
-    """Edge case C11."""
+    """Corners instead of sizes are recognized by the share of boxes that leave their image."""
     rng = np.random.default_rng(0)
     corners = [np.sort(rng.integers(0, [[60, 40]], (2, 2)), axis=0).ravel().tolist() for _ in range(50)]
     right = [[x0, y0, x1 - x0 + 1, y1 - y0 + 1] for x0, y0, x1, y1 in corners]
@@ -235,7 +235,7 @@ def test_xyxy_declared_as_xywh(cfg_for, catalog, one_image, make_annotation, cap
     ],
 )
 def test_broken_json_is_named(cfg_for, coco_catalog, change, message):
-    """Detectron2's reader says what is wrong, but not where."""
+    """Detectron2's reader names the fault, but not the file."""
     path = coco_catalog("pets", [1, 2, 3])
     content = json.loads(path.read_text())
     change(content)
@@ -255,13 +255,15 @@ def test_truncated_json_is_named(cfg_for, coco_catalog):
 def test_annotations_are_read_all_at_once(cfg_for, catalog, one_image, make_annotation, monkeypatch):
     """COCO has 860,000: read one by one, for the message, only where something is wrong."""
     for reader in ("read_box", "read_category"):
-        monkeypatch.setattr(f"detr_d2.data.checks.annotation_table.{reader}", lambda *_: pytest.fail("read one by one"))
+        monkeypatch.setattr(
+            f"detr_d2.data.checks.annotation_checks.{reader}", lambda *_: pytest.fail("read one by one")
+        )
     catalog("large", one_image(make_annotation(), make_annotation()) * 50, thing_classes=CLASSES)
     check_datasets(cfg_for(["large"]))
 
 
 @pytest.mark.parametrize("address", ["https://example.com/a.png", "detectron2://a.png"])
-def test_addresses_are_not_looked_for(cfg_for, catalog, one_image, make_annotation, address):
+def test_addresses_are_not_checked(cfg_for, catalog, one_image, make_annotation, address):
     records = one_image(make_annotation())
     records[0]["file_name"] = address
     catalog("remote", records, thing_classes=CLASSES, image_root="https://example.com")
@@ -270,12 +272,12 @@ def test_addresses_are_not_looked_for(cfg_for, catalog, one_image, make_annotati
 
 @pytest.mark.parametrize(("share", "severity"), [(0, None), (0.5, "warning"), (1, "error")])
 def test_objects_without_mask(make_cfg, catalog, make_image, make_annotation, caplog, share, severity):
-    """Edge case C19: told before training; where no object has a mask, the dataset is of boxes."""
+    """Reported before training; an error where no object has a mask, since the dataset is of boxes."""
     without = [make_annotation(id=i, segmentation=[] if i % 2 else ...) for i in range(round(10 * share))]
     others = [make_annotation(id=i, segmentation=[[5, 6, 25, 6, 25, 16]]) for i in range(len(without), 10)]
-    catalog("drawn", [{"file_name": make_image(), "annotations": without + others}], thing_classes=["a"])
+    catalog("outlined", [{"file_name": make_image(), "annotations": without + others}], thing_classes=["a"])
     cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 1, "MODEL.DETR.NUM_OBJECT_QUERIES", 20)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("drawn",)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("outlined",)
     message = f"{len(without)} of 10 objects have no mask"
     check_datasets(cfg)
     cfg.MODEL.MASK_ON = True

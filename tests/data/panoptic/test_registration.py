@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from detr_d2.data import check_datasets, load_training_records, memorizing_config, register_coco_panoptic_dataset
+from detr_d2.data import check_datasets, load_training_records, overfit_config, register_coco_panoptic_dataset
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.registration import load_panoptic_json
 from detr_d2.utils.errors import UserError
@@ -65,7 +65,7 @@ def test_own_data(registered, panoptic_files):
 def test_registering_again(registered, panoptic_files, tmp_path):
     path, folder, images, *_ = panoptic_files
     assert register_coco_panoptic_dataset(registered, path, folder, images) == ["car", "ground", "sky"]
-    with pytest.raises(UserError, match=r"'own_panoptic' stands for .*take another name"):
+    with pytest.raises(UserError, match=r"'own_panoptic' is registered for .*choose another name"):
         register_coco_panoptic_dataset(registered, path, images, images)
 
 
@@ -159,7 +159,7 @@ def test_training_loads_segments(cfg_for, load, caplog, panoptic_files):
 
 
 def test_overfitting_a_subset_keeps_things_and_stuff(cfg_for):
-    cfg = memorizing_config(cfg_for(), 1)
+    cfg = overfit_config(cfg_for(), 1)
     (name,) = cfg.DATASETS.TRAIN
     assert PanopticCategories.from_metadata(MetadataCatalog.get(name)).names == ["car", "ground", "sky"]
     assert len(DatasetCatalog.get(name)) == 1

@@ -137,9 +137,9 @@ def test_config(check, dataset, registered, repository, problems):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"images": [', "is not valid json"),
-        ("\x89PNG", "is not valid json"),
-        ("[1, 2]", "holds a json list"),
+        ('{"images": [', "is not valid JSON"),
+        ("\x89PNG", "is not valid JSON"),
+        ("[1, 2]", "holds a JSON list"),
         ('{"images": [{}], "annotations": []}', "has no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": []}', "has no images"),
         ('{"a.png": {"filename": "a.png", "regions": {}}}', "VGG Image Annotator"),

@@ -10,7 +10,7 @@ from detr_d2.utils.errors import UserError
 
 @pytest.fixture
 def name():
-    name = "test_own_data"
+    name = "test_registration"
     yield name
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -19,7 +19,7 @@ def name():
 
 @pytest.fixture
 def write(tmp_path, make_image):
-    """A function that writes annotations of one image with one object a category, and returns their path."""
+    """Return a function that writes annotations of one image with one object per category and returns their path."""
 
     def write(category_ids, **changes):
         make_image(name="a.png")
@@ -38,7 +38,7 @@ def write(tmp_path, make_image):
 
 @pytest.mark.parametrize("ids", [[1, 23, 56], [0, 1], [56, 1, 23]], ids=str)
 def test_classes_are_known_before_and_after_loading(name, write, tmp_path, ids):
-    """Edge cases C14 and C15: ids with gaps, ids from 0; and ids out of order."""
+    """Ids with gaps, ids from 0, and ids out of order."""
     classes = register_coco_dataset(name, write(ids), tmp_path)
     expected = [f"class {number}" for number in sorted(ids)]
     assert classes == MetadataCatalog.get(name).thing_classes == expected
@@ -70,7 +70,7 @@ def test_a_name_for_other_files(name, write, tmp_path):
     other = tmp_path / "other.json"
     shutil.copy(path, other)
     with pytest.raises(
-        UserError, match=rf"'{name}' stands for .*own\.json.*can't stand for .*other\.json.*another name"
+        UserError, match=rf"'{name}' is registered for .*own\.json.*can't be used for .*other\.json.*another name"
     ):
         register_coco_dataset(name, other, tmp_path)
     (tmp_path / "more").mkdir()
@@ -79,10 +79,10 @@ def test_a_name_for_other_files(name, write, tmp_path):
     assert MetadataCatalog.get(name).json_file == str(path)
 
 
-def test_a_name_that_is_no_files(write, tmp_path, catalog):
-    catalog("test_made_otherwise", [])
-    with pytest.raises(UserError, match="'test_made_otherwise' stands for a dataset that is made otherwise"):
-        register_coco_dataset("test_made_otherwise", write([1]), tmp_path)
+def test_a_name_without_files(write, tmp_path, catalog):
+    catalog("test_other_source", [])
+    with pytest.raises(UserError, match="'test_other_source' is registered for a dataset from another source"):
+        register_coco_dataset("test_other_source", write([1]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,18 @@ def test_other_contents(name, write, tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("file", ["via1_region_data.json", "via2_project.json"])
-def test_via_files_are_told(name, real_data, file):
+def test_via_files_are_recognized(name, real_data, file):
     with pytest.raises(UserError, match=r"VGG Image Annotator.*via_to_coco\.py"):
         register_coco_dataset(name, real_data / "via" / file, real_data)
 
 
-def test_panoptic_files_are_told(name, real_data):
+def test_panoptic_files_are_recognized(name, real_data):
     folder = real_data / "coco_panoptic"
     with pytest.raises(UserError, match=r"panoptic_examples\.json is in COCO's panoptic format.*--train-panoptic"):
         register_coco_dataset(name, folder / "panoptic_examples.json", folder / "input_images")
 
 
-def test_the_keys_of_other_files_are_told(name, tmp_path):
+def test_the_keys_of_other_files_are_named(name, tmp_path):
     (tmp_path / "other.json").write_text('{"license": 1, "image": []}')
     with pytest.raises(UserError, match=r"no list 'images'.*its keys are license, image\."):
         register_coco_dataset(name, tmp_path / "other.json", tmp_path)
@@ -127,6 +127,6 @@ def test_wrong_paths(name, write, tmp_path):
     with pytest.raises(UserError, match=r"image folder .*nowhere"):
         register_coco_dataset(name, path, tmp_path / "nowhere")
     path.write_text("{")
-    with pytest.raises(UserError, match=r"own\.json is not valid json"):
+    with pytest.raises(UserError, match=r"own\.json is not valid JSON"):
         register_coco_dataset(name, path, tmp_path)
     assert name not in DatasetCatalog

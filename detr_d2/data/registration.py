@@ -1,0 +1,132 @@
+"""Registration of the user's own annotations in COCO's format, with errors before anything is loaded."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
+
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import read_json
+
+
+def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[str]:
+    """Register a dataset in COCO's instances format with Detectron2.
+
+    As Detectron2's ``register_coco_instances``, but the class names are known at once. Category ids may be any whole
+    numbers, including 0; classes are counted from 0 in the order of the ids.
+
+    Registering the same files under the same name again is fine, also when the file has changed in between.
+
+    Args:
+        name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
+        json_file: annotations; "categories" names the classes.
+        image_root: the folder that "file_name" is relative to.
+
+    Returns:
+        The names of the classes, in the order of the class head's rows.
+
+    Raises:
+        UserError: a path does not exist, the file is not in COCO's instances format, or the name is registered for
+            other files.
+    """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    categories = _read_categories(json_file)
+    if not PathManager.isdir(image_root):
+        raise UserError(f"The image folder {image_root} of {json_file} does not exist: correct its path.")
+    unregister(name, {"json_file": json_file, "image_root": image_root})
+    ids = {category: label for label, category in enumerate(categories)}
+    classes = list(categories.values())
+    metadata = {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": ids}
+    register_coco_instances(name, metadata, json_file, image_root)
+    return classes
+
+
+def unregister(name: str, paths: Mapping[str, str]) -> None:
+    """Remove a dataset from Detectron2's catalogs that is registered under this name with the same files.
+
+    Args:
+        name: to register another dataset with.
+        paths: of its files, by their key in the metadata; the first is the JSON file with the annotations.
+
+    Raises:
+        UserError: the name is registered for other files.
+    """
+    if name not in DatasetCatalog:
+        return
+    metadata = MetadataCatalog.get(name)
+    registered = {key: metadata.get(key) for key in paths}
+    has_files = None not in registered.values()
+    if not has_files or any(_absolute(registered[key]) != _absolute(path) for key, path in paths.items()):
+        source = _describe(registered) if has_files else "a dataset from another source"
+        raise UserError(
+            f"The dataset name {name!r} is registered for {source}; it can't be used for {_describe(paths)} too: "
+            "choose another name."
+        )
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def read_annotation_file(json_file: str) -> dict[str, Any]:
+    """Read the object in a JSON file of annotations.
+
+    Raises:
+        UserError: the file is missing, is not valid JSON, or its JSON is not an object.
+    """
+    content = read_json(json_file, "a JSON file in COCO's format")
+    if not isinstance(content, dict):
+        raise UserError(f"{json_file} holds a JSON {type(content).__name__}, where COCO's format has an object.")
+    return content
+
+
+def read_coco_content(json_file: str) -> dict[str, Any]:
+    """Read a file in COCO's instances format; "annotations" may be missing.
+
+    Raises:
+        UserError: the file is missing, is not valid JSON, or lacks the lists that the format consists of.
+    """
+    content = read_annotation_file(json_file)
+    is_via = "_via_img_metadata" in content or any(isinstance(x, dict) and "regions" in x for x in content.values())
+    if is_via and "images" not in content:
+        raise UserError(
+            f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with tools/via_to_coco.py."
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key, [] if key == "annotations" else None), list):
+            keys = ", ".join(map(str, content)) or "none"
+            raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")
+    if not content["images"]:
+        raise UserError(f"{json_file} has no images: its list 'images' is empty.")
+    if any(isinstance(x, dict) and "segments_info" in x for x in content.get("annotations", [])[:1]):
+        raise UserError(
+            f"{json_file} is in COCO's panoptic format, where instances are expected: pass train_net.py the folder of "
+            "its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
+            "detr_d2.data.register_coco_panoptic_dataset."
+        )
+    return content
+
+
+def _read_categories(json_file: str) -> dict[int, str]:
+    """Return the class names by category id, in the order of the ids."""
+    items = read_coco_content(json_file)["categories"]
+    if not items:
+        raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
+    names = {}
+    for item in items:
+        number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
+        if type(number) is not int or not isinstance(name, str):
+            raise UserError(f"The category {item} in {json_file} lacks a whole number as 'id' or a text as 'name'.")
+        if number in names:
+            raise UserError(f"{json_file} lists category id {number} twice, {names[number]!r} and {name!r}.")
+        names[number] = name
+    return dict(sorted(names.items()))
+
+
+def _describe(paths: Mapping[str, str]) -> str:
+    return f"{next(iter(paths.values()))} with images in {paths['image_root']}"
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
