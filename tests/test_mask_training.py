@@ -111,35 +111,39 @@ def test_a_box_model_takes_no_notice_of_masks(make_model, make_inputs):
     assert "loss_mask" not in losses
 
 
-def train_one_batch(cfg, state, shares, folder):
-    """Save the gradients and the losses of the share of this process in the batch."""
+def train_batches(cases, folder):
+    """Save the gradients and the losses of the shares of this process in the batches of the cases."""
     torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    model = distribute(model.train())
     rank = torch.distributed.get_rank()
-    losses = model(shares[rank])
-    sum(losses.values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
+    for case, (cfg, state, shares) in cases.items():
+        model = Detr(cfg)
+        model.load_state_dict(state)
+        model = distribute(model.train())
+        losses = model(shares[rank])
+        sum(losses.values()).backward()
+        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+        torch.save({"gradients": gradients, "losses": losses}, folder / f"{case} {rank}.pth")
 
 
-@pytest.mark.parametrize(("counts", "options"), [([3, 0], ()), ([0, 0], FROZEN)], ids=["all", "frozen boxes"])
-def test_two_processes_have_the_gradients_of_the_joint_batch(
-    make_cfg, make_model, make_inputs, tmp_path, counts, options
-):
+def test_two_processes_have_the_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path):
     """Also when one process has no object: nothing hangs, and every parameter has its gradient."""
-    model = make_model(*MASKS, *options).train()
-    inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
-    joint = model(inputs)
-    sum(joint.values()).backward()
-    arguments = (make_cfg(*MASKS, *options), model.state_dict(), [[x] for x in inputs], tmp_path)
-    launch(train_one_batch, 2, dist_url="auto", args=arguments)
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            scale = p.grad.abs().max().clamp(min=1e-3)
-            for rank in ranks:
-                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
-    for name, loss in joint.items():
-        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
+    cases, joint = {}, {}
+    # Processes take seconds to start, so that these train both cases.
+    for case, counts, options in (("all", [3, 0], MASKS), ("frozen boxes", [0, 0], (*MASKS, *FROZEN))):
+        model = make_model(*options).train()
+        inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        joint[case] = model, losses
+        cases[case] = make_cfg(*options), model.state_dict(), [[x] for x in inputs]
+    launch(train_batches, 2, dist_url="auto", args=(cases, tmp_path))
+    for case, (model, losses) in joint.items():
+        ranks = [torch.load(tmp_path / f"{case} {rank}.pth", weights_only=True) for rank in (0, 1)]
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                scale = p.grad.abs().max().clamp(min=1e-3)
+                for rank in ranks:
+                    difference = f"{case}: {name}"
+                    assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=difference)
+        for name, loss in losses.items():
+            assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
