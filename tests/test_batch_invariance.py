@@ -1,4 +1,4 @@
-"""An image's results don't depend on what it is batched with."""
+"""Tests that the results of an image do not depend on its batch."""
 
 import copy
 
@@ -59,7 +59,7 @@ def assert_same(batched, alone):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_results_alone_and_in_a_batch(make_model, options, seed):
-    """Edge case C33: whatever the sizes."""
+    """Same boxes, masks and panoptic results, for images of any sizes."""
     model = make_model(*options, seed=seed)
     inputs = [image(size, i) for i, size in enumerate(random_sizes(seed))]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_results_alone_and_in_a_batch(make_model, options, seed):
 @pytest.mark.parametrize("size", [(31, 97), (32, 64), (33, 33), (1, 5)])
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
 def test_features_alone_and_in_a_batch(make_cfg, size, norm):
-    """Every level, with the mask and the frames, at sizes around the strides."""
+    """Every level, with the mask and the valid sizes, at sizes around the strides."""
     torch.manual_seed(0)
     backbone = build_masked_backbone(make_cfg(*FINE_LEVELS, "MODEL.RESNETS.NORM", norm)).eval()
     small, large = torch.randn(3, *size), torch.randn(3, 70, 101)
@@ -96,7 +96,7 @@ def test_features_alone_and_in_a_batch(make_cfg, size, norm):
 
 
 def test_the_originals_behaviour_can_be_had(make_model):
-    """There the padding shines into the features; parity with the original is tested elsewhere."""
+    """Padding leaks into the features then; parity with the original is tested elsewhere."""
     model = make_model("MODEL.DETR.BATCH_INVARIANT", False)
     inputs = [image((64, 64)), image((96, 128), seed=1)]
     with torch.no_grad():

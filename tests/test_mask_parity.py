@@ -1,4 +1,4 @@
-"""Masks against the original code (python-detr), on weights carried over by our conversion."""
+"""Tests of masks against the original code (python-detr), with weights from our conversion."""
 
 import math
 
@@ -34,7 +34,7 @@ CASES = [*((name, "padded") for name in VARIANTS), *(("r18", name) for name in S
 
 
 def make_pair(make_cfg, make_original_segmentation, *options):
-    """Ours and the original with the same weights."""
+    """Return the config, our model and the original with the same weights."""
     cfg = make_cfg(*MASKS, "MODEL.DETR.BATCH_INVARIANT", False, *options)
     original = make_original_segmentation(cfg)
     model = build_model(cfg)
@@ -95,7 +95,7 @@ def test_gradients(make_cfg, make_original_segmentation, make_inputs, original_b
     ("sizes", "threshold"), [*((name, 0.5) for name in SIZES), ("odd levels", 0.3), ("padded", 0.3)]
 )
 def test_masks_of_the_result(make_cfg, make_original_segmentation, make_inputs, original_batch, sizes, threshold):
-    """Need A3: PostProcessSegm's masks, pixel for pixel, also in padded batches."""
+    """Masks are those of PostProcessSegm, pixel for pixel, also in padded batches."""
     options = ("MODEL.DETR.MASK.THRESHOLD", threshold)
     cfg, model, original = make_pair(make_cfg, make_original_segmentation, *options)
     sizes = SIZES[sizes]

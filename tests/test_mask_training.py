@@ -1,4 +1,4 @@
-"""Training with masks against the original code, and two processes against one."""
+"""Tests of training with masks against the original code, and of two processes against one."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
 def test_losses_are_the_originals(
     make_cfg, make_original_segmentation, make_inputs, original_batch, make_original_criterion, sizes, counts
 ):
-    """Defect A7, edge cases C1 and C4."""
+    """Also with images without objects, and with more objects than queries."""
     cfg = make_cfg(*MASKS, "MODEL.DETR.MASK.DICE_WEIGHT", 2.0)
     original = make_original_segmentation(cfg)
     model = build_model(cfg)
@@ -52,15 +52,15 @@ def test_losses_are_the_originals(
 @pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=str)
 @pytest.mark.parametrize("options", [(), FROZEN], ids=["all", "frozen boxes"])
 def test_every_parameter_has_a_gradient(make_model, make_inputs, counts, options):
-    """Edge cases C1 and C3: also without any object, as distributed training needs it."""
+    """Also in a batch without objects, as distributed training requires."""
     model = make_model(*MASKS, *options).train()
     losses = model(make_inputs([(64, 64), (64, 96)], counts, masks=True))
     sum(losses.values()).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_frozen_boxes_are_watched_and_only_masks_are_learned(make_model, make_inputs):
-    """Need A5: no gradients, no dropout, and a total loss of what is trained."""
+def test_frozen_boxes_are_logged_and_only_masks_are_learned(make_model, make_inputs):
+    """A frozen box model has no gradients and no dropout, and the total loss is that of the trained modules."""
     model = make_model(*MASKS, *FROZEN, "MODEL.DETR.DROPOUT", 0.5).train()
     inputs = make_inputs([(64, 64)], [3], masks=True)
     with EventStorage(19) as storage:
@@ -90,7 +90,7 @@ def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_inputs):
     "options", [("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), FROZEN], ids=["all", "frozen boxes"]
 )
 def test_masks_are_learned_without_the_padding(make_model, make_inputs, options):
-    """Where predictions are free of it: losses of a batch are those of its images alone, by their shares of objects."""
+    """Losses of a batch are those of its images alone, weighted by their shares of objects."""
     counts = [3, 0, 1]
     inputs = make_inputs([(64, 97), (33, 64), (48, 80)], counts, masks=True)
     model = make_model(*MASKS, *options).train()
@@ -111,35 +111,39 @@ def test_a_box_model_takes_no_notice_of_masks(make_model, make_inputs):
     assert "loss_mask" not in losses
 
 
-def train_one_batch(cfg, state, shares, folder):
-    """In each process: the gradients and the losses of its share of the batch."""
+def train_batches(cases, folder):
+    """Save the gradients and the losses of the shares of this process in the batches of the cases."""
     torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    model = distribute(model.train())
     rank = torch.distributed.get_rank()
-    losses = model(shares[rank])
-    sum(losses.values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
+    for case, (cfg, state, shares) in cases.items():
+        model = Detr(cfg)
+        model.load_state_dict(state)
+        model = distribute(model.train())
+        losses = model(shares[rank])
+        sum(losses.values()).backward()
+        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+        torch.save({"gradients": gradients, "losses": losses}, folder / f"{case} {rank}.pth")
 
 
-@pytest.mark.parametrize(("counts", "options"), [([3, 0], ()), ([0, 0], FROZEN)], ids=["all", "frozen boxes"])
-def test_two_processes_have_the_gradients_of_the_joint_batch(
-    make_cfg, make_model, make_inputs, tmp_path, counts, options
-):
-    """Edge case C30: also when one process has no object; no hang, and every gradient is there."""
-    model = make_model(*MASKS, *options).train()
-    inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
-    joint = model(inputs)
-    sum(joint.values()).backward()
-    arguments = (make_cfg(*MASKS, *options), model.state_dict(), [[x] for x in inputs], tmp_path)
-    launch(train_one_batch, 2, dist_url="auto", args=arguments)
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            scale = p.grad.abs().max().clamp(min=1e-3)
-            for rank in ranks:
-                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
-    for name, loss in joint.items():
-        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
+def test_two_processes_have_the_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path):
+    """Also when one process has no object: nothing hangs, and every parameter has its gradient."""
+    cases, joint = {}, {}
+    # Processes take seconds to start, so that these train both cases.
+    for case, counts, options in (("all", [3, 0], MASKS), ("frozen boxes", [0, 0], (*MASKS, *FROZEN))):
+        model = make_model(*options).train()
+        inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        joint[case] = model, losses
+        cases[case] = make_cfg(*options), model.state_dict(), [[x] for x in inputs]
+    launch(train_batches, 2, dist_url="auto", args=(cases, tmp_path))
+    for case, (model, losses) in joint.items():
+        ranks = [torch.load(tmp_path / f"{case} {rank}.pth", weights_only=True) for rank in (0, 1)]
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                scale = p.grad.abs().max().clamp(min=1e-3)
+                for rank in ranks:
+                    difference = f"{case}: {name}"
+                    assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=difference)
+        for name, loss in losses.items():
+            assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)

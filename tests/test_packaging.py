@@ -1,4 +1,4 @@
-"""What ``pip install .`` brings into somebody's project."""
+"""Tests of what ``pip install .`` adds to a user's project."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ def run(*command: str, **options) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """A copy of the repository, as building leaves folders behind, with one more config in a folder."""
+    """Return a copy of the repository, since a build leaves folders behind, with one more config in a folder."""
     folder = tmp_path_factory.mktemp("sources") / "repository"
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "output")
     shutil.copytree(REPOSITORY, folder, ignore=unwanted)
@@ -32,7 +32,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sources, tmp_path_factory) -> Path:
-    """The package, built with the setuptools of this environment."""
+    """Return the wheel, built with the setuptools of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sources))
     (built,) = folder.iterdir()
@@ -41,7 +41,7 @@ def wheel(sources, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def names(wheel) -> set[str]:
-    """The files in the wheel, without its metadata."""
+    """Return the files in the wheel, without its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
@@ -82,24 +82,26 @@ def test_installing_brings_nothing_that_depends_on_torch(wheel):
 
 
 def test_installed_package_works_away_from_the_repository(wheel, tmp_path):
-    """The import, the registration and the configs."""
+    """It is imported, registers the model and finds its configs."""
     run(*PIP, "install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
     script = """
 import importlib.resources, sys
 import detr_d2
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
+from detr_d2.config import find_config, load_config
 cfg = get_cfg()
 detr_d2.add_detr_config(cfg)
 config = importlib.resources.files("detr_d2.configs") / "detr_256_6_6_torchvision.yaml"
 cfg.merge_from_file(str(config))
 print(detr_d2.__file__, config, cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY, sep="\\n")
+print(find_config("detr_256_6_6_torchvision"), load_config("smca_shapes_cpu", []).MODEL.DETR.TRANSFORMER, sep="\\n")
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     printed = run(sys.executable, "-W", "ignore", "-c", script, cwd=tmp_path, env=environment).splitlines()
     site = tmp_path / "site" / "detr_d2"
     config = site / "configs" / "detr_256_6_6_torchvision.yaml"
-    assert printed == [str(site / "__init__.py"), str(config), "True"]
+    assert printed == [str(site / "__init__.py"), str(config), "True", str(config), "SmcaTransformer"]
 
 
 def test_version_is_the_modules(wheel):

@@ -1,4 +1,4 @@
-"""Boxes, masks and panoptic results of one forward pass, through the trainer's evaluation and the predicting tool."""
+"""Tests of boxes, masks and panoptic results of one forward pass, through the evaluation and the prediction tool."""
 
 import importlib.util
 import json
@@ -20,14 +20,14 @@ from detr_d2.modeling.postprocessing import PanopticRules, panoptic_segmentation
 DATASET = "test_panoptic_model"
 OPTIONS = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.NUM_CLASSES", 133),
-    # Of weights that have learned nothing: so that some queries are confident enough, and some are not.
+    # With random weights some queries are confident enough, and some are not.
     *("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.02),
 )
 
 
 @pytest.fixture
 def panoptic_model(make_model):
-    """A function that builds a small panoptic model whose queries are of many classes."""
+    """Return a function that builds a small panoptic model whose queries are of many classes."""
 
     def make(*options):
         model = make_model(*OPTIONS, *options)
@@ -40,7 +40,7 @@ def panoptic_model(make_model):
 
 @pytest.fixture
 def dataset(real_data):
-    """COCO's two panoptic examples, with their instances of things as a COCO file would have them: none."""
+    """Register COCO's two panoptic examples, without a COCO file of their instances; return the name."""
     folder = real_data / "coco_panoptic"
     metadata = coco_panoptic_categories().metadata()
     files = {
@@ -79,7 +79,7 @@ def test_one_forward_pass_gives_all(panoptic_model):
 
 
 def test_masks_are_those_of_the_segments_queries(panoptic_model):
-    """The segments are those that the network's mask logits of all queries give."""
+    """Segments equal those from the network's mask logits of all queries."""
     model = panoptic_model()
     batch = inputs((64, 96))
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_masks_are_those_of_the_segments_queries(panoptic_model):
 
 
 def test_nothing_found(panoptic_model):
-    """Edge case C34."""
+    """Without a segment over the threshold the map is void everywhere, and the list of segments empty."""
     with torch.no_grad():
         (result,) = panoptic_model("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 1.0)(inputs((40, 50)))
     ids, segments = result["panoptic_seg"]
@@ -111,7 +111,6 @@ def test_nothing_found(panoptic_model):
 
 
 def test_models_can_be_pickled(panoptic_model):
-    """Edge case C39."""
     model = pickle.loads(pickle.dumps(panoptic_model()))
     assert model.panoptic.is_thing[79:81] == (True, False)
 
@@ -129,7 +128,7 @@ def test_the_trainers_evaluation(panoptic_model, make_cfg, dataset, tmp_path):
 
 
 def test_predicting_on_files(panoptic_model, make_cfg, repository, real_data, tmp_path, capsys):
-    """Masks as RLE, segments as COCO's panoptic files, and pictures of the segments."""
+    """Masks as RLE, segments as COCO's panoptic files, and images of the segments."""
     config, weights = tmp_path / "config.yaml", tmp_path / "model.pth"
     config.write_text(make_cfg(*OPTIONS, "INPUT.MIN_SIZE_TEST", 64).dump())
     torch.save({"model": panoptic_model().state_dict()}, weights)

@@ -1,4 +1,4 @@
-"""The whole model against the original code (python-detr), on weights carried over by our conversion."""
+"""Tests of the whole model against the original code (python-detr), with weights from our conversion."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ VARIANTS = {
     "one decoder layer": ("MODEL.DETR.DEC_LAYERS", 1),
     "no auxiliary losses": ("MODEL.DETR.DEEP_SUPERVISION", False),
 }
-# The original lets the padding of a batch shine into the features.
+# In the original the padding of a batch leaks into the features.
 ORIGINAL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT", False)
 SIZES = {
     "one": [(96, 128)],
@@ -34,7 +34,7 @@ SIZES = {
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def pair(request, make_cfg, make_original):
-    """Ours and the original with the same weights, without dropout."""
+    """Return the config, our model and the original with the same weights, without dropout."""
     cfg = make_cfg(*ORIGINAL, *request.param)
     original = make_original(cfg)
     model = build_model(cfg)
@@ -97,7 +97,7 @@ def test_gradients(pair, make_inputs, original_batch, sizes):
 
 
 def gradients_under_our_names(fresh, original):
-    """The original's gradients under our names: gradients take the road of the weights."""
+    """Return the original's gradients under our names, by converting them as weights."""
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
     fresh.load_state_dict({**original.state_dict(), **gradients})
     return dict(fresh.named_parameters())
