@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from detr_d2 import DetrDatasetMapper
-from detr_d2.inference import precision
+from detr_d2.inference import optimization
 from detr_d2.inference.predictor import Predictor, classes_in_checkpoint, prediction_config
 from detr_d2.utils.errors import UserError
 
@@ -96,7 +96,7 @@ def test_never_without_trained_weights(save_trained, weights, words):
 
 
 def test_the_precision_is_the_configs(save_trained, monkeypatch):
-    monkeypatch.setattr(precision, "_is_fast", lambda *_: True)
+    monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
     config, weights = save_trained()
     image = np.random.default_rng(0).integers(256, size=(60, 90, 3), dtype=np.uint8)
     exact, rounded = (load(config, weights, "MODEL.DETR.TEST.PRECISION", name) for name in ("float32", "bfloat16"))
