@@ -1,13 +1,13 @@
-"""Tests that the results of an image do not depend on its batch."""
+"""An image's results don't depend on what it is batched with."""
 
 import copy
 
 import pytest
 import torch
-from detectron2.structures import ImageList
 from torch.testing import assert_close
 
 from detr_d2.modeling import build_masked_backbone
+from detr_d2.structures import PaddedBatch
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 FINE_LEVELS = ("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
@@ -59,7 +59,7 @@ def assert_same(batched, alone):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_results_alone_and_in_a_batch(make_model, options, seed):
-    """Same boxes, masks and panoptic results, for images of any sizes."""
+    """In batches of any sizes."""
     model = make_model(*options, seed=seed)
     inputs = [image(size, i) for i, size in enumerate(random_sizes(seed))]
     with torch.no_grad():
@@ -76,18 +76,23 @@ def test_results_alone_and_in_a_batch(make_model, options, seed):
 @pytest.mark.parametrize("size", [(31, 97), (32, 64), (33, 33), (1, 5)])
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
 def test_features_alone_and_in_a_batch(make_cfg, size, norm):
-    """Every level, with the mask and the valid sizes, at sizes around the strides."""
+    """Compare every level, the mask and the valid sizes, at sizes around the strides."""
     torch.manual_seed(0)
     backbone = build_masked_backbone(make_cfg(*FINE_LEVELS, "MODEL.RESNETS.NORM", norm)).eval()
     small, large = torch.randn(3, *size), torch.randn(3, 70, 101)
     with torch.no_grad():
-        batched = backbone(ImageList.from_tensors([small, large]))
-        alone = backbone(ImageList.from_tensors([small]))
+        padded = backbone.pad([small, large])
+        batched = backbone(padded)
+        alone = backbone(backbone.pad([small]))
     assert alone.padding_mask is None
-    assert batched.frames[0] == alone.frames[0] == size
-    levels = zip((batched.tensor, *batched.levels), (alone.tensor, *alone.levels), batched.level_frames, strict=True)
-    for level, expected, frames in levels:
-        height, width = frames[0]
+    assert padded.valid_sizes[0] == size
+    levels = zip(
+        ((batched.tensor, batched.valid_sizes), *batched.finer),
+        (alone.tensor, *(level.tensor for level in alone.finer)),
+        strict=True,
+    )
+    for (level, valid_sizes), expected in levels:
+        height, width = valid_sizes[0]
         assert (height, width) == tuple(expected.shape[-2:])
         assert_close(level[:1, :, :height, :width], expected, atol=1e-4, rtol=1e-4)
     height, width = alone.tensor.shape[-2:]
@@ -95,8 +100,8 @@ def test_features_alone_and_in_a_batch(make_cfg, size, norm):
     assert batched.padding_mask[0].sum() == batched.padding_mask[0].numel() - height * width
 
 
-def test_the_originals_behaviour_can_be_had(make_model):
-    """Padding leaks into the features then; parity with the original is tested elsewhere."""
+def test_the_originals_behavior_can_be_chosen(make_model):
+    """Padding leaks into the features; parity with the original is tested elsewhere."""
     model = make_model("MODEL.DETR.BATCH_INVARIANT", False)
     inputs = [image((64, 64)), image((96, 128), seed=1)]
     with torch.no_grad():
@@ -111,14 +116,13 @@ def test_training_has_a_switch_of_its_own(make_cfg, invariant):
         make_cfg("MODEL.DETR.BATCH_INVARIANT", not invariant, "MODEL.DETR.BATCH_INVARIANT_TRAINING", invariant)
     ).train()
     images = [torch.randn(3, 64, 64), torch.randn(3, 96, 128)]
-    batched = backbone(ImageList.from_tensors(images)).tensor[:1, :, :2, :2]
-    alone = backbone(ImageList.from_tensors(images[:1])).tensor
+    batched = backbone(backbone.pad(images)).tensor[:1, :, :2, :2]
+    alone = backbone(backbone.pad(images[:1])).tensor
     assert torch.allclose(batched, alone, atol=1e-4) == invariant
     batched.sum().backward()
 
 
-def test_a_copy_has_a_life_of_its_own(make_model):
-    """Hooks of a copied model belong to the copy."""
+def test_a_copy_does_not_need_the_model(make_model):
     model = make_model()
     twin = copy.deepcopy(model)
     inputs = [image((64, 64)), image((96, 128), seed=1)]
@@ -130,6 +134,11 @@ def test_a_copy_has_a_life_of_its_own(make_model):
 
 def test_images_of_one_size_are_not_masked(make_model, monkeypatch):
     model = make_model()
-    monkeypatch.setattr(model.detr.backbone[0], "_invariant", None)
+    masked = []
+    zero_padding = PaddedBatch.zero_padding
+    monkeypatch.setattr(PaddedBatch, "zero_padding", lambda *x: masked.append(x) or zero_padding(*x))
     with torch.no_grad():
         model([image((64, 96)), image((64, 96), seed=1)])
+        assert not masked
+        model([image((64, 96)), image((64, 64), seed=1)])
+        assert masked

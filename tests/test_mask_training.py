@@ -26,7 +26,7 @@ FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
 def test_losses_are_the_originals(
     make_cfg, make_original_segmentation, make_inputs, original_batch, make_original_criterion, sizes, counts
 ):
-    """Also with images without objects, and with more objects than queries."""
+    """Also with images without objects."""
     cfg = make_cfg(*MASKS, "MODEL.DETR.MASK.DICE_WEIGHT", 2.0)
     original = make_original_segmentation(cfg)
     model = build_model(cfg)
@@ -52,15 +52,15 @@ def test_losses_are_the_originals(
 @pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=str)
 @pytest.mark.parametrize("options", [(), FROZEN], ids=["all", "frozen boxes"])
 def test_every_parameter_has_a_gradient(make_model, make_inputs, counts, options):
-    """Also in a batch without objects, as distributed training requires."""
+    """Also without any object, as distributed training needs it."""
     model = make_model(*MASKS, *options).train()
     losses = model(make_inputs([(64, 64), (64, 96)], counts, masks=True))
     sum(losses.values()).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_frozen_boxes_are_logged_and_only_masks_are_learned(make_model, make_inputs):
-    """A frozen box model has no gradients and no dropout, and the total loss is that of the trained modules."""
+def test_frozen_boxes_are_logged_and_only_masks_are_trained(make_model, make_inputs):
+    """Frozen boxes have no gradients and no dropout; the total loss is that of masks."""
     model = make_model(*MASKS, *FROZEN, "MODEL.DETR.DROPOUT", 0.5).train()
     inputs = make_inputs([(64, 64)], [3], masks=True)
     with EventStorage(19) as storage:
@@ -75,7 +75,7 @@ def test_frozen_boxes_are_logged_and_only_masks_are_learned(make_model, make_inp
     assert not any(x.training for x in model.detr.transformer.modules())
 
 
-# What is frozen computes as at inference, where the padding of a batch makes no difference by default.
+# Frozen modules compute as in inference, where padding makes no difference by default.
 AS_ORIGINAL = (*FROZEN, "MODEL.DETR.BATCH_INVARIANT", False)
 
 
@@ -89,8 +89,8 @@ def test_frozen_and_free_boxes_have_one_mask_loss(make_model, make_inputs):
 @pytest.mark.parametrize(
     "options", [("MODEL.DETR.BATCH_INVARIANT_TRAINING", True), FROZEN], ids=["all", "frozen boxes"]
 )
-def test_masks_are_learned_without_the_padding(make_model, make_inputs, options):
-    """Losses of a batch are those of its images alone, weighted by their shares of objects."""
+def test_padding_makes_no_difference_to_invariant_mask_losses(make_model, make_inputs, options):
+    """The losses of a batch are those of its images alone, weighted by their numbers of objects."""
     counts = [3, 0, 1]
     inputs = make_inputs([(64, 97), (33, 64), (48, 80)], counts, masks=True)
     model = make_model(*MASKS, *options).train()
@@ -106,7 +106,7 @@ def test_inputs_without_masks(make_model, make_inputs):
         make_model(*MASKS).train()(make_inputs([(64, 64)], [1]))
 
 
-def test_a_box_model_takes_no_notice_of_masks(make_model, make_inputs):
+def test_a_box_model_ignores_masks(make_model, make_inputs):
     losses = make_model().train()(make_inputs([(64, 64)], [2], masks=True))
     assert "loss_mask" not in losses
 

@@ -1,4 +1,4 @@
-"""Tests of boxes, masks and panoptic results of one forward pass, through the evaluation and the prediction tool."""
+"""Boxes, masks and panoptic results of one forward pass, in the trainer's evaluation and the prediction tool."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from PIL import Image
 
 from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.engine import Trainer
-from detr_d2.modeling.postprocessing import PanopticRules, panoptic_segmentation
+from detr_d2.modeling.postprocessing import PanopticRules, box_instances, panoptic_segmentation
 
 DATASET = "test_panoptic_model"
 OPTIONS = (
@@ -27,7 +27,7 @@ OPTIONS = (
 
 @pytest.fixture
 def panoptic_model(make_model):
-    """Return a function that builds a small panoptic model whose queries are of many classes."""
+    """Return a function that builds a small panoptic model whose queries have many classes."""
 
     def make(*options):
         model = make_model(*OPTIONS, *options)
@@ -40,7 +40,7 @@ def panoptic_model(make_model):
 
 @pytest.fixture
 def dataset(real_data):
-    """Register COCO's two panoptic examples, without a COCO file of their instances; return the name."""
+    """Register the two panoptic examples of COCO, without a file of instances, and return the name."""
     folder = real_data / "coco_panoptic"
     metadata = coco_panoptic_categories().metadata()
     files = {
@@ -63,7 +63,7 @@ def inputs(*sizes: tuple[int, int]) -> list[dict]:
     return [{"image": x, "height": 2 * x.shape[1] + 1, "width": 2 * x.shape[2]} for x in images]
 
 
-def test_one_forward_pass_gives_all(panoptic_model):
+def test_one_forward_pass_has_all_results(panoptic_model):
     model = panoptic_model()
     with torch.no_grad():
         (result,) = model(inputs((64, 96)))
@@ -78,30 +78,49 @@ def test_one_forward_pass_gives_all(panoptic_model):
     assert all(x["isthing"] == (x["category_id"] < 80) for x in segments)
 
 
-def test_masks_are_those_of_the_segments_queries(panoptic_model):
-    """Segments equal those from the network's mask logits of all queries."""
+def test_segments_are_those_of_all_masks(panoptic_model):
+    """Compare with the segments that are selected from the mask logits of all queries."""
     model = panoptic_model()
     batch = inputs((64, 96))
     with torch.no_grad():
         ids, segments = model(batch)[0]["panoptic_seg"]
-        images = model.preprocess_image(batch)
-        predictions = model.detr(images, all_layers=False)
-        every = torch.arange(7)
-        logits = model.detr.mask_logits(predictions.mask_features, torch.zeros_like(every), every)
+        output = model.detr(model.preprocess_image(batch), all_layers=False)
+        (logits,) = model.detr.masks(output.mask_inputs, [torch.arange(7)])
+        rules = PanopticRules(tuple(coco_panoptic_categories().is_thing), 0.02)
+        selected = rules.select(output.logits[-1, 0])
         expected, expected_segments = panoptic_segmentation(
-            predictions.logits[-1, 0],
-            logits.__getitem__,
+            selected,
+            logits[selected.queries],
             padded_size=(64, 96),
             image_size=(64, 96),
             output_size=(129, 192),
-            rules=PanopticRules(tuple(coco_panoptic_categories().is_thing), 0.02),
+            rules=rules,
         )
     assert (ids == expected).float().mean() > 0.9999
     assert [x["category_id"] for x in segments] == [x["category_id"] for x in expected_segments]
 
 
+@pytest.mark.parametrize("sizes", [[(64, 96), (64, 96)], [(64, 96), (48, 64), (40, 50)]], ids=["alike", "padded"])
+def test_every_mask_is_computed_once(panoptic_model, sizes):
+    """Only those of detections and segments, and once where a query is both, under several classes too."""
+    model = panoptic_model("MODEL.DETR.CLASS_LOSS", "focal", "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.6)
+    counts = []
+    model.detr.mask_head.register_forward_hook(lambda module, inputs, logits: counts.append(len(logits)))
+    batch = inputs(*sizes)
+    with torch.no_grad():
+        model.score_threshold = 0.7
+        output = model.detr(model.preprocess_image(batch), all_layers=False)
+        detections = [set(x.queries.tolist()) for x in box_instances(output, sizes, "focal", 0.7)]
+        segments = [set(model.panoptic.select(x).queries.tolist()) for x in output.logits[-1]]
+        results = model(batch)
+    both = [len(x | y) for x, y in zip(detections, segments, strict=True)]
+    assert sum(counts) == sum(both)
+    assert any(x & y for x, y in zip(detections, segments, strict=True))
+    assert sum(both) < 7 * len(sizes)
+    assert [len(x["instances"].pred_masks) for x in results] == [len(x["instances"]) for x in results]
+
+
 def test_nothing_found(panoptic_model):
-    """Without a segment over the threshold the map is void everywhere, and the list of segments empty."""
     with torch.no_grad():
         (result,) = panoptic_model("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 1.0)(inputs((40, 50)))
     ids, segments = result["panoptic_seg"]
@@ -128,7 +147,7 @@ def test_the_trainers_evaluation(panoptic_model, make_cfg, dataset, tmp_path):
 
 
 def test_predicting_on_files(panoptic_model, make_cfg, repository, real_data, tmp_path, capsys):
-    """Masks as RLE, segments as COCO's panoptic files, and images of the segments."""
+    """Masks are written as RLE, segments as COCO's panoptic files, and images show the segments."""
     config, weights = tmp_path / "config.yaml", tmp_path / "model.pth"
     config.write_text(make_cfg(*OPTIONS, "INPUT.MIN_SIZE_TEST", 64).dump())
     torch.save({"model": panoptic_model().state_dict()}, weights)

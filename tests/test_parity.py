@@ -1,4 +1,4 @@
-"""Tests of the whole model against the original code (python-detr), with weights from our conversion."""
+"""The whole model against the original code (python-detr), on weights carried over by our conversion."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ VARIANTS = {
     "one decoder layer": ("MODEL.DETR.DEC_LAYERS", 1),
     "no auxiliary losses": ("MODEL.DETR.DEEP_SUPERVISION", False),
 }
-# In the original the padding of a batch leaks into the features.
+# In the original, the padding of a batch leaks into the features.
 ORIGINAL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT", False)
 SIZES = {
     "one": [(96, 128)],
@@ -73,31 +73,31 @@ def test_losses(pair, make_inputs, original_batch, make_original_criterion, size
 
 @pytest.mark.parametrize("sizes", [SIZES["one"], SIZES["padded"]], ids=["one", "padded"])
 def test_gradients(pair, make_inputs, original_batch, sizes):
-    """Of a random linear function of the predictions, in float64: in float32 a ReLU may fall on its other side."""
+    """Compare those of a random linear function, in float64: rounding to float32 can switch a ReLU."""
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
-    images = model.double().preprocess_image(inputs)
-    predictions = model.detr(images, all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)[:2]
+    batch = model.double().preprocess_image(inputs)
+    predictions = model.detr(batch, all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)[:2]
     weights = [torch.randn_like(x) for x in predictions]
     sum((w * x).sum() for w, x in zip(weights, predictions, strict=True)).backward()
 
     samples, _ = original_batch(inputs, cfg)
-    outputs = original.double()(NestedTensor(images.tensor, samples.mask))
+    outputs = original.double()(NestedTensor(batch.tensor, samples.mask))
     layers = [*outputs.get("aux_outputs", []), outputs]
     names = ("pred_logits", "pred_boxes")
     expected = [torch.stack([layer[name] for layer in layers]) for name in names]
     sum((w * x).sum() for w, x in zip(weights, expected, strict=True)).backward()
 
-    theirs = gradients_under_our_names(build_model(cfg).double(), original)
-    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert len(ours) == sum(p.requires_grad for p in model.parameters())
-    for name, gradient in ours.items():
-        distance = (gradient - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-3)
+    expected = gradients_under_our_names(build_model(cfg).double(), original)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(found) == sum(p.requires_grad for p in model.parameters())
+    for name, gradient in found.items():
+        distance = (gradient - expected[name]).norm() / expected[name].norm().clamp(min=1e-3)
         assert distance < 1e-5, f"{name}: {distance}"
 
 
 def gradients_under_our_names(fresh, original):
-    """Return the original's gradients under our names, by converting them as weights."""
+    """Return the original's gradients under our names, loaded as if they were weights."""
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
     fresh.load_state_dict({**original.state_dict(), **gradients})
     return dict(fresh.named_parameters())
@@ -107,14 +107,14 @@ def gradients_under_our_names(fresh, original):
 def test_detections(pair, make_inputs, original_batch, sizes):
     cfg, model, original = pair
     inputs = make_inputs(sizes, [0] * len(sizes))
-    wanted = [(480, 640), (300, 100), (7, 1000)][: len(sizes)]
-    for x, (height, width) in zip(inputs, wanted, strict=True):
+    output_sizes = [(480, 640), (300, 100), (7, 1000)][: len(sizes)]
+    for x, (height, width) in zip(inputs, output_sizes, strict=True):
         x["height"], x["width"] = height, width
     with torch.no_grad():
         results = model(inputs)
-        expected = PostProcess()(original(original_batch(inputs, cfg)[0]), torch.tensor(wanted))
-    for result, theirs in zip(results, expected, strict=True):
+        expected = PostProcess()(original(original_batch(inputs, cfg)[0]), torch.tensor(output_sizes))
+    for result, reference in zip(results, expected, strict=True):
         instances = result["instances"]
-        assert_close(instances.scores, theirs["scores"], atol=1e-5, rtol=0)
-        assert_close(instances.pred_boxes.tensor, theirs["boxes"], atol=1e-2, rtol=1e-5)
-        assert instances.pred_classes.tolist() == theirs["labels"].tolist()
+        assert_close(instances.scores, reference["scores"], atol=1e-5, rtol=0)
+        assert_close(instances.pred_boxes.tensor, reference["boxes"], atol=1e-2, rtol=1e-5)
+        assert instances.pred_classes.tolist() == reference["labels"].tolist()

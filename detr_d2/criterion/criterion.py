@@ -82,7 +82,8 @@ class SetCriterion(nn.Module):
         Raises:
             FloatingPointError: an object can only be matched at a cost that is not finite.
         """
-        return self.matcher(self.cost(output, targets), targets.counts)
+        with without_autocast(output.logits.device):
+            return self.matcher(self.cost(output, targets), targets.counts)
 
     def normalizer(self, counts: Sequence[int], num_queries: int, accumulation_steps: int = 1) -> Normalizer:
         """Return what the losses of a batch are divided by. All processes call this together.

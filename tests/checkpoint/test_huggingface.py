@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import ImageList
 
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.checkpoint.class_head import COCO_CLASSES
 from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.checkpoint.formats import EXPORTS, from_native, to_native
+from detr_d2.structures import PaddedBatch
 from detr_d2.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -88,7 +88,7 @@ def assert_same_outputs(theirs: torch.nn.Module, ours: torch.nn.Module, rows: sl
         for x, (height, width) in zip(mask, sizes, strict=True):
             x[:height, :width] = 1
         expected = theirs(pixel_values=pixels, pixel_mask=mask)
-        predictions = ours.detr(ImageList(pixels, sizes), all_layers=False)
+        predictions = ours.detr(PaddedBatch(pixels, sizes), all_layers=False)
         logits = expected.logits[..., rows]
         torch.testing.assert_close(predictions.logits[-1], logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(predictions.boxes[-1], expected.pred_boxes, rtol=0, atol=1e-4)

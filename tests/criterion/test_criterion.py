@@ -22,10 +22,13 @@ def problem(layers=3, counts=(3, 1), queries=6, classes=4, seed=0):
     return Output(logits, boxes), targets
 
 
-def original_inputs(predictions, targets):
+def compute_losses(criterion, output, targets):
+    return criterion.losses(output, targets, criterion.match(output, targets))
+
+
+def original_inputs(output, targets):
     layers = [
-        {"pred_logits": logits, "pred_boxes": boxes}
-        for logits, boxes in zip(predictions.logits, predictions.boxes, strict=True)
+        {"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in zip(output.logits, output.boxes, strict=True)
     ]
     outputs = {**layers[-1], "aux_outputs": layers[:-1]}
     rows = zip(targets.labels, targets.boxes, targets.counts, strict=True)
@@ -34,12 +37,12 @@ def original_inputs(predictions, targets):
 
 @pytest.mark.parametrize("counts", [(3, 1), (1,), (6, 0, 2), (9, 2)], ids=str)
 def test_every_value_is_the_originals(make_cfg, make_original_criterion, counts):
-    """Losses of all layers, class error and cardinality error; more objects than queries as well."""
+    """Losses of all layers, class error and cardinality error; also with more objects than queries."""
     cfg = make_cfg("MODEL.DETR.NUM_CLASSES", 4)
-    predictions, targets = problem(counts=counts)
-    losses, metrics = SetCriterion(cfg)(predictions, targets)
+    output, targets = problem(counts=counts)
+    losses, metrics = compute_losses(SetCriterion(cfg), output, targets)
     original = make_original_criterion(cfg)
-    expected = original(*original_inputs(predictions, targets))
+    expected = original(*original_inputs(output, targets))
     for name, value in expected.items():
         if name.startswith("loss"):
             assert_close(losses[name], value * original.weight_dict[name], rtol=1e-5, atol=0)
@@ -48,57 +51,56 @@ def test_every_value_is_the_originals(make_cfg, make_original_criterion, counts)
             assert_close(metrics[name], value, rtol=1e-5, atol=1e-5)
     assert len(losses) + len(metrics) == len(expected) + len(losses)
 
-    theirs = sum(expected[name] * weight for name, weight in original.weight_dict.items())
+    expected_total = sum(expected[name] * weight for name, weight in original.weight_dict.items())
     for ours, gradient in zip(
-        torch.autograd.grad(sum(losses.values()), predictions[:2]),
-        torch.autograd.grad(theirs, predictions[:2]),
+        torch.autograd.grad(sum(losses.values()), output[:2]),
+        torch.autograd.grad(expected_total, output[:2]),
         strict=True,
     ):
         assert_close(ours, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_are_weighted_terms_only(criterion):
-    """Edge case C31, defect A1: what is no loss is not in the dict that Detectron2 sums up."""
-    losses, metrics = criterion(*problem(layers=2))
+    """Metrics are not in the dict whose values Detectron2 sums up."""
+    losses, metrics = compute_losses(criterion, *problem(layers=2))
     assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"}
     assert {"class_error", "cardinality_error", "cardinality_error_0", "unweighted/ce"} <= set(metrics)
     assert not any(value.requires_grad for value in metrics.values())
 
 
 def test_one_layer_has_no_auxiliary_losses(criterion):
-    """Edge case C32."""
-    losses, _ = criterion(*problem(layers=1))
+    losses, _ = compute_losses(criterion, *problem(layers=1))
     assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"}
 
 
 @pytest.mark.parametrize("counts", [(0,), (0, 0)], ids=str)
 def test_no_objects(criterion, counts):
-    """Edge cases C1 and C3: a finite class loss, box losses of zero with a gradient path."""
-    predictions, targets = problem(counts=counts)
-    losses, metrics = criterion(predictions, targets)
+    """The class loss is finite; box losses are zero and have gradients."""
+    output, targets = problem(counts=counts)
+    losses, metrics = compute_losses(criterion, output, targets)
     assert losses["loss_ce"] > 0
     assert losses["loss_bbox"] == losses["loss_giou"] == 0
     assert "class_error" not in metrics
     sum(losses.values()).backward()
-    assert predictions.logits.grad.abs().sum() > 0
-    assert predictions.boxes.grad.abs().sum() == 0
+    assert output.logits.grad.abs().sum() > 0
+    assert output.boxes.grad.abs().sum() == 0
 
 
 def test_is_float32_under_autocast(criterion):
-    """Edge case C28: finite with logits of +-60, and equal to the float32 loss."""
-    predictions, targets = problem()
-    extreme = Output(predictions.logits.sign() * 60, predictions.boxes)
-    expected, _ = criterion(extreme, targets)
+    """Losses are finite with logits of +-60, and equal to those in float32."""
+    output, targets = problem()
+    extreme = Output(output.logits.sign() * 60, output.boxes)
+    expected, _ = compute_losses(criterion, extreme, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = criterion(Output(extreme.logits.bfloat16(), extreme.boxes), targets)
+        losses, _ = compute_losses(criterion, Output(extreme.logits.bfloat16(), extreme.boxes), targets)
     for name, value in expected.items():
         assert torch.isfinite(value)
         assert losses[name].dtype == torch.float32
         assert_close(losses[name], value, rtol=1e-6, atol=0)
 
 
-def test_no_part_runs_under_autocast():
-    """Edge case C28: what another cost or matcher multiplies stays in float32 too."""
+def test_matchers_run_in_float32_under_autocast():
+    """Products of a matcher stay in float32, too."""
     seen = []
 
     def matcher(cost, counts):
@@ -107,14 +109,13 @@ def test_no_part_runs_under_autocast():
 
     criterion = SetCriterion(num_classes=4, cost=MatchingCost(), matcher=matcher)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        criterion(*problem())
+        compute_losses(criterion, *problem())
     assert seen == [torch.float32]
 
 
 def test_nan_predictions_are_reported(criterion):
-    """Edge case C27."""
-    predictions, targets = problem()
+    output, targets = problem()
     with torch.no_grad():
-        predictions.boxes.fill_(float("nan"))
+        output.boxes.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="contain NaN or infinity"):
-        criterion(predictions, targets)
+        criterion.match(output, targets)

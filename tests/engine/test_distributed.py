@@ -9,15 +9,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
-import detr_d2.modeling.compilation
 from detr_d2.engine.trainer import distribute, share_buffers
+from detr_d2.modeling import compilation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.compilation import can_compile_training, compile_for_training
+from detr_d2.modeling.meta_arch import Detr
 
 
 def train_one_batch(cfg, state, shares, folder):
-    """In each process: the gradients and the losses of its share of the batch."""
+    """Save the gradients and losses of this process's share of the batch."""
     torch.set_num_threads(1)
     model = Detr(cfg)
     model.load_state_dict(state)
@@ -31,7 +31,7 @@ def train_one_batch(cfg, state, shares, folder):
 
 @pytest.mark.parametrize("counts", [[3, 1], [3, 0], [0, 0]], ids=str)
 def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path, counts):
-    """Edge case C30: also when one rank has no object; no hang, and every gradient is there."""
+    """Also when one process has no object: it does not hang, and has every gradient."""
     options = ("MODEL.DETR.DROPOUT", 0.0)
     model = make_model(*options).train()
     inputs = make_inputs([(64, 64), (64, 64)], counts)
@@ -56,12 +56,12 @@ def checkpoint_both(network):
 
 
 def compile_transformer(network):
-    detr_d2.modeling.compilation.BACKEND = CompileCounterWithBackend("aot_eager")
+    compilation.BACKEND = CompileCounterWithBackend("aot_eager")
     compile_for_training(network.transformer)
 
 
 def train_one_share(cfg, state, shares, folder, prepare):
-    """In each process: the gradients of its share of the batch, which it takes in two parts."""
+    """Save the gradients of this process's share of the batch, accumulated in two steps."""
     torch.set_num_threads(1)
     model = Detr(cfg)
     model.load_state_dict(state)
@@ -82,7 +82,7 @@ def train_one_share(cfg, state, shares, folder, prepare):
         pytest.param(
             compile_transformer,
             ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1),
-            # A layer is in one piece.
+            # One per layer.
             2,
             id="compiled",
             marks=[
@@ -92,13 +92,13 @@ def train_one_share(cfg, state, shares, folder, prepare):
         ),
     ],
 )
-def test_two_parts_a_process(make_cfg, make_model, make_inputs, tmp_path, prepare, options, codes):
-    """Together they have the gradients of four images, one after the other."""
+def test_two_accumulation_steps_per_process(make_cfg, make_model, make_inputs, tmp_path, prepare, options, codes):
+    """Their gradients are those of four images."""
     options = ("MODEL.DETR.DROPOUT", 0.0, *options)
     model = make_model(*options).train()
     inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
-    # In turn the first and the second images of both processes meet, whose numbers of objects are averaged. Their
-    # gradients add up in the parameters.
+    # The numbers of objects of the first images of both processes are averaged, and those of the second images. Their
+    # gradients are summed in the parameters.
     for i in (0, 1):
         sum(model([inputs[i], inputs[i + 2]]).values()).backward()
     arguments = (make_cfg(*options), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path, prepare)
@@ -124,8 +124,8 @@ def differ_and_share(folder):
     torch.save({"own": own, **norm.module.state_dict()}, folder / f"{rank}.pth")
 
 
-def test_the_first_process_gives_its_statistics(tmp_path):
-    """When it is asked, not before every pass. What is evaluated in all of them is then what its checkpoint holds."""
+def test_statistics_of_the_first_process_are_shared(tmp_path):
+    """On request, not before every forward pass: all processes then evaluate the weights of its checkpoint."""
     launch(differ_and_share, 2, dist_url="auto", args=(tmp_path,))
     for rank in (0, 1):
         state = torch.load(tmp_path / f"{rank}.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""MODEL.DETR.FROZEN_WEIGHTS: a box model that stays as it is while a mask head learns (need A5, edge case C45)."""
+"""MODEL.DETR.FROZEN_WEIGHTS: a box model that does not change while a mask head is trained."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def original_segmentation(tmp_path, original):
 
 @pytest.fixture
 def save_box_model(make_cfg, make_original_segmentation, tmp_path):
-    """A function that saves a box model in one of three ways; returns the path, and the weights under our names."""
+    """Return a function that saves a box model in one of three ways, and returns path and weights."""
 
     def save(write, seed=1, **kwargs):
         original = make_original_segmentation(make_cfg(*MASKS), seed=seed, **kwargs)
@@ -52,7 +52,7 @@ def box_tensors(model):
 
 
 def build(make_cfg, frozen, *options):
-    """A model of a config with frozen weights, and its checkpointer as the trainer makes it."""
+    """Return a config with frozen weights, its model, and its checkpointer as the trainer builds it."""
     cfg = make_cfg(*MASKS, "MODEL.DETR.FROZEN_WEIGHTS", frozen, *options)
     torch.manual_seed(5)
     model = build_model(cfg)
@@ -66,7 +66,7 @@ def is_equal(ours, expected):
 
 @pytest.mark.parametrize("write", [own, original_box, original_segmentation], ids=lambda x: x.__name__)
 def test_unchanged_after_five_steps(make_cfg, make_inputs, save_box_model, write):
-    """Edge case C45: every kind of file; dropout, weight decay and all."""
+    """With every kind of file, and with dropout and weight decay."""
     path, expected = save_box_model(write)
     solver = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.BASE_LR", 0.01, "MODEL.DETR.DROPOUT", 0.3)
     cfg, model, checkpointer = build(make_cfg, path, *solver)
@@ -88,7 +88,7 @@ def test_unchanged_after_five_steps(make_cfg, make_inputs, save_box_model, write
 
 
 def test_frozen_weights_are_loaded_after_the_others(make_cfg, make_model, save_box_model, tmp_path):
-    """Need A5: MODEL.WEIGHTS gives the mask head, MODEL.DETR.FROZEN_WEIGHTS the box model."""
+    """The mask head is that of MODEL.WEIGHTS, the box model that of MODEL.DETR.FROZEN_WEIGHTS."""
     path, expected = save_box_model(original_box)
     whole = make_model(*MASKS, seed=3)
     DetrCheckpointer(whole, str(tmp_path)).save("whole")
@@ -120,7 +120,7 @@ def test_resuming_keeps_the_runs_own_weights(make_cfg, save_box_model, tmp_path)
 
 
 def test_a_box_model_of_other_classes(make_cfg, save_box_model):
-    """A class head that is never trained can't start anew."""
+    """A class head that is not trained can't be initialized again."""
     path, _ = save_box_model(original_box, num_classes=8)
     _, _, checkpointer = build(make_cfg, path)
     with pytest.raises(UserError, match=r"FROZEN_WEIGHTS .*box.pth holds a class head of 9 rows"):

@@ -17,7 +17,7 @@ class Toy(nn.Module):
 
 
 def test_two_groups(make_cfg):
-    """Few groups; 'backbone' is a module's name, not a part of one."""
+    """'backbone' is the name of a module, not part of one."""
     model = Toy()
     optimizer = build_optimizer(make_cfg("SOLVER.BASE_LR", 1e-4), model)
     assert type(optimizer) is torch.optim.AdamW
@@ -62,7 +62,7 @@ def test_clipping_can_be_off_or_detectron2s(make_cfg):
 
 
 def test_works_in_detectron2s_trainer(make_cfg):
-    """Defect A9: 'full_model' is not a valid GradientClipType."""
+    """Detectron2 itself refuses 'full_model': it is not a GradientClipType."""
 
     class Trainer(DefaultTrainer):
         build_optimizer = staticmethod(build_optimizer)

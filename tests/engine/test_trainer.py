@@ -22,7 +22,7 @@ def test_unknown_loading_options(make_cfg, key):
 
 @pytest.fixture
 def make_trainer(make_cfg, make_model, make_inputs):
-    """A function that makes a trainer of two images, whose losses are logged every 20 steps, as on a GPU."""
+    """Return a function that makes a trainer of two images, with losses logged every 20 steps, as on a GPU."""
 
     def make(max_iter: int = 3, checkpoint_period: int = 5000) -> Trainer:
         cfg = make_cfg("SOLVER.CHECKPOINT_PERIOD", checkpoint_period)
@@ -45,10 +45,10 @@ def test_losses_are_complete_at_the_end(make_trainer):
 
 @pytest.mark.parametrize(("checkpoint_period", "found"), [(5000, 2), (2, 1)])
 def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, found):
-    """Found at the end, or before a checkpoint is written; the iteration is that in which it arose."""
+    """It is found at the end, or before a checkpoint is written; the error names the iteration of the loss."""
     trainer = make_trainer(checkpoint_period=checkpoint_period)
     criterion = trainer._trainer.detr.criterion
-    # Output are finite, so that the matcher finds nothing wrong.
+    # Predictions are finite, so that the matcher raises no error.
     monkeypatch.setitem(criterion.weights, "loss_giou", math.inf)
     monkeypatch.setattr(trainer._trainer.optimizer, "step", lambda: None)
     message = rf"^Found in iteration {found}, at learning rates 1e-05, 0.0001: .*infinite or NaN at iteration=0!"
@@ -57,7 +57,7 @@ def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, f
 
 
 def test_predictions_that_are_not_finite(make_trainer):
-    """The matcher finds them before the loss of the step that spoiled the weights was read."""
+    """The matcher finds them before the loss of the step that changed the weights was read."""
     trainer = make_trainer()
     trainer._trainer.detr.criterion.weights["loss_giou"] = math.inf
     with pytest.raises(FloatingPointError, match=r"Found in iteration 1.*object 0.* became .* NaN in iteration 0\.$"):

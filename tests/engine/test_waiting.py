@@ -1,4 +1,4 @@
-"""That a training step waits for the device once: for the costs that the Hungarian matcher reads."""
+"""A training step waits for the device once: for the costs that the Hungarian matcher reads."""
 
 import sys
 import traceback
@@ -21,23 +21,23 @@ VARIANTS = {
     "SMCA": ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
     "masks": MASKS,
     "batch-invariant": ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True),
-    "each alone": ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True, "MODEL.RESNETS.NORM", "GN"),
-    "in parts": ("SOLVER.ACCUMULATE", 2),
+    "per-image forward": ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True, "MODEL.RESNETS.NORM", "GN"),
+    "accumulation": ("SOLVER.ACCUMULATE", 2),
     "checkpoints": ("SOLVER.ACTIVATION_CHECKPOINTS", ("backbone", "transformer")),
 }
-# What makes the host wait for a tensor on a GPU, or a tensor on a GPU of something on the host.
+# Functions that let the host wait for a GPU, or copy from the host to a GPU.
 WAITING = {
     *("__bool__", "__float__", "__index__", "__int__", "cpu", "item", "numpy", "tolist"),
     *("argwhere", "bincount", "masked_select", "new_tensor", "nonzero", "unique"),
 }
 PACKAGE = Path(detr_d2.__file__).parent
-# They look at what the loader made, which is on the host.
-OF_THE_LOADER = {"target_checks.py", "structures.py"}
+# It reads the tensors of the data loader, which are on the host.
+OF_THE_LOADER = {"targets.py"}
 
 
 @pytest.fixture
 def make_step(make_cfg, make_model, make_inputs):
-    """A function that makes the training step of a variant, on a device, with losses logged every 20 steps."""
+    """Return a function that makes the training step of a variant on a device, with losses logged every 20 steps."""
 
     def make(options: tuple, device: str = "cpu") -> TrainingStep:
         cfg = make_cfg("MODEL.DEVICE", device, *options)
@@ -48,7 +48,7 @@ def make_step(make_cfg, make_model, make_inputs):
             if device == "cuda":
                 x["image"] = x["image"].pin_memory()
         step = TrainingStep(
-            model, [inputs] * 3, build_optimizer(cfg, model), parts=cfg.SOLVER.ACCUMULATE, log_period=20
+            model, [inputs] * 3, build_optimizer(cfg, model), accumulation_steps=cfg.SOLVER.ACCUMULATE, log_period=20
         )
         step.iter = 0
         return step
@@ -57,7 +57,7 @@ def make_step(make_cfg, make_model, make_inputs):
 
 
 class Waits(TorchFunctionMode):
-    """Counts, by file of the package and name, the calls that would make the host or a GPU wait for the other."""
+    """Counter, by file of the package and name, of the calls that would make the host or a GPU wait for the other."""
 
     def __init__(self):
         super().__init__()
@@ -70,10 +70,10 @@ class Waits(TorchFunctionMode):
             files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_stack(sys._getframe(1))]
             own = [x for x in files if PACKAGE in x.parents]
             if name == "to":
-                # What torch copies in functions of its own is where it should be already.
+                # Copies within functions of torch have no effect.
                 waits = own[0] == files[0] and _copies_and_waits(args, kwargs or {})
             else:
-                # Where AdamW is not fused, it counts its steps on the host.
+                # AdamW counts its steps on the host if it is not fused.
                 waits = files[0].parent.name != "optim"
             self.counts[own[0].name, name] += waits
         return function(*args, **(kwargs or {}))
@@ -85,7 +85,7 @@ def _copies_and_waits(args: tuple, kwargs: dict) -> bool:
 
 
 def _index_waits(name: str, args: tuple) -> bool:
-    """Those of the host, and those whose number is not known."""
+    """Check for indices on the host, and for those whose number is not known."""
     if name not in ("__getitem__", "__setitem__"):
         return False
     indices = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -94,14 +94,14 @@ def _index_waits(name: str, args: tuple) -> bool:
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_calls_that_wait(make_step, options):
-    """On the CPU nothing waits: the calls are counted that would on a GPU."""
+    """Count the calls that would wait on a GPU; on the CPU nothing waits."""
     step = make_step(options)
     with EventStorage(), Waits() as waits:
         step.run_step()
     found = {key: count for key, count in waits.counts.items() if count and key[0] not in OF_THE_LOADER}
-    parts = 2 if "SOLVER.ACCUMULATE" in options else 1
-    # NumPy takes the costs from the host, where they have been copied to.
-    assert found == {("hungarian.py", "cpu"): parts, ("hungarian.py", "numpy"): parts}
+    steps = 2 if "SOLVER.ACCUMULATE" in options else 1
+    # NumPy reads the costs on the host, where they were copied to.
+    assert found == {("hungarian.py", "cpu"): steps, ("hungarian.py", "numpy"): steps}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -119,5 +119,5 @@ def test_waiting_on_a_gpu(make_step, options, recwarn):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [x for x in recwarn if "synchronizing CUDA operation" in str(x.message)]
-    parts = 2 if "SOLVER.ACCUMULATE" in options else 1
-    assert [Path(x.filename).name for x in waits] == ["hungarian.py"] * parts
+    steps = 2 if "SOLVER.ACCUMULATE" in options else 1
+    assert [Path(x.filename).name for x in waits] == ["hungarian.py"] * steps

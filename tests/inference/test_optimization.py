@@ -1,16 +1,18 @@
-"""The optimised model against the model it was made of, and against the original."""
+"""The optimized model against the model itself and against the original, and folded batch norms."""
 
 import copy
 import logging
 
 import pytest
 import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from torch import nn
 from torch.testing import assert_close
 
-from detr_d2.inference import optimize_for_inference
-from detr_d2.inference import precision as precision_module
-from detr_d2.modeling import record_attention
+from detr_d2.inference import optimization, optimize_for_inference
+from detr_d2.inference.optimization import fold_batch_norms
+from detr_d2.modeling import build_masked_backbone, record_attention
 from detr_d2.utils.errors import UserError
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
@@ -34,7 +36,7 @@ SIZES = [(64, 96), (101, 60), (33, 128)]
 
 
 def detections(model, inputs):
-    """Of every image scores and relative boxes, by object query and class."""
+    """Return scores and relative boxes of every image, ordered by object query and class, and the results."""
     with torch.no_grad():
         results = model(inputs)
     found = []
@@ -49,7 +51,7 @@ def detections(model, inputs):
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_same_results_in_float32(make_model, make_inputs, options):
-    """Alone and in padded batches; and the model itself stays as it was."""
+    """Alone and in padded batches; the model itself does not change."""
     model = make_model(*options)
     inputs = make_inputs(SIZES, [0] * len(SIZES))
     expected, expected_results = detections(model, inputs)
@@ -86,7 +88,7 @@ def test_same_as_the_original(make_cfg, make_original, make_inputs, original_bat
 
 @pytest.mark.parametrize("name", ["box", "smca", "smca, product", "panoptic"])
 def test_half_precision_is_close(make_model, make_inputs, monkeypatch, name):
-    monkeypatch.setattr(precision_module, "_is_fast", lambda *_: True)
+    monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
     model = make_model(*VARIANTS[name], "MODEL.DETR.CLASS_LOSS", "softmax")
     inputs = make_inputs(SIZES, [0] * len(SIZES))
     expected, _ = detections(model, inputs)
@@ -99,9 +101,9 @@ def test_half_precision_is_close(make_model, make_inputs, monkeypatch, name):
         assert_close(boxes, expected_boxes, atol=0.03, rtol=0)
 
 
-def test_what_stays_float32(make_model, monkeypatch):
-    """The heads, and what SMCA computes of places: not only their type, their values too."""
-    monkeypatch.setattr(precision_module, "_is_fast", lambda *_: True)
+def test_float32_modules(make_model, monkeypatch):
+    """The heads, and the layers of SMCA that predict points and scales, keep type and values."""
+    monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
     model = make_model(*VARIANTS["smca"])
     optimized = optimize_for_inference(model, precision="float16")
     exact, before = [], dict(model.named_parameters())
@@ -117,7 +119,7 @@ def test_what_stays_float32(make_model, monkeypatch):
 
 
 def test_slow_precisions_are_replaced(make_model, make_inputs, monkeypatch, caplog):
-    monkeypatch.setattr(precision_module, "_is_fast", lambda *_: False)
+    monkeypatch.setattr(optimization, "_is_fast", lambda *_: False)
     model = make_model()
     with caplog.at_level(logging.WARNING, logger="detr_d2"):
         optimized = optimize_for_inference(model, precision="float16")
@@ -125,7 +127,7 @@ def test_slow_precisions_are_replaced(make_model, make_inputs, monkeypatch, capl
     assert {x.dtype for x in optimized.parameters()} == {torch.float32}
 
 
-def test_attention_can_be_watched(make_model, make_inputs):
+def test_attention_can_be_recorded(make_model, make_inputs):
     model = make_model()
     inputs = make_inputs(SIZES[:1], [0])
     optimized = optimize_for_inference(model)
@@ -141,7 +143,53 @@ def test_mistakes(make_model):
     model = make_model()
     with pytest.raises(UserError, match=r"as it was built and trained, not a Linear"):
         optimize_for_inference(torch.nn.Linear(2, 2))
-    with pytest.raises(UserError, match="not one that was optimised before"):
+    with pytest.raises(UserError, match="not one that was optimized before"):
         optimize_for_inference(optimize_for_inference(model))
     with pytest.raises(UserError, match=r"PRECISION is 'half': choose one of float32, bfloat16, float16"):
         optimize_for_inference(model, precision="half")
+
+
+NORMS = {
+    "frozen": lambda: FrozenBatchNorm2d(6),
+    "batch": lambda: nn.BatchNorm2d(6),
+    "batch, eps": lambda: nn.BatchNorm2d(6, eps=0.1),
+    "batch, no scale": lambda: nn.BatchNorm2d(6, affine=False),
+    "sync": lambda: nn.SyncBatchNorm(6),
+}
+
+
+@torch.no_grad()
+def randomized(norm):
+    for name, x in (*norm.named_parameters(), *norm.named_buffers()):
+        if x.is_floating_point():
+            x.uniform_(0.5, 2) if name == "running_var" else x.normal_()
+    return norm.eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_folded_convolution(norm, bias):
+    torch.manual_seed(0)
+    convolution = Conv2d(4, 6, 3, padding=1, groups=2, bias=bias, norm=randomized(norm()), activation=torch.relu)
+    x = torch.randn(2, 4, 9, 11)
+    with torch.no_grad():
+        plain = nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=1, groups=2)
+        statistics = convolution.norm.running_mean, convolution.norm.running_var
+        affine = convolution.norm.weight, convolution.norm.bias
+        expected = nn.functional.batch_norm(plain, *statistics, *affine, eps=convolution.norm.eps).relu()
+        assert fold_batch_norms(nn.Sequential(convolution)) == 1
+        assert convolution.norm is None
+        assert_close(convolution(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_norms_of_the_image_are_not_folded():
+    for norm in (nn.GroupNorm(2, 6), nn.BatchNorm2d(6, track_running_stats=False)):
+        convolution = Conv2d(4, 6, 1, norm=copy.deepcopy(norm))
+        assert fold_batch_norms(convolution) == 0
+        assert type(convolution.norm) is type(norm)
+
+
+@pytest.mark.parametrize(("norm", "count"), [("FrozenBN", 20), ("BN", 20), ("GN", 0)])
+def test_all_batch_norms_of_a_resnet_are_folded(make_cfg, norm, count):
+    backbone = build_masked_backbone(make_cfg("MODEL.RESNETS.NORM", norm)).eval()
+    assert fold_batch_norms(backbone) == count

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from detr_d2 import DetrDatasetMapper
-from detr_d2.inference import optimization as precision
+from detr_d2.inference import optimization
 from detr_d2.inference.predictor import Predictor, classes_in_checkpoint, prediction_config
 from detr_d2.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def load(config, weights, *options) -> Predictor:
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_results_are_those_of_the_mapper_and_the_model(save_trained, tmp_path, image_format):
-    """One by one, and in batches of images of several sizes."""
+    """One by one, and in batches of several sizes (edge case C33)."""
     predictor = load(*save_trained(class_names=NAMES), "INPUT.FORMAT", image_format)
     generator = np.random.default_rng(0)
     sizes = [(60, 90), (80, 70), (60, 90), (30, 300), (60, 90)]
@@ -96,7 +96,7 @@ def test_never_without_trained_weights(save_trained, weights, words):
 
 
 def test_the_precision_is_the_configs(save_trained, monkeypatch):
-    monkeypatch.setattr(precision, "_is_fast", lambda *_: True)
+    monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
     config, weights = save_trained()
     image = np.random.default_rng(0).integers(256, size=(60, 90, 3), dtype=np.uint8)
     exact, rounded = (load(config, weights, "MODEL.DETR.TEST.PRECISION", name) for name in ("float32", "bfloat16"))
@@ -121,7 +121,7 @@ def test_another_architecture_is_refused(save_trained):
         load(config, weights)
 
 
-def test_the_cpu_without_a_gpu(save_trained, monkeypatch, caplog):
+def test_the_cpu_where_there_is_no_gpu(save_trained, monkeypatch, caplog):
     config, weights = save_trained(config=("MODEL.DEVICE", "cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert prediction_config(str(config), ["MODEL.WEIGHTS", str(weights)]).MODEL.DEVICE == "cpu"

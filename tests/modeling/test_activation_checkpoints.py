@@ -1,4 +1,4 @@
-"""Gradients with activations that are computed again, against those with activations that were kept."""
+"""Gradients with activations that are computed again, against those with stored activations."""
 
 import copy
 
@@ -18,7 +18,7 @@ TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_r
 
 
 def backward(model: nn.Module, inputs: list[dict], seed: int = 0) -> dict[str, torch.Tensor]:
-    """The gradients of the sum of the losses."""
+    """Return the gradients of the sum of the losses."""
     torch.manual_seed(seed)
     model.zero_grad()
     sum(model(inputs).values()).backward()
@@ -26,7 +26,7 @@ def backward(model: nn.Module, inputs: list[dict], seed: int = 0) -> dict[str, t
 
 
 def count_runs(modules: list[nn.Module]) -> list[int]:
-    """How often each module computes from now on, in a list that is kept up to date."""
+    """Count the forward passes of each module from now on, in a list that is updated."""
     counts = [0] * len(modules)
 
     def counting(index: int):
@@ -52,10 +52,19 @@ def count_runs(modules: list[nn.Module]) -> list[int]:
         MASKS,
         TIMM,
     ],
-    ids=["DETR", "batch-invariant", "SMCA", "pre-norm", "trained norms", "each alone", "masks", "timm"],
+    ids=[
+        "DETR",
+        "batch-invariant",
+        "SMCA",
+        "pre-norm",
+        "trained norms",
+        "invariant, trained norms",
+        "masks",
+        "timm",
+    ],
 )
 def test_gradients_and_statistics(in_float64, make_model, make_inputs, options):
-    """With dropout of the same seed; norms that are trained count every batch once."""
+    """With the same seed for dropout; trained norms count every batch once."""
     if "MODEL.TIMM.NAME" in options:
         pytest.importorskip("timm")
     model = make_model(*options).train()
@@ -70,12 +79,12 @@ def test_gradients_and_statistics(in_float64, make_model, make_inputs, options):
     # State dicts have the same names, and the running statistics of norms the same values.
     for state, x in model.state_dict().items():
         assert_close(other.state_dict()[state], x, rtol=1e-12, atol=1e-14, msg=state)
-    # Dropout makes a difference, without which the same seed would show nothing.
+    # Other seeds give other gradients: dropout is on.
     assert any(not torch.equal(x, expected[name]) for name, x in backward(model, inputs, seed=1).items())
 
 
 def test_autocast(make_model, make_inputs):
-    """Blocks compute again in the precision that they computed in, outside of the context."""
+    """Blocks compute again in the precision of their forward pass, outside of its context."""
     inputs = make_inputs(SIZES, [3, 2])
     gradients = []
     for parts in ((), BOTH):
@@ -94,8 +103,8 @@ def test_autocast(make_model, make_inputs):
 @pytest.mark.parametrize(
     ("parts", "runs"), [((), [1, 1, 1]), (("backbone",), [1, 2, 1]), (("transformer",), [1, 1, 2])]
 )
-def test_what_is_computed_again(make_model, make_inputs, parts, runs):
-    """What is frozen has nothing to keep."""
+def test_number_of_forward_passes(make_model, make_inputs, parts, runs):
+    """Frozen blocks keep nothing, and run once."""
     model = make_model().train()
     network = model.detr
     checkpoint_activations(network, parts)
@@ -110,7 +119,7 @@ def test_what_is_computed_again(make_model, make_inputs, parts, runs):
 
 
 def kept_bytes(model: nn.Module, inputs: list[dict]) -> int:
-    """Of the activations that the backward pass waits for."""
+    """Return the bytes that are stored for the backward pass."""
     kept = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +133,7 @@ def kept_bytes(model: nn.Module, inputs: list[dict]) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in own)
 
 
-def test_less_is_kept(make_model, make_inputs):
+def test_less_is_stored(make_model, make_inputs):
     inputs = make_inputs([(128, 128)] * 2, [3, 2])
     kept = {}
     for parts in ((), ("backbone",), ("transformer",), BOTH):
@@ -136,6 +145,24 @@ def test_less_is_kept(make_model, make_inputs):
     assert kept[BOTH] < min(kept["backbone",], kept["transformer",])
 
 
+@pytest.mark.parametrize("options", [(), TRAINED_NORMS, (*TRAINED_NORMS, "MODEL.RESNETS.NORM", "GN")])
+def test_two_forward_passes_before_the_backward_pass(in_float64, make_model, make_inputs, options):
+    """Two padded batches of other sizes: each block runs again with the valid sizes of its own batch."""
+    model = make_model(*options, "MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT_TRAINING", True).train()
+    other = copy.deepcopy(model)
+    checkpoint_activations(other.detr, BOTH)
+    batches = [make_inputs(SIZES, [3, 2]), make_inputs([(33, 70), (96, 40), (64, 64)], [1, 0, 2], seed=1)]
+    for x in (model, other):
+        x.zero_grad()
+        sum(sum(x(inputs).values()) for inputs in batches).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, parameter in other.named_parameters():
+        if name in expected:
+            assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+    for name, x in model.state_dict().items():
+        assert_close(other.state_dict()[name], x, rtol=1e-12, atol=1e-14, msg=name)
+
+
 def test_two_backward_passes_of_one_graph(make_model, make_inputs):
     model = make_model("MODEL.DETR.BATCH_INVARIANT_TRAINING", True).train()
     checkpoint_activations(model.detr, BOTH)
@@ -145,12 +172,12 @@ def test_two_backward_passes_of_one_graph(make_model, make_inputs):
     assert torch.equal(first, second)
 
 
-def test_unknown_part(make_model):
+def test_unknown_name(make_model):
     with pytest.raises(UserError, match=r"SOLVER.ACTIVATION_CHECKPOINTS is 'encoder': choose one of backbone, transf"):
         checkpoint_activations(make_model().detr, ("encoder",))
 
 
-def test_part_without_blocks(make_model):
+def test_module_without_blocks(make_model):
     network = make_model("MODEL.DETR.ENC_LAYERS", 0).detr
     network.transformer.decoder.layers = nn.ModuleList()
     with pytest.raises(UserError, match="DetrTransformer has no list of blocks; leave out transformer"):
@@ -158,7 +185,7 @@ def test_part_without_blocks(make_model):
 
 
 def test_repeated_modules(make_model):
-    """The outermost ones."""
+    """They are the outermost ones."""
     network = make_model().detr
     resnet = network.backbone[0].backbone
     assert list(repeated_modules(resnet)) == [*resnet.res2, *resnet.res3, *resnet.res4, *resnet.res5]

@@ -9,15 +9,15 @@ from detr_d2.modeling.layers import dropout
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_is_torchs(padded):
-    """With torch's parameters under torch's names."""
+    """Torch's parameters load under their own names."""
     torch.manual_seed(0)
-    theirs = nn.MultiheadAttention(24, 4, batch_first=True).eval()
-    nn.init.normal_(theirs.in_proj_bias)
+    reference = nn.MultiheadAttention(24, 4, batch_first=True).eval()
+    nn.init.normal_(reference.in_proj_bias)
     ours = MultiheadAttention(24, 4).eval()
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(reference.state_dict())
     query, key, value = torch.randn(2, 5, 24), torch.randn(2, 9, 24), torch.randn(2, 9, 24)
     mask = torch.arange(9) >= torch.tensor([[9], [4]]) if padded else None
-    expected, _ = theirs(query, key, value, key_padding_mask=mask)
+    expected, _ = reference(query, key, value, key_padding_mask=mask)
     assert_close(ours(query, key, value, mask), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -28,8 +28,8 @@ def test_weights_are_dropped(padded):
     mask = torch.arange(9) >= torch.tensor([[9], [4]]) if padded else None
     torch.manual_seed(3)
     dropped = dropout(attention.weights(query, key, value, mask), 0.5)
-    of_values = attention.project(query, key, value)[2]
-    expected = attention.out_proj((dropped @ of_values).transpose(1, 2).flatten(2))
+    values = attention.project(query, key, value)[2]
+    expected = attention.out_proj((dropped @ values).transpose(1, 2).flatten(2))
     torch.manual_seed(3)
     assert_close(attention(query, key, value, mask), expected, atol=1e-6, rtol=1e-5)
 

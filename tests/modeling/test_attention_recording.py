@@ -1,4 +1,4 @@
-"""Recorded attention against the original's own modules, and SMCA's against a softmax that is written out."""
+"""Recorded attention against the original's modules, and that of SMCA against an explicit softmax."""
 
 import pytest
 import torch
@@ -13,16 +13,16 @@ SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SC
 
 
 def record_original(original, samples) -> tuple[list, list]:
-    """Every head's weights in the original's attention modules: of the encoder, and of the decoder to the memory."""
+    """Return the weights of every head of the original's encoder, and of its decoder's cross attention."""
     transformer = original.transformer
     parts = [x.self_attn for x in transformer.encoder.layers], [x.multihead_attn for x in transformer.decoder.layers]
     recorded = [], []
     handles = []
     for modules, weights in zip(parts, recorded, strict=True):
         for module in modules:
-            every_head = lambda module, args, kwargs: (args, {**kwargs, "average_attn_weights": False})  # noqa: E731
+            all_heads = lambda module, args, kwargs: (args, {**kwargs, "average_attn_weights": False})  # noqa: E731
             keep = lambda module, args, output, weights=weights: weights.append(output[1])  # noqa: E731
-            handles.append(module.register_forward_pre_hook(every_head, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(all_heads, with_kwargs=True))
             handles.append(module.register_forward_hook(keep))
     with torch.no_grad():
         original(samples)
@@ -34,7 +34,7 @@ def record_original(original, samples) -> tuple[list, list]:
 @pytest.mark.parametrize("options", [(), ("MODEL.DETR.PRE_NORM", True)], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_weights_are_the_originals(make_cfg, make_original, make_inputs, original_batch, options, sizes):
-    """Need B18: every layer and head, encoder and decoder, padded features included."""
+    """In every layer and head of encoder and decoder, also for padded features."""
     cfg = make_cfg("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.BATCH_INVARIANT", False, *options)
     original = make_original(cfg)
     model = build_model(cfg).eval()
@@ -45,9 +45,9 @@ def test_weights_are_the_originals(make_cfg, make_original, make_inputs, origina
     samples, _ = original_batch(inputs, cfg)
     encoder, decoder = record_original(original, samples)
     assert (len(record.encoder), len(record.decoder)) == (2, 3) == (len(encoder), len(decoder))
-    for ours, theirs in zip(record.encoder + record.decoder, encoder + decoder, strict=True):
-        assert ours.dtype == torch.float32
-        assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for found, expected in zip(record.encoder + record.decoder, encoder + decoder, strict=True):
+        assert found.dtype == torch.float32
+        assert_close(found, expected, atol=1e-5, rtol=0)
     assert record.size[0] * record.size[1] == encoder[0].shape[-1]
     assert (record.padding_mask is None) == (len(sizes) == 1)
     if len(sizes) > 1:
@@ -58,7 +58,7 @@ def test_weights_are_the_originals(make_cfg, make_original, make_inputs, origina
 @pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_spatially_modulated_weights(make_model, make_inputs, kind, sizes):
-    """The softmax of equation 6 of arXiv 2101.07448, written out, with the bias itself."""
+    """Compare with the explicit softmax of equation 6 of arXiv 2101.07448."""
     model = make_model(*SMCA, kind)
     expected = []
 
@@ -77,12 +77,12 @@ def test_spatially_modulated_weights(make_model, make_inputs, kind, sizes):
     with record_attention(model) as record, torch.no_grad():
         model(make_inputs(sizes, [0] * len(sizes)))
     assert len(record.decoder) == 3
-    for ours, theirs in zip(record.decoder, expected, strict=True):
-        assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for found, weights in zip(record.decoder, expected, strict=True):
+        assert_close(found, weights, atol=1e-5, rtol=0)
     assert record.encoder == []
 
 
-def test_chosen_points_are_rows_of_the_whole(make_model, make_inputs):
+def test_chosen_points_are_rows_of_all(make_model, make_inputs):
     """Feature (row 1, column 2) of 32 pixels lies at (0.5, 0.5) of the larger image, whose map is 3 x 4."""
     model, inputs = make_model(), make_inputs([(96, 128), (64, 64)], [0, 0])
     points = [(0.5, 0.5), (0, 0), (1, 1)]
@@ -105,7 +105,7 @@ def test_chosen_points_are_rows_of_the_whole(make_model, make_inputs):
         chosen.self_attention((0.3, 0.3))
 
 
-def test_results_and_the_model_stay_as_they_are(make_model, make_inputs):
+def test_recording_changes_neither_results_nor_the_model(make_model, make_inputs):
     model = make_model()
     hooks = [len(module._forward_hooks) for module in model.modules()]
     first, second = make_inputs([(96, 128)], [0]), make_inputs([(64, 160)], [0])
@@ -117,7 +117,7 @@ def test_results_and_the_model_stay_as_they_are(make_model, make_inputs):
         model(first)
     assert torch.equal(before.pred_boxes.tensor, during.pred_boxes.tensor)
     assert torch.equal(before.scores, during.scores)
-    # The record holds the last pass within the block, alone.
+    # The record holds the last pass within the block only.
     assert (record.size, record.stride, record.image_sizes) == ((2, 5), 32, [(64, 160)])
     assert [x.shape for x in record.decoder] == [(1, 4, 7, 10)] * 3
     assert record.cross_attention(layer=0).shape == (4, 7, 2, 5)

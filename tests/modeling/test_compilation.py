@@ -1,4 +1,4 @@
-"""What compiled modules do, whatever they are compiled for."""
+"""Compiled modules, for inference and for training alike."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ class Layer(nn.Module):
 
 
 class Block(nn.Module):
-    """The same of another class."""
+    """A module of another class."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _forget():
+def _reset():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -83,17 +83,17 @@ def test_copies_compute_with_their_own_parameters(counter, copied):
     assert other.forward.works
 
 
-def test_names_stay(counter):
+def test_parameters_keep_their_names(counter):
     assert list(compiled(Block())[0].state_dict()) == ["inner.factor"]
 
 
-def test_what_can_not_be_compiled(monkeypatch, caplog):
-    """One warning; what was compiled before stays so, what was not is not tried again."""
-    tried = []
+def test_failures_of_compiling(monkeypatch, caplog):
+    """There is one warning; compiled modules stay compiled, and others are not tried again."""
+    attempts = []
 
     def backend(graph, example_inputs):
-        tried.append(len(tried))
-        if len(tried) == 2:
+        attempts.append(len(attempts))
+        if len(attempts) == 2:
             raise RuntimeError("no compiler\nmore words")
         return graph.forward
 
@@ -105,7 +105,7 @@ def test_what_can_not_be_compiled(monkeypatch, caplog):
             assert_close(layer(x), 2 * x)
             assert_close(block(x), 3 * x)
             other(x)
-    assert tried == [0, 1]
+    assert attempts == [0, 1]
     assert [module.forward.works for module in (layer, block, other)] == [True, False, None]
     (message,) = [x.getMessage() for x in caplog.records if x.name.startswith("detr_d2")]
     assert message.startswith("Computing without torch.compile, which failed: ")
@@ -113,7 +113,7 @@ def test_what_can_not_be_compiled(monkeypatch, caplog):
     assert "more words" not in message
 
 
-def test_only_certain_failures_lead_back(monkeypatch, caplog):
+def test_only_certain_failures_are_handled(monkeypatch, caplog):
     def backend(graph, example_inputs):
         def run(*inputs):
             raise KeyError("while it runs")
@@ -130,7 +130,7 @@ def test_only_certain_failures_lead_back(monkeypatch, caplog):
     assert "KeyError 'while it runs'" in caplog.text
 
 
-def test_mistakes_are_the_callers(counter, caplog):
+def test_errors_of_the_caller_are_raised(counter, caplog):
     (layer,) = compiled(Layer())
     with pytest.raises(TypeError):
         layer("text", "and more")
@@ -138,7 +138,7 @@ def test_mistakes_are_the_callers(counter, caplog):
 
 
 def test_hooks_are_called(counter):
-    """And when they are gone, compiled code is."""
+    """Compiled code runs again when they are removed."""
     (layer,) = compiled(Layer(2.0))
     seen = []
     with layer.inner.register_forward_hook(lambda *_: seen.append(1)):
@@ -149,8 +149,8 @@ def test_hooks_are_called(counter):
     assert counter.frame_count
 
 
-def test_inside_of_what_is_compiled(counter):
-    """It is part of the outer code."""
+def test_modules_within_compiled_modules(counter):
+    """The outer code contains them."""
     block = Block()
     compiled(block.inner)
     compiled(block)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 @pytest.fixture
 def registered():
-    """A function that registers a backbone builder for the length of a test."""
+    """Return a function that registers a backbone builder for one test."""
     names = []
 
     def register(builder) -> str:
@@ -37,7 +37,7 @@ def test_last_level_of_fpn(make_cfg, make_inputs):
     inputs = make_inputs([(100, 150), (64, 64)], [2, 1])
     losses = model.train()(inputs)
     sum(losses.values()).backward()
-    # The finer levels have no part in it.
+    # The finer levels are not used.
     unused = {name.split(".")[4] for name, x in model.named_parameters() if x.requires_grad and x.grad is None}
     assert unused == {"fpn_lateral2", "fpn_lateral3", "fpn_lateral4", "fpn_output2", "fpn_output3", "fpn_output4"}
     assert len(model.eval()(inputs)[0]["instances"]) == 7
@@ -48,7 +48,7 @@ def test_swin(registered, make_cfg, make_inputs):
     from detectron2.modeling.backbone.swin import SwinTransformer
 
     class Swin(SwinTransformer):
-        # Detectron2's own property reads an attribute whose name is misspelt; Swin pads by itself.
+        # Detectron2's own property reads an attribute whose name is misspelled; Swin pads by itself.
         size_divisibility = 0
 
     def build_swin(cfg, input_shape):

@@ -1,4 +1,4 @@
-"""``torch.compile``: few codes for many sizes, and the way back. The real backend is slow, and tried once."""
+"""``torch.compile`` for inference: one code for many sizes, and failures. The real backend is slow, and runs once."""
 
 import logging
 import warnings
@@ -8,14 +8,12 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-import detr_d2.modeling.compilation
 from detr_d2.inference import optimize_for_inference
-from detr_d2.modeling import inference_compilation as compilation
-from detr_d2.modeling import record_attention
+from detr_d2.modeling import compilation, record_attention
 
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
 MASKS = ("MODEL.MASK_ON", True, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
-# Tracing takes its time. Of features of fewer than 20480 numbers PyTorch convolves otherwise, and compiles anew.
+# Tracing is slow. For fewer than 20480 features PyTorch uses other convolutions, and compiles again.
 SMALL = (
     *("MODEL.RESNETS.OUT_FEATURES", ["res3"]),
     *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1, "MODEL.DETR.DROPOUT", 0.0),
@@ -24,12 +22,12 @@ SIZES = [(104, 136), (121, 111), (104, 160), (128, 128), (105, 200), (161, 105)]
 
 
 needs_new_torch = pytest.mark.skipif(
-    compilation.TORCH_VERSION < compilation._OLDEST, reason="compiles one piece of code a layer"
+    compilation.TORCH_VERSION < compilation._MIN_INFERENCE_VERSION, reason="compiles one piece of code per layer"
 )
 
 
 @pytest.fixture(autouse=True)
-def _forget():
+def _reset():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -49,22 +47,22 @@ def assert_same(model, other, inputs):
 @needs_new_torch
 @pytest.mark.parametrize("options", [(), SMCA], ids=["box", "smca"])
 def test_few_codes_for_many_sizes(make_model, make_inputs, monkeypatch, options):
-    """One for single images of any size, one for padded batches of any sizes; and the results are right."""
+    """One for single images of any size, one for padded batches of any sizes; both with the right results."""
     model = make_model(*SMALL, *options)
     counter = CompileCounter()
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", counter)
+    monkeypatch.setattr(compilation, "BACKEND", counter)
     optimized = optimize_for_inference(model, compile=True)
     inputs = make_inputs(SIZES, [0] * len(SIZES))
     assert_same(optimized, model, inputs[:1])
-    parts = counter.frame_count
-    assert parts == 2
+    modules = counter.frame_count
+    assert modules == 2
     for x in inputs[1:]:
         assert_same(optimized, model, [x])
-    assert counter.frame_count <= parts + 1  # the first of equal height and width may need its own
+    assert counter.frame_count <= modules + 1  # the first of equal height and width may need its own
     counter.frame_count = 0
     for batch in (inputs[:2], inputs[2:5], inputs[3:]):
         assert_same(optimized, model, batch)
-    assert counter.frame_count <= parts + 1
+    assert counter.frame_count <= modules + 1
     counter.frame_count = 0
     for batch in (inputs, inputs[:3], inputs[4:], *([x] for x in inputs)):
         assert_same(optimized, model, batch)
@@ -85,8 +83,8 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
 
 @pytest.mark.parametrize("sizes", [SIZES[:1], SIZES[:2]], ids=["alone", "padded"])
 def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, sizes):
-    """One warning, and the right results from the first image on."""
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", failing)
+    """There is one warning, and results are right from the first image on."""
+    monkeypatch.setattr(compilation, "BACKEND", failing)
     monkeypatch.setattr(compilation, "TORCH_VERSION", (2, 15))
     model = make_model(*SMALL)
     inputs = make_inputs(sizes, [0] * len(sizes))
@@ -101,8 +99,8 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, siz
 
 
 @needs_new_torch
-def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch, caplog):
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", CompileCounter())
+def test_errors_of_the_caller_are_raised(make_model, make_inputs, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
     optimized = optimize_for_inference(make_model(*SMALL), compile=True)
     (x,) = make_inputs(SIZES[:1], [0])
     with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
@@ -111,9 +109,9 @@ def test_a_mistake_of_the_caller_stays_one(make_model, make_inputs, monkeypatch,
     assert optimized([x])
 
 
-def test_attention_can_be_watched(make_model, make_inputs, monkeypatch):
-    """Compiled code calls no hooks: it stands back while there are some."""
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", CompileCounter())
+def test_attention_can_be_recorded(make_model, make_inputs, monkeypatch):
+    """Compiled code calls no hooks: it does not run while there are any."""
+    monkeypatch.setattr(compilation, "BACKEND", CompileCounter())
     model = make_model(*SMALL)
     optimized = optimize_for_inference(model, compile=True)
     inputs = make_inputs(SIZES[:1], [0])

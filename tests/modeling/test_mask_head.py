@@ -12,17 +12,17 @@ MASKS = ("MODEL.MASK_ON", True)
 
 @pytest.mark.parametrize("height", [1, 2, 3, 8, 13])
 @pytest.mark.parametrize("width", [1, 4, 7])
-def test_upsampling_and_convolution_in_one(height, width):
-    """From half the size, rounded up; in float64, with the gradients."""
+def test_upsampling_and_convolution_together(height, width):
+    """From half the size, rounded up; compare also gradients, in float64."""
     x = torch.randn(2, 3, (height + 1) // 2, (width + 1) // 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     expected = F.conv2d(F.interpolate(x, size=(height, width), mode="nearest"), weight, padding=1)
     result = UpsamplingConv(weight, (height, width))(x)
     assert_close(result, expected)
     direction = torch.randn_like(expected)
-    theirs = torch.autograd.grad(expected, (x, weight), direction)
-    for ours, gradient in zip(torch.autograd.grad(result, (x, weight), direction), theirs, strict=True):
-        assert_close(ours, gradient)
+    gradients = (torch.autograd.grad(y, (x, weight), direction) for y in (result, expected))
+    for found, gradient in zip(*gradients, strict=True):
+        assert_close(found, gradient)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (14, 10), (15, 7), (4, 9)])
@@ -34,7 +34,7 @@ def test_levels_of_other_proportions(size):
 
 
 def test_attention_sums_to_one_outside_the_padding():
-    """Edge case C33, its first half: jointly over heads and positions."""
+    """Over heads and positions together."""
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)
     mask[1, :, 2:] = True
     maps = AttentionMaps(16, 4)(torch.randn(2, 5, 16), torch.randn(2, 16, 3, 4), mask)
@@ -44,20 +44,20 @@ def test_attention_sums_to_one_outside_the_padding():
 
 
 def test_the_gain_of_the_maps():
-    """Of the first layer's initial weights, those that read the maps: masks differ by query from the start."""
+    """It multiplies the initial weights that read the maps, so that masks differ by query from the start."""
     heads = []
     for gain in (1.0, 100.0):
         torch.manual_seed(0)
         heads.append(MaskHead(32, 4, (8, 8, 8), gain))
-    original, louder = (head.state_dict() for head in heads)
-    original["lay1.weight"][:, 32:] *= 100
-    for name, weight in original.items():
-        assert_close(louder[name], weight, rtol=0, atol=0)
+    initial, scaled = (head.state_dict() for head in heads)
+    initial["lay1.weight"][:, 32:] *= 100
+    for name, weight in initial.items():
+        assert_close(scaled[name], weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100, None])
 def test_chunks_change_nothing(chunk):
-    """Every query is normalised alone, and finds the features of its own image."""
+    """Every query is normalized alone, and reads the features of its own image."""
     torch.manual_seed(0)
     head = MaskHead(32, 4, (8, 8, 8)).eval()
     source, maps = torch.randn(3, 32, 2, 3), torch.rand(7, 4, 2, 3)
@@ -82,17 +82,17 @@ def test_chunks_change_nothing(chunk):
     ],
     ids=["detr", "smca type1", "smca type2", "smca type3", "smca type4", "focal"],
 )
-def test_every_family_has_masks_and_learns_them(make_cfg, make_inputs, options):
-    """One step changes every part of the mask head; then masks in the size that is asked for."""
+def test_every_variant_has_masks_and_trains_them(make_cfg, make_inputs, options):
+    """Every part of the mask head has a gradient, and masks have the size of the result."""
     torch.manual_seed(0)
     model = build_model(make_cfg(*MASKS, *options))
-    images = model.preprocess_image(make_inputs([(64, 70), (40, 64)], [0, 0]))
-    features = model.detr(images, all_layers=True).mask_features
-    logits = model.detr.mask_logits(features, torch.tensor([0, 1, 1]), torch.tensor([6, 0, 2]))
-    assert logits.shape == (3, 16, 18)
-    logits.square().mean().backward()
+    batch = model.preprocess_image(make_inputs([(64, 70), (40, 64)], [0, 0]))
+    mask_inputs = model.detr(batch, all_layers=True).mask_inputs
+    logits = model.detr.masks(mask_inputs, [torch.tensor([6]), torch.tensor([0, 2])])
+    assert [x.shape for x in logits] == [(1, 16, 18), (2, 16, 18)]
+    torch.cat(logits).square().mean().backward()
     for name, parameter in model.named_parameters():
-        # The softmax does not see a number that all keys share.
+        # A number that is added to all keys makes no difference to the softmax.
         if ("mask_head" in name or "bbox_attention" in name) and not name.endswith("k_linear.bias"):
             assert parameter.grad.abs().max() > 0, name
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
@@ -106,28 +106,22 @@ def test_every_family_has_masks_and_learns_them(make_cfg, make_inputs, options):
 
 
 def test_masks_of_kept_detections_only(make_model, make_inputs):
-    """Edge case C36: also where nothing is kept; what is kept has the masks that it had."""
+    """Also where no detection is kept. The others have the masks that they have without a threshold."""
     inputs = make_inputs([(64, 70)], [0])
     model = make_model(*MASKS)
-    asked = []
-    make = model.detr.mask_logits
-
-    def mask_logits(features, images, queries):
-        asked.append(len(queries))
-        return make(features, images, queries)
-
-    model.detr.mask_logits = mask_logits
+    counts = []
+    model.detr.mask_head.register_forward_hook(lambda module, inputs, logits: counts.append(len(logits)))
     with torch.no_grad():
-        everything = model(inputs)[0]["instances"]
-        model.score_threshold = float(everything.scores.median())
+        whole = model(inputs)[0]["instances"]
+        model.score_threshold = float(whole.scores.median())
         kept = model(inputs)[0]["instances"]
         model.score_threshold = 1.0
-        nothing = model(inputs)[0]["instances"]
-    assert asked == [7, 4]
+        none = model(inputs)[0]["instances"]
+    assert counts == [7, 4]
     assert len(kept) == 4
-    assert torch.equal(kept.pred_masks, everything[everything.scores >= everything.scores.median()].pred_masks)
-    assert nothing.pred_masks.shape == (0, 64, 70)
-    assert nothing.pred_masks.dtype == torch.bool
+    assert torch.equal(kept.pred_masks, whole[whole.scores >= whole.scores.median()].pred_masks)
+    assert none.pred_masks.shape == (0, 64, 70)
+    assert none.pred_masks.dtype == torch.bool
 
 
 @pytest.mark.parametrize(
@@ -137,7 +131,7 @@ def test_masks_of_kept_detections_only(make_model, make_inputs):
         ((*MASKS, "MODEL.DETR.HIDDEN_DIM", 8), r"MODEL\.DETR\.HIDDEN_DIM is 8"),
     ],
 )
-def test_models_that_masks_do_not_fit(make_cfg, options, message):
+def test_unsuitable_models_are_refused(make_cfg, options, message):
     with pytest.raises(UserError, match=message):
         build_model(make_cfg(*options))
 

@@ -12,14 +12,13 @@ from torch.testing import assert_close
 from detr_d2.utils.errors import UserError
 
 
-def test_output_size_is_the_inputs_unless_given(make_model, make_inputs):
-    """Edge case C37."""
+def test_output_size_is_the_inputs_by_default(make_model, make_inputs):
     model = make_model()
-    given, absent = make_inputs([(64, 96), (64, 96)], [0, 0])
-    absent["image"] = given["image"]
-    given["height"], given["width"] = 640, 480
+    resized, plain = make_inputs([(64, 96), (64, 96)], [0, 0])
+    plain["image"] = resized["image"]
+    resized["height"], resized["width"] = 640, 480
     with torch.no_grad():
-        large, own = (x["instances"] for x in model([given, absent]))
+        large, own = (x["instances"] for x in model([resized, plain]))
     assert large.image_size == (640, 480)
     assert own.image_size == (64, 96)
     scale = torch.tensor([480 / 96, 640 / 64] * 2)
@@ -27,7 +26,7 @@ def test_output_size_is_the_inputs_unless_given(make_model, make_inputs):
 
 
 def test_no_object_is_never_predicted(make_model, make_inputs):
-    """Edge case C38: where no-object is on top, the best foreground class counts."""
+    """Where no-object is most probable, the best foreground class is returned."""
     model = make_model()
     with torch.no_grad():
         model.detr.class_embed.bias[-1] = 50.0
@@ -38,12 +37,13 @@ def test_no_object_is_never_predicted(make_model, make_inputs):
 
 
 def test_copies_pickles_and_moves(make_model, make_inputs):
-    """Edge case C39, defect A8."""
+    """Also before and after a forward pass."""
     model = make_model()
+    untouched = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     inputs = make_inputs([(64, 64)], [0])
     with torch.no_grad():
         expected = model(inputs)[0]["instances"].pred_boxes.tensor
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for twin in (*untouched, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(twin(inputs)[0]["instances"].pred_boxes.tensor, expected)
         double = copy.deepcopy(model).to(torch.float64)
         assert double.pixel_mean.dtype == torch.float64
@@ -53,7 +53,7 @@ def test_copies_pickles_and_moves(make_model, make_inputs):
 
 
 def test_results_after_training_and_inference_mode(make_model, make_inputs):
-    """The position embedding that inference mode has cached serves training too."""
+    """A position embedding that was cached in inference mode can be used in training."""
     model = make_model()
     inputs = make_inputs([(64, 64)], [2])
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_results_after_training_and_inference_mode(make_model, make_inputs):
 
 
 def test_same_image_alone_and_in_a_batch_of_its_size(make_model, make_inputs):
-    """Edge case C33, boxes: without padding, nothing depends on the neighbours."""
+    """Without padding, results do not depend on the other images."""
     model = make_model()
     inputs = make_inputs([(64, 96)] * 3, [0] * 3)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_same_image_alone_and_in_a_batch_of_its_size(make_model, make_inputs):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 500), (500, 2)], ids=str)
 def test_tiny_and_narrow_images(make_model, make_inputs, size):
-    """Edge case C21, also padded beside a larger one."""
+    """Padded together with a larger one."""
     with torch.no_grad():
         results = make_model()(make_inputs([size, (64, 64)], [0, 0]))
     for result in results:
@@ -87,7 +87,7 @@ def test_tiny_and_narrow_images(make_model, make_inputs, size):
 @pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=str)
 @pytest.mark.parametrize("positions", ["sine", "learned"])
 def test_every_parameter_has_a_gradient(make_model, make_inputs, counts, positions):
-    """Edge cases C1 and C3: also without any object, as distributed training needs it."""
+    """Also without any object, as distributed training needs it."""
     model = make_model("MODEL.DETR.POSITION_EMBEDDING", positions).train()
     losses = model(make_inputs([(64, 64), (64, 96)], counts))
     sum(losses.values()).backward()
@@ -96,7 +96,6 @@ def test_every_parameter_has_a_gradient(make_model, make_inputs, counts, positio
 
 
 def test_more_objects_than_queries_warns_once(make_model, make_inputs, caplog, monkeypatch):
-    """Edge case C25."""
     # Detectron2 counts messages in the process, also those of other tests.
     monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
     model = make_model().train()
@@ -127,7 +126,7 @@ def test_training_without_instances(make_model, make_inputs):
     ],
 )
 def test_bad_targets_name_the_image(make_model, make_inputs, box, label, message):
-    """Defect B6: what is wrong with targets is not blamed on predictions."""
+    """Errors of targets are not reported as errors of predictions."""
     inputs = make_inputs([(64, 64)], [0])
     boxes = Boxes(torch.tensor([box], dtype=torch.float32))
     inputs[0]["instances"] = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([label]))
@@ -136,7 +135,6 @@ def test_bad_targets_name_the_image(make_model, make_inputs, box, label, message
 
 
 def test_nan_in_the_model_names_the_images(make_model, make_inputs):
-    """Edge case C27."""
     model = make_model().train()
     with torch.no_grad():
         model.detr.bbox_embed.layers[2].bias.fill_(float("nan"))
@@ -145,7 +143,7 @@ def test_nan_in_the_model_names_the_images(make_model, make_inputs):
 
 
 def test_metrics_go_to_the_event_storage(make_model, make_inputs):
-    """Defect A1: class_error and cardinality_error are logged, and are not part of total_loss."""
+    """Such as class_error and cardinality_error, which are not part of total_loss."""
     model = make_model().train()
     with EventStorage(start_iter=19) as storage:
         losses = model(make_inputs([(64, 64)], [2]))

@@ -32,13 +32,13 @@ def test_sine_without_padding_is_shared_by_the_batch():
 
 
 def test_learned_is_the_originals():
-    theirs = original.PositionEmbeddingLearned(8)
+    reference = original.PositionEmbeddingLearned(8)
     ours = PositionEmbeddingLearned(16)
-    ours.load_state_dict(theirs.state_dict())
-    expected = theirs(NestedTensor(FEATURES, padding()))
+    ours.load_state_dict(reference.state_dict())
+    expected = reference(NestedTensor(FEATURES, padding()))
     assert torch.equal(ours(FEATURES, None).expand_as(expected), expected)
 
 
 def test_learned_table_has_an_end():
-    with pytest.raises(UserError, match=r"knows 50 rows and columns, .* have 6 x 51"):
+    with pytest.raises(UserError, match=r"has 50 rows and columns, .* have 6 x 51"):
         PositionEmbeddingLearned(16)(torch.zeros(1, 3, 6, 51), None)

@@ -3,19 +3,16 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import ImageList
 from torch import nn
 from torch.testing import assert_close
 
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import HungarianMatcher, MatchingCost
 from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
-from detr_d2.modeling.backbone import Features
 from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
-from detr_d2.modeling.smca import SpatialAttention
-from detr_d2.modeling.smca import SpatialBias
-from detr_d2.structures import Targets
+from detr_d2.modeling.smca import SpatialAttention, SpatialBias
+from detr_d2.structures import Features, Targets
 from detr_d2.utils.errors import UserError
 
 SETTINGS = (
@@ -32,7 +29,7 @@ SETTINGS = (
 
 
 class StoredFeatures(nn.Module):
-    """A backbone that has looked already."""
+    """A backbone whose features were stored."""
 
     num_channels = 64
 
@@ -40,12 +37,12 @@ class StoredFeatures(nn.Module):
         super().__init__()
         self.features = features
 
-    def forward(self, images: ImageList) -> Features:
+    def forward(self, batch: None) -> Features:
         return self.features
 
 
 def weight_of(name: str, shape: torch.Size) -> torch.Tensor:
-    """The authors' weights were replaced by these; see the golden tensors' description."""
+    """Return the weights that replaced the authors'; see the description of the golden tensors."""
     v = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)).astype(np.float32)
     if v.ndim >= 2:
         v /= np.sqrt(np.float32(shape[1]))
@@ -93,29 +90,30 @@ def golden(real_data):
 def features(golden):
     with np.load(golden / "inputs.npz") as stored:
         sizes = torch.from_numpy(stored["image_sizes"]).float()
-        tensors = (torch.from_numpy(stored[name]) for name in ("features", "padding_mask"))
-        return Features(*tensors, extents=sizes.flip(-1) / 32)
+        tensors = [torch.from_numpy(stored[name]) for name in ("features", "padding_mask")]
+        valid_sizes = (tuple(tensors[0].shape[-2:]),) * len(sizes)
+        return Features(*tensors, sizes.flip(-1) / 32, valid_sizes)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_predictions_are_the_authors(golden, features, setting):
-    """Logits and boxes of all layers within 1e-4, under the authors' parameter names."""
+    """Compare logits and boxes of all layers, under the authors' parameter names."""
     network = build(setting, features)
     with np.load(golden / f"{setting}.npz") as stored:
         names = {str(x).split()[0] for x in stored["state_dict_names"]}
         expected = [torch.from_numpy(stored[name]) for name in ("pred_logits", "pred_boxes")]
     assert set(network.state_dict()) == names
     with torch.no_grad():
-        predictions = network(None, all_layers=True)
+        output = network(None, all_layers=True)
         last = network(None, all_layers=False)
-    for ours, theirs, alone in zip(predictions[:2], expected, last[:2], strict=True):
-        assert_close(ours, theirs, atol=1e-4, rtol=0)
-        assert_close(alone, ours[-1:], atol=1e-6, rtol=0)
+    for found, reference, alone in zip(output[:2], expected, last[:2], strict=True):
+        assert_close(found, reference, atol=1e-4, rtol=0)
+        assert_close(alone, found[-1:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_matches_and_losses_are_the_authors(golden, features, setting):
-    """The last layer's matches equal, all layers' losses within 1e-4."""
+    """Compare the matches of the last layer and the losses of all layers."""
     with np.load(golden / "inputs.npz") as inputs:
         objects = [(torch.from_numpy(inputs[f"labels_{i}"]), torch.from_numpy(inputs[f"boxes_{i}"])) for i in (0, 1)]
     counts = tuple(len(labels) for labels, _ in objects)
@@ -126,13 +124,13 @@ def test_matches_and_losses_are_the_authors(golden, features, setting):
     cost = MatchingCost(class_weight=2.0, class_loss="focal")
     criterion = SetCriterion(num_classes=11, cost=cost, matcher=HungarianMatcher(), class_loss="focal")
     with torch.no_grad():
-        predictions = build(setting, features)(None, all_layers=True)
-        matches = criterion.matcher(cost(predictions, targets), counts)[-1]
-        _, metrics = criterion(predictions, targets)
+        output = build(setting, features)(None, all_layers=True)
+        matches = criterion.match(output, targets)
+        _, metrics = criterion.losses(output, targets, matches)
     with np.load(golden / f"{setting}.npz") as stored:
         for i, count in enumerate(counts):
             expected = dict(zip(stored[f"match_target_{i}"].tolist(), stored[f"match_query_{i}"].tolist(), strict=True))
-            assert dict(enumerate(matches[i, :count].tolist())) == expected
+            assert dict(enumerate(matches[-1, i, :count].tolist())) == expected
         losses = {name.removeprefix("loss/"): stored[name].item() for name in stored if name.startswith("loss/")}
     assert len(losses) == 19
     for name, expected in losses.items():
@@ -140,7 +138,7 @@ def test_matches_and_losses_are_the_authors(golden, features, setting):
 
 
 def explicit(network: DetrNetwork) -> DetrNetwork:
-    """The same network with cross attention that makes the whole bias, whatever its type."""
+    """Let the cross attention of ``network`` compute the whole bias, whatever its type."""
     for layer in network.transformer.decoder.layers:
         layer.multihead_attn.__class__ = ExplicitAttention
     return network
@@ -184,8 +182,8 @@ def test_bfloat16_is_close(features, setting):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_autocast_does_not_round_the_places(training):
-    """Squares of forty features' distances, of which bfloat16 keeps eight bits, cancel each other."""
+def test_autocast_does_not_round_the_bias(training):
+    """Squared distances of forty features cancel each other; bfloat16 would keep eight bits of them."""
     torch.manual_seed(0)
     attention = SpatialAttention(16, 2, dropout=1e-4).train(training)
     query, memory = torch.randn(1, 5, 16), torch.randn(1, 1600, 16)
@@ -204,7 +202,7 @@ def test_autocast_does_not_round_the_places(training):
     ids=["plain", "pre-norm", "one layer", "two heads"],
 )
 def test_any_size_trains(make_model, make_inputs, dynamic_scale, options):
-    """Any hidden size, heads, depth; also pre-norm; every parameter has a gradient."""
+    """Every parameter has a gradient with any number of heads and layers, and with pre-norm."""
     smca = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", dynamic_scale)
     model = make_model(*smca, "MODEL.DETR.CLASS_LOSS", "focal", *options).train()
     sum(model(make_inputs([(64, 96), (80, 64)], [3, 0])).values()).backward()

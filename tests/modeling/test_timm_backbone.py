@@ -26,7 +26,7 @@ def make_timm_cfg(make_cfg):
 
 @pytest.fixture
 def save(tmp_path):
-    """A function that saves the weights of a whole timm model, its classifier included; returns the model."""
+    """Return a function that saves the weights of a whole timm model, and returns the model and the file."""
 
     def make(name: str) -> tuple[torch.nn.Module, str]:
         torch.manual_seed(1)
@@ -42,18 +42,18 @@ def save(tmp_path):
 def assert_same_features(backbone, model, size):
     image = torch.randn(2, 3, *size)
     levels = backbone.eval()(image)
-    # The model's own way to its features, without the extractor that the backbone is made with.
+    # The model's own method, without the feature extractor that the backbone uses.
     expected = model.forward_intermediates(image, intermediates_only=True)
     shapes = backbone.output_shape()
     assert list(levels) == list(shapes)
     for name, features in levels.items():
-        wanted = next(x for x in expected if size[0] // x.shape[-2] == shapes[name].stride)
-        assert_close(features, wanted, atol=1e-5, rtol=1e-5)
+        reference = next(x for x in expected if size[0] // x.shape[-2] == shapes[name].stride)
+        assert_close(features, reference, atol=1e-5, rtol=1e-5)
         assert features.shape[1] == shapes[name].channels
 
 
 def test_features_are_timms(make_timm_cfg, save):
-    """A file of weights is loaded, batch norms are frozen at its statistics, and timm's features result."""
+    """Load a file of weights, freeze batch norms at its statistics, and compare features with timm's."""
     model, file = save(SMALL)
     options = ("MODEL.TIMM.WEIGHTS", file, "MODEL.TIMM.OUT_INDICES", "(1, 2, 3, 4)")
     backbone = build_backbone(make_timm_cfg(SMALL, *options))
@@ -70,7 +70,7 @@ def test_features_of_bit(repository, make_timm_cfg, save):
 
 
 def test_bit_from_the_file_of_its_authors(make_timm_cfg, save, tmp_path):
-    """BiT-S is published as .npz, in TensorFlow's names and layout."""
+    """BiT-S is published as .npz, with TensorFlow's names and layout."""
     model, _ = save(BIT)
     arrays = {}
 
@@ -150,7 +150,7 @@ def test_model_trains_and_predicts(make_timm_cfg, make_inputs):
 
 
 def test_transformers_pad_to_their_patches(make_cfg, make_inputs, tmp_path):
-    """A Swin returns channels last and takes multiples of its patches; arguments come from MODEL.TIMM.ARGS."""
+    """A Swin returns channels last and requires multiples of its patches; MODEL.TIMM.ARGS has its arguments."""
     (tmp_path / "swin.yaml").write_text("""
 MODEL:
   BACKBONE: {NAME: build_timm_backbone, FREEZE_AT: 0}
@@ -176,14 +176,14 @@ def test_levels_of_equal_stride_are_numbered():
     assert backbone.size_divisibility == 0
 
 
-def test_whole_models_weights_spare_the_backbones(make_timm_cfg, monkeypatch):
+def test_weights_of_the_whole_model_replace_those_of_the_backbone(make_timm_cfg, monkeypatch):
     """With MODEL.WEIGHTS set nothing is downloaded that the checkpoint replaces."""
-    asked = []
+    flags = []
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: asked.append(pretrained) or create(*a, **k))
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: flags.append(pretrained) or create(*a, **k))
     for weights in ("", "model.pth"):
         build_backbone(make_timm_cfg(SMALL, "MODEL.TIMM.PRETRAINED", True, "MODEL.WEIGHTS", weights))
-    assert asked == [True, False]
+    assert flags == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_mistakes(make_timm_cfg, options, message):
 
 
 def test_weights_of_another_model(make_timm_cfg, save):
-    """timm itself would load what fits, here nothing, and say nothing."""
+    """Timm itself would load matching weights, here none, without an error."""
     _, file = save("test_convnext")
     with pytest.raises(UserError, match=r"MODEL\.TIMM\.WEIGHTS .* lacks 15 of 15 weights of MODEL\.TIMM\.NAME"):
         build_backbone(make_timm_cfg(SMALL, "MODEL.TIMM.WEIGHTS", file))
 
 
-def test_log_tells_what_is_frozen(make_timm_cfg, caplog):
+def test_log_counts_frozen_parameters(make_timm_cfg, caplog):
     with caplog.at_level(logging.INFO, logger=timm_backbone.__name__):
         build_backbone(make_timm_cfg(SMALL))
     assert "FREEZE_AT 2: 5 of" in caplog.text

@@ -1,4 +1,4 @@
-"""Training with compiled layers, against training without, with all but the last step of compiling, which is slow."""
+"""Training with compiled layers against training without; the last step of compiling, which is slow, is left out."""
 
 import copy
 import logging
@@ -12,11 +12,10 @@ from torch._dynamo.utils import counters
 from torch._functorch.compilers import nop
 from torch.testing import assert_close
 
-import detr_d2.modeling.compilation
 from detr_d2.inference import optimize_for_inference
-from detr_d2.modeling import training_compilation as compilation
+from detr_d2.modeling import compilation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.compilation import compile_for_training
+from detr_d2.modeling.compilation import can_compile_training, compile_for_training
 from detr_d2.utils.precision import without_autocast
 
 SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
@@ -24,11 +23,11 @@ SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "f
 MASKS = ("MODEL.MASK_ON", True)
 SIZES = [(64, 96), (80, 64)]
 
-needs_new_torch = pytest.mark.skipif(not compilation.can_compile_training(), reason="compiles the backward pass too late")
+needs_new_torch = pytest.mark.skipif(not can_compile_training(), reason="compiles the backward pass too late")
 
 
 @pytest.fixture(autouse=True)
-def _forget():
+def _reset():
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -37,19 +36,19 @@ def _forget():
 
 @pytest.fixture
 def counter(monkeypatch):
-    """Counts what is compiled, with all but the last step of compiling."""
+    """Count what is compiled, without the last step of compiling."""
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", counter)
+    monkeypatch.setattr(compilation, "BACKEND", counter)
     return counter
 
 
 def codes() -> int:
-    """How many pieces of code were compiled; a backend may be asked twice for one."""
+    """Return the number of compiled pieces of code; a backend may be called twice for one."""
     return counters["stats"]["unique_graphs"]
 
 
 def backward(model, inputs, dtype=None):
-    """The losses, and the gradients of their sum."""
+    """Return the losses, and the gradients of their sum."""
     model.zero_grad()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         losses = model(inputs)
@@ -62,7 +61,7 @@ def assert_same(found, expected, tolerance=1e-5):
     for a, b in zip(found, expected, strict=True):
         assert a.keys() == b.keys()
         for name, x in b.items():
-            # Some gradients are zero but for rounding.
+            # Some gradients are zero up to rounding.
             scale = x.abs().max().clamp(min=1e-3)
             assert_close(a[name] / scale, x / scale, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -88,7 +87,7 @@ def test_losses_and_gradients(make_model, make_inputs, counter, options, checkpo
 @pytest.mark.slow
 @needs_new_torch
 def test_bfloat16(make_model, make_inputs, counter):
-    """Compiled code rounds elsewhere, not more: it is as near to float32 as without."""
+    """Compiled code rounds elsewhere, not more: the distance from float32 does not grow."""
     model = make_model(*SMALL, *SMCA).train()
     batch = make_inputs(SIZES, [3, 2], masks=True)
     _, exact = backward(model, batch)
@@ -113,8 +112,8 @@ class Float32Layer(nn.Module):
 
 
 @needs_new_torch
-def test_what_is_float32_has_gradients_in_float32(counter):
-    """Compiled where autocast is on, the backward pass runs where it is off."""
+def test_float32_layers_have_float32_gradients(counter):
+    """The forward pass is compiled under autocast, and the backward pass runs without it."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.ModuleList([Float32Layer(), Float32Layer()]))
     layer, x = layers[0][0], torch.randn(8, 64)
@@ -130,14 +129,14 @@ def test_what_is_float32_has_gradients_in_float32(counter):
 @needs_new_torch
 @pytest.mark.parametrize("options", [(), SMCA], ids=["DETR", "SMCA"])
 def test_few_codes_for_many_sizes(make_model, make_inputs, counter, options):
-    """However many layers there are."""
+    """Whatever the number of layers."""
     model = make_model(*SMALL, "MODEL.DETR.ENC_LAYERS", 3, "MODEL.DETR.DEC_LAYERS", 4, *options).train()
     compile_for_training(model.detr.transformer)
-    # The features of the first are as high as wide.
+    # The first features are as high as wide.
     for sizes in ([(64, 96), (80, 64)], [(96, 64), (64, 128)], [(33, 70), (120, 64)]):
         before = codes()
         backward(model, make_inputs(sizes, [3, 2]))
-        # Of encoder and decoder layers the first sees other strides, or needs other gradients.
+        # The first encoder and decoder layers have inputs of other strides, or need other gradients.
         assert codes() - before == (4 if before == 0 else 0)
 
 
@@ -178,13 +177,13 @@ def backward_without(model, batch):
 @needs_new_torch
 @pytest.mark.parametrize("direction", ["fw_compiler", "bw_compiler"])
 def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, direction):
-    """One warning, before anything is computed, and losses and gradients as without."""
+    """There is one warning, before anything is computed; losses and gradients are those without compiling."""
 
     def failing(graph, example_inputs):
         raise RuntimeError("no compiler")
 
     backend = aot_autograd(**{"fw_compiler": nop, "bw_compiler": nop, direction: failing})
-    monkeypatch.setattr(detr_d2.modeling.compilation, "BACKEND", backend)
+    monkeypatch.setattr(compilation, "BACKEND", backend)
     model = make_model(*SMALL).train()
     batch = make_inputs(SIZES, [3, 2])
     expected = backward(model, batch)
@@ -198,7 +197,7 @@ def test_where_compiling_fails(make_model, make_inputs, monkeypatch, caplog, dir
 
 
 def test_with_an_old_version(make_model, monkeypatch, caplog):
-    monkeypatch.setattr(compilation, "_COMPILING_AHEAD", "no_such_option")
+    monkeypatch.setattr(compilation, "_COMPILE_BACKWARD_FIRST", "no_such_option")
     monkeypatch.setattr(compilation, "TORCH_VERSION", (2, 3))
     transformer = make_model(*SMALL).detr.transformer
     with caplog.at_level(logging.WARNING, logger="detr_d2"):
@@ -209,7 +208,7 @@ def test_with_an_old_version(make_model, monkeypatch, caplog):
 
 @needs_new_torch
 def test_predicting_afterwards(make_model, make_inputs, counter):
-    """The transformer in one piece."""
+    """The transformer is compiled in one piece."""
     model = make_model(*SMALL)
     compile_for_training(model.detr.transformer)
     inputs = make_inputs(SIZES[:1], [0])

@@ -18,24 +18,24 @@ def random_problem(layers=2, counts=(3, 1), queries=6, classes=4):
 
 
 def test_is_the_originals():
-    predictions, targets = random_problem()
-    cost = MatchingCost(class_weight=1.5, l1_weight=5.0, giou_weight=2.0)(predictions, targets)
+    output, targets = random_problem()
+    cost = MatchingCost(class_weight=1.5, l1_weight=5.0, giou_weight=2.0)(output, targets)
     for layer in range(2):
         for image, count in enumerate(targets.counts):
-            logits, boxes = predictions.logits[layer, image], predictions.boxes[layer, image]
-            wanted = targets.boxes[image, :count]
+            logits, boxes = output.logits[layer, image], output.boxes[layer, image]
+            expected_boxes = targets.boxes[image, :count]
             expected = (
                 -1.5 * logits.softmax(-1)[:, targets.labels[image, :count]]
-                + 5.0 * torch.cdist(boxes, wanted, p=1)
-                - 2.0 * generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(wanted))
+                + 5.0 * torch.cdist(boxes, expected_boxes, p=1)
+                - 2.0 * generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(expected_boxes))
             )
             assert_close(cost[layer, image, :, :count], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_is_float32_under_autocast():
-    """Edge case C28: logits of +-60 in half precision give the float32 match."""
-    predictions, targets = random_problem(queries=20, counts=(8, 5))
-    extreme = Output(predictions.logits.sign() * 60, predictions.boxes)
+    """Logits of +-60 in half precision give the match of float32."""
+    output, targets = random_problem(queries=20, counts=(8, 5))
+    extreme = Output(output.logits.sign() * 60, output.boxes)
     expected = MatchingCost()(extreme, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cost = MatchingCost()(extreme, targets)
@@ -46,11 +46,10 @@ def test_is_float32_under_autocast():
 
 
 def test_identical_boxes_get_distinct_queries():
-    """Edge case C29."""
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     targets = Targets(torch.zeros(1, 3, dtype=torch.int64), box.expand(1, 3, 4), (3,))
-    predictions = Output(torch.zeros(1, 1, 5, 2), box.expand(1, 1, 5, 4))
-    matches = HungarianMatcher()(MatchingCost()(predictions, targets), targets.counts)
+    output = Output(torch.zeros(1, 1, 5, 2), box.expand(1, 1, 5, 4))
+    matches = HungarianMatcher()(MatchingCost()(output, targets), targets.counts)
     assert len(set(matches.flatten().tolist())) == 3
 
 

@@ -8,7 +8,7 @@ from detr_d2.criterion.matching import HungarianMatcher
 
 
 def brute_force(cost: torch.Tensor) -> float:
-    """The least total cost of giving each column a row of its own."""
+    """Return the minimum total cost of matching each column with a row of its own."""
     rows, columns = cost.shape
     return min(
         sum(cost[row, column].item() for column, row in enumerate(choice))
@@ -28,7 +28,7 @@ def test_is_optimal_in_every_layer_and_image():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_entry_that_is_not_finite(bad):
-    """Edge case C26: it is avoided, and the rest is matched as well as can be."""
+    """It is avoided, and the rest is matched optimally."""
     cost = torch.rand(1, 1, 6, 6) * 1000
     cost[0, 0, 2, 3] = bad
     matches = HungarianMatcher()(cost, (6,))[0, 0].tolist()

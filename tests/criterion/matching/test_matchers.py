@@ -1,4 +1,4 @@
-"""What every registered matcher must do: see detr_d2.criterion.matching.matcher.Matcher."""
+"""Requirements of every registered matcher; see detr_d2.criterion.matching.matcher.Matcher."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def assert_one_to_one(matches, counts, queries):
             assert set(row[count:]) <= {-1}
 
 
-def test_one_query_an_object_at_nearly_the_least_cost(matcher):
+def test_one_query_per_object_at_nearly_the_minimum_cost(matcher):
     counts = (4, 0, 2, 7)
     cost = random_cost(2, 4, 9, 7)
     matches = matcher(cost, counts)
@@ -35,11 +35,11 @@ def test_one_query_an_object_at_nearly_the_least_cost(matcher):
     for layer in range(2):
         for image, count in enumerate(counts):
             problem = cost[layer, image, :, :count].numpy()
-            least = problem[linear_sum_assignment(problem)].sum()
-            assert problem[matches[layer, image, :count], range(count)].sum() <= 1.01 * least + 1e-6
+            minimum = problem[linear_sum_assignment(problem)].sum()
+            assert problem[matches[layer, image, :count], range(count)].sum() <= 1.01 * minimum + 1e-6
 
 
-def test_padding_columns_have_no_say(matcher):
+def test_padding_columns_make_no_difference(matcher):
     cost = random_cost(1, 1, 5, 3)
     alone = matcher(cost[..., :2], (2,))
     for padding in (float("nan"), -1e9, 1e9):
@@ -47,7 +47,7 @@ def test_padding_columns_have_no_say(matcher):
         assert matcher(cost, (2,))[0, 0].tolist() == [*alone[0, 0].tolist(), -1]
 
 
-def test_company_in_a_batch_has_no_say(matcher):
+def test_other_images_of_the_batch_make_no_difference(matcher):
     counts = (3, 6, 1)
     cost = random_cost(2, 3, 8, 6)
     together = matcher(cost, counts)
@@ -58,15 +58,15 @@ def test_company_in_a_batch_has_no_say(matcher):
 
 @pytest.mark.parametrize(("queries", "objects"), [(100, 150), (1, 3), (4, 4), (1, 1)])
 def test_no_more_queries_than_objects(matcher, queries, objects):
-    """Edge case C25: as many matches as there are queries, beside an image with fewer objects."""
+    """There are as many matches as queries, also with another image with fewer objects."""
     cost = random_cost(1, 2, queries, objects) + 5000
     matches = matcher(cost, (objects, 1))
     assert_one_to_one(matches, (objects, 1), queries)
     problem = cost[0, 0].double().numpy()
     found = matches[0, 0] >= 0
     total = problem[matches[0, 0, found], found.nonzero().squeeze(1)].sum()
-    least, random = problem[linear_sum_assignment(problem)].sum(), queries * problem.mean()
-    assert total - least <= 0.001 * (random - least)
+    minimum, random = problem[linear_sum_assignment(problem)].sum(), queries * problem.mean()
+    assert total - minimum <= 0.001 * (random - minimum)
     assert matches[0, 1, 0] == cost[0, 1, :, 0].argmin()
 
 
@@ -76,7 +76,7 @@ def test_equal_costs(matcher, value):
 
 
 def test_duplicate_objects_and_duplicate_queries(matcher):
-    """Edge case C29: forty objects of one place, for each of which the same forty queries are best."""
+    """Forty equal objects, for each of which the same forty queries are best."""
     cost = torch.ones(1, 1, 100, 40)
     cost[:, :, 30:70] = 0.0
     matches = matcher(cost, (40,))
@@ -84,25 +84,25 @@ def test_duplicate_objects_and_duplicate_queries(matcher):
 
 
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**-10, 2.0**10, 2.0**60])
-def test_magnitude_of_the_cost_has_no_say(matcher, factor):
+def test_magnitude_of_the_cost_makes_no_difference(matcher, factor):
     cost = random_cost(1, 3, 20, 12) - 0.5
     assert matcher(cost * factor, (12, 5, 9)).tolist() == matcher(cost, (12, 5, 9)).tolist()
 
 
 def test_one_object_of_another_magnitude(matcher):
-    """The others are matched as well as if it were not there."""
+    """The others are matched as well as without it."""
     cost = random_cost(1, 1, 100, 60, seed=3)
     cost[..., 0] *= 1e9
     matches = matcher(cost, (60,))[0, 0]
     problem = cost[0, 0].double().numpy()
     queries, objects = linear_sum_assignment(problem)
-    least = problem[queries, objects][objects > 0].sum()
-    assert problem[matches[1:], range(1, 60)].sum() <= 1.01 * least
+    minimum = problem[queries, objects][objects > 0].sum()
+    assert problem[matches[1:], range(1, 60)].sum() <= 1.01 * minimum
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_entries_that_are_not_finite(matcher, bad):
-    """Edge case C26: they are avoided, and the rest is matched well."""
+    """They are avoided, and the rest is matched well."""
     cost = random_cost(1, 3, 6, 6) * 1000
     cost[0, 0, 2, 3] = bad  # one entry
     cost[0, 1, 4, :] = bad  # one query
@@ -117,7 +117,7 @@ def test_entries_that_are_not_finite(matcher, bad):
 
 
 def test_nothing_finite(matcher):
-    """Edge case C27: never masked into a match; the message says where."""
+    """The error names the object, the image and the layer."""
     cost = random_cost(3, 2, 4, 2)
     cost[1, 1] = float("nan")
     with pytest.raises(FloatingPointError, match=r"object 0 of image 1 .* decoder layer 1 .*2 of 12"):
@@ -139,7 +139,6 @@ def test_no_objects_at_all(matcher):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_matched_in_float32(matcher, dtype):
-    """Edge case C28."""
     cost = random_cost(3, 2, 100, 60).to(dtype)
     expected = matcher(cost.float(), (60, 50))
     assert matcher(cost, (60, 50)).tolist() == expected.tolist()
@@ -147,7 +146,7 @@ def test_half_precision_is_matched_in_float32(matcher, dtype):
         assert matcher(cost.float(), (60, 50)).tolist() == expected.tolist()
 
 
-def test_no_gradient_and_no_trace_on_the_cost(matcher):
+def test_no_gradient_and_an_unchanged_cost(matcher):
     cost = random_cost(1, 2, 8, 5).requires_grad_()
     before = cost.detach().clone()
     matches = matcher(cost * 1.0, (5, 3))

@@ -4,22 +4,22 @@ import torch
 from detr_d2.criterion.matching.rounding import improve_by_swaps, round_to_matching
 
 
-def everything(problems, rows, columns):
+def select_all(problems, rows, columns):
     return torch.ones(problems, rows, dtype=torch.bool), torch.ones(problems, columns, dtype=torch.bool)
 
 
 def test_best_pairs_first():
     score = torch.tensor([[[9.0, 8.0, 1.0], [10.0, 2.0, 0.0], [7.0, 6.0, 5.0]]])
-    assert round_to_matching(score, *everything(1, 3, 3)).tolist() == [[1, 0, 2]]
+    assert round_to_matching(score, *select_all(1, 3, 3)).tolist() == [[1, 0, 2]]
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_any_score_gives_a_matching(value, noise):
-    """Fifty rows that want the same: more than there are rounds."""
+    """Fifty equal rows are more than there are rounds."""
     score = torch.full((2, 50, 60), value)
     score[1, ::3, ::2] = 1.0
-    rows, columns = everything(2, 50, 60)
+    rows, columns = select_all(2, 50, 60)
     rows[1, 40:] = False
     columns[:, :10] = False
     matched = round_to_matching(score, rows, columns, noise=noise)
@@ -32,7 +32,7 @@ def test_any_score_gives_a_matching(value, noise):
 
 def improved(cost, matched, rows=None, columns=None, sweeps=5):
     cost = torch.tensor([cost], dtype=torch.float32)
-    all_rows, all_columns = everything(*cost.shape)
+    all_rows, all_columns = select_all(*cost.shape)
     rows = all_rows if rows is None else torch.tensor([rows])
     columns = all_columns if columns is None else torch.tensor([columns])
     return improve_by_swaps(cost, torch.tensor([matched]), rows, columns, sweeps).tolist()[0]
@@ -48,7 +48,7 @@ def test_a_row_moves_to_a_free_column():
 
 
 def test_a_row_pushes_another_to_a_free_column():
-    """The first wants the second's column; the second can't have the first's, but does well with the third."""
+    """The first takes the second's column; for the second the third column is cheaper than the first."""
     assert improved([[5, 0, 9], [9, 1, 2]], [0, 1], sweeps=1) == [1, 2]
 
 
@@ -59,7 +59,7 @@ def test_padding_rows_stay_out():
 def test_moves_that_touch_the_same_column_are_not_made_at_once():
     generator = torch.Generator().manual_seed(0)
     cost = torch.rand(50, 12, 15, generator=generator)
-    rows, columns = everything(50, 12, 15)
+    rows, columns = select_all(50, 12, 15)
     matched = torch.arange(12).expand(50, 12)
     before = cost.gather(2, matched[:, :, None]).sum((1, 2))
     for _ in range(8):

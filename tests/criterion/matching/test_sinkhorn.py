@@ -17,12 +17,12 @@ CLASSES = 80
 
 
 def random_boxes(*size, generator):
-    centre = torch.rand(*size, 2, generator=generator)
-    return torch.cat((centre, 0.02 + 0.5 * torch.rand(*size, 2, generator=generator) ** 2), -1)
+    center = torch.rand(*size, 2, generator=generator)
+    return torch.cat((center, 0.02 + 0.5 * torch.rand(*size, 2, generator=generator) ** 2), -1)
 
 
 def predict_near(boxes, labels, queries, generator):
-    """As a trained model: half of the queries name the class of an object, all are more or less where one is."""
+    """Predict as a trained model: half of the queries find the class of an object, all are near one."""
     source = torch.randint(len(labels), (queries,), generator=generator)
     spread = 0.1 * 10 ** (-2 * torch.rand(queries, 1, generator=generator))
     near = (boxes[source] + spread * torch.randn(queries, 4, generator=generator)).clamp(0.01, 0.99)
@@ -33,7 +33,7 @@ def predict_near(boxes, labels, queries, generator):
 
 
 def make_problem(kind, queries, objects, generator):
-    """A cost (queries, objects), of random numbers or of random predictions."""
+    """Return a cost (queries, objects), of random numbers or of random predictions."""
     if kind == "uniform":
         return torch.rand(queries, objects, generator=generator)
     if kind == "normal":
@@ -57,7 +57,7 @@ def detr_cost(logits, boxes, object_boxes, labels):
 
 
 def gaps(problems, **options):
-    """How much dearer than the optimum: relative to it, and to what a random matching costs more."""
+    """Return the distance from the minimum cost, relative to the minimum, and to the distance of a random matching."""
     counts = tuple(x.shape[1] for x in problems)
     cost = torch.zeros(1, len(problems), problems[0].shape[0], max(counts))
     for i, problem in enumerate(problems):
@@ -68,10 +68,10 @@ def gaps(problems, **options):
         problem = problem.double().numpy()
         assert len(set(match[:count].tolist())) == count
         assert match[:count].min() >= 0
-        least = problem[linear_sum_assignment(problem)].sum()
-        more = problem[match[:count], range(count)].sum() - least
-        relative.append(more / abs(least))
-        to_random.append(more / max(count * problem.mean() - least, 1e-9))
+        minimum = problem[linear_sum_assignment(problem)].sum()
+        more = problem[match[:count], range(count)].sum() - minimum
+        relative.append(more / abs(minimum))
+        to_random.append(more / max(count * problem.mean() - minimum, 1e-9))
     return np.array(relative), np.array(to_random)
 
 
@@ -108,7 +108,7 @@ def test_within_one_percent_on_real_objects(real_data):
 
 
 def test_within_one_percent_on_real_images(real_data, make_cfg):
-    """The costs that a small model, not trained, finds in images of COCO."""
+    """Costs of a small, untrained model for images of COCO."""
     cfg = make_cfg(
         *("MODEL.DETR.NUM_CLASSES", 91, "MODEL.DETR.NUM_OBJECT_QUERIES", 100),
         *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.CROP.ENABLED", False),
@@ -137,7 +137,7 @@ def test_within_one_percent_on_real_images(real_data, make_cfg):
 @pytest.mark.parametrize(("queries", "objects"), [(7, 4), (5, 5), (4, 6)])
 @pytest.mark.parametrize("momentum_from", [0, 1000])
 def test_the_transport_plan(queries, objects, momentum_from):
-    """Against Sinkhorn's plain iteration, in float64, over a square with objects or queries that cost nothing."""
+    """Compare with Sinkhorn's plain iteration, in float64, of a square with objects or queries that cost nothing."""
     cost = torch.rand(1, 1, queries, objects + 2, generator=torch.Generator().manual_seed(7))
     matcher = SinkhornMatcher(epsilon=0.1, threshold=0.0, max_iterations=500, momentum_from=momentum_from)
     plan, problem, _, columns = matcher.transport(cost, (objects,))
@@ -154,7 +154,7 @@ def test_the_transport_plan(queries, objects, momentum_from):
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses what makes the host wait for a device."""
+    """Refusal of functions that make the host wait for a device."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique")
 
@@ -170,7 +170,7 @@ class NoSync(TorchDispatchMode):
 
 @pytest.mark.parametrize(("queries", "width"), [(20, 7), (5, 7)])
 def test_the_host_never_waits_for_the_device(queries, width):
-    """On a device without values, all that asks for one fails."""
+    """On a device without values, reading one fails."""
     cost = torch.empty(3, 2, queries, width, device="meta")
     with NoSync():
         matches = SinkhornMatcher()(cost, (width, 2))
@@ -179,45 +179,45 @@ def test_the_host_never_waits_for_the_device(queries, width):
     assert matches.dtype == torch.int64
 
 
-class Elsewhere(torch.Tensor):
-    """A tensor on the CPU that does not say so."""
+class DeviceTensor(torch.Tensor):
+    """A tensor on the CPU whose ``is_cpu`` is False."""
 
     is_cpu = False
 
 
 def test_stopping_early_changes_nothing():
-    """The CPU stops when all is done; a device goes on."""
+    """The CPU stops when all problems have converged; a device continues."""
     generator = torch.Generator().manual_seed(3)
     cost = torch.stack([make_problem("trained", 30, 12, generator) for _ in range(6)]).view(2, 3, 30, 12)
     early = SinkhornMatcher()(cost, (12, 5, 9))
-    late = SinkhornMatcher()(cost.as_subclass(Elsewhere), (12, 5, 9))
+    late = SinkhornMatcher()(cost.as_subclass(DeviceTensor), (12, 5, 9))
     assert early.tolist() == late.tolist()
 
 
-def test_offset_of_the_cost_has_no_say():
+def test_offset_of_the_cost_makes_no_difference():
     generator = torch.Generator().manual_seed(4)
     cost = make_problem("trained", 30, 12, generator)[None, None].double().round(decimals=3).float()
     moved = (cost.double() + 64).float()
     assert SinkhornMatcher()(moved, (12,)).tolist() == SinkhornMatcher()(cost, (12,)).tolist()
 
 
-def test_momentum_and_decay_bring_more_in_the_same_iterations():
-    """Without the swaps, which would mend it."""
+def test_momentum_and_decay_converge_faster():
+    """Without swaps, which would hide the differences."""
     generator = torch.Generator().manual_seed(5)
     problems = [make_problem("crowd", 50, 40, generator) for _ in range(30)]
     mean = {
         name: gaps(problems, swap_sweeps=0, **options)[1].mean()
         for name, options in {
-            "as it is": {},
+            "default": {},
             "no momentum": {"momentum_from": 1000},
             "no decay": {"epsilon_init": 1.0},
             "no iterations": {"max_iterations": 0},
         }.items()
     }
-    assert mean["as it is"] < mean["no momentum"] < mean["no decay"] < mean["no iterations"]
+    assert mean["default"] < mean["no momentum"] < mean["no decay"] < mean["no iterations"]
 
 
-def test_swaps_mend_what_rounding_left():
+def test_swaps_improve_the_rounded_matching():
     generator = torch.Generator().manual_seed(6)
     problems = [make_problem("untrained", 50, 30, generator) for _ in range(20)]
     without, with_swaps = (gaps(problems, max_iterations=0, swap_sweeps=sweeps)[1].mean() for sweeps in (0, 20))
@@ -225,7 +225,7 @@ def test_swaps_mend_what_rounding_left():
 
 
 def test_not_finite_on_a_device_is_left_to_the_loss():
-    matches = SinkhornMatcher()(torch.full((1, 1, 6, 3), float("nan")).as_subclass(Elsewhere), (3,))
+    matches = SinkhornMatcher()(torch.full((1, 1, 6, 3), float("nan")).as_subclass(DeviceTensor), (3,))
     assert len(set(matches[0, 0].tolist())) == 3
 
 

@@ -1,4 +1,4 @@
-"""Panoptic results against the original's PostProcessPanoptic, and cases by hand."""
+"""Panoptic results against the original's PostProcessPanoptic, and hand-made cases."""
 
 import io
 from dataclasses import replace
@@ -30,7 +30,7 @@ SIZES = [
 
 
 def confident(classes: list[int], probability: float = 0.95, num_classes: int = len(IS_THING)) -> torch.Tensor:
-    """(len(classes), num_classes + 1) logits of which the softmax gives each class this probability."""
+    """Return (len(classes), num_classes + 1) logits with which each query has its class with this probability."""
     rest = (1 - probability) / num_classes
     probabilities = torch.full((len(classes), num_classes + 1), rest, dtype=torch.float64)
     probabilities[range(len(classes)), classes] = probability
@@ -42,9 +42,11 @@ def layers(*maps: list[list[float]]) -> torch.Tensor:
 
 
 def segment(logits, masks, size, output_size=None, rules=RULES, padded_size=None):
+    """Select the confident queries, and segment by their masks."""
+    selected = rules.select(logits)
     return panoptic_segmentation(
-        logits,
-        masks.__getitem__,
+        selected,
+        masks[selected.queries],
         padded_size=padded_size or size,
         image_size=size,
         output_size=output_size or size,
@@ -53,16 +55,16 @@ def segment(logits, masks, size, output_size=None, rules=RULES, padded_size=None
 
 
 def original(logits, masks, size, output_size, threshold=0.85):
-    """The original's id map (H, W), whose ids count from 0, and its segments."""
+    """Return the original's id map (H, W), whose ids count from 0, and its segments."""
     post = PostProcessPanoptic(dict(enumerate(IS_THING)), threshold)
     outputs = {"pred_logits": logits[None], "pred_masks": masks[None], "pred_boxes": torch.zeros(1, len(logits), 4)}
     result = post(outputs, [size], [output_size])[0]
-    picture = np.array(Image.open(io.BytesIO(result["png_string"]))).astype(np.int64)
-    return picture @ [1, 256, 65536], result["segments_info"]
+    image = np.array(Image.open(io.BytesIO(result["png_string"]))).astype(np.int64)
+    return image @ [1, 256, 65536], result["segments_info"]
 
 
-def assert_same(ours, expected):
-    ids, infos = ours
+def assert_same(found, expected):
+    ids, infos = found
     expected_ids, expected_infos = expected
     assert ids.dtype == torch.int32
     if expected_infos:
@@ -75,7 +77,7 @@ def assert_same(ours, expected):
 
 
 def random_case(seed: int, mask_size: tuple[int, int], num_queries: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of which about half are confident, and coarse and fine blobs, so that some segments are tiny."""
+    """Return logits, about half of them confident, and masks of which some segments are tiny."""
     generator = torch.Generator().manual_seed(seed)
     logits = 6 * torch.randn(num_queries, len(IS_THING) + 1, generator=generator)
     offsets = 1.5 * torch.randn(num_queries, 1, 1, generator=generator)
@@ -92,7 +94,7 @@ def test_results_are_the_originals(seed, mask_size, size, output_size):
 
 
 def test_the_random_cases_remove_and_merge():
-    """Else the comparison would say little."""
+    """Otherwise the comparison would not test it."""
     removals = merges = 0
     for seed in range(6):
         for mask_size, size, output_size in SIZES:
@@ -109,7 +111,7 @@ def test_the_random_cases_remove_and_merge():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ties_go_to_the_first_query_as_in_the_original(seed):
-    """Integer logits on the image's own grid tie everywhere."""
+    """Integer logits at the size of the image tie everywhere."""
     generator = torch.Generator().manual_seed(seed)
     logits, _ = random_case(seed, (1, 1))
     masks = torch.randint(-2, 3, (24, 30, 40), generator=generator).float()
@@ -120,16 +122,15 @@ def test_ties_go_to_the_first_query_as_in_the_original(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_both_rules_agree_while_nothing_is_removed(seed):
-    """Things only, with room for all."""
+    """With things only, all of them large."""
     masks = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(seed))
     logits = confident([0, 1, 0])
-    ours, theirs = (segment(logits, masks, (24, 24), rules=rules) for rules in (RULES, ORIGINAL))
-    assert torch.equal(ours[0], theirs[0])
-    assert ours[1] == theirs[1]
+    merged, original = (segment(logits, masks, (24, 24), rules=rules) for rules in (RULES, ORIGINAL))
+    assert torch.equal(merged[0], original[0])
+    assert merged[1] == original[1]
 
 
 def test_nothing_over_the_threshold_is_all_void():
-    """Edge case C34."""
     masks = torch.randn(3, 4, 4)
     for logits in (confident([0, 3, 4], probability=0.84), confident([6, 6, 6])):
         ids, infos = segment(logits, masks, (8, 8), (5, 7))
@@ -145,8 +146,8 @@ def test_all_segments_too_small_is_all_void():
     assert infos == []
 
 
-def test_the_threshold_itself_is_too_low():
-    """As in the original: two classes that share a query have probabilities of exactly a half."""
+def test_a_score_at_the_threshold_is_too_low():
+    """As in the original; two classes of one query have probabilities of exactly a half."""
     logits = torch.full((1, 7), -torch.inf)
     logits[0, :2] = 0
     masks = torch.ones(1, 3, 3)
@@ -156,8 +157,8 @@ def test_the_threshold_itself_is_too_low():
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_segments_without_pixels_are_none(merge):
-    """Also where the smallest may stay: a thing that is first nowhere, and the second query of stuff."""
+def test_segments_without_pixels_are_left_out(merge):
+    """Also with the smallest ``min_area``: a thing that is nowhere first, and the second query of stuff."""
     masks = layers([[9, 0]], [[0, 9]], [[1, 1]])
     rules = replace(RULES, min_area=0, merge_after_removal=merge)
     ids, infos = segment(confident([4, 4, 0]), masks, (1, 2), rules=rules)
@@ -165,20 +166,16 @@ def test_segments_without_pixels_are_none(merge):
     assert ids.tolist() == [[1, 1]]
 
 
-def test_masks_are_asked_for_confident_queries_only():
-    asked = []
-
-    def masks(queries):
-        asked.append(queries.tolist())
-        return torch.zeros(len(queries), 4, 4)
-
+def test_confident_queries_are_selected():
     logits = torch.cat([confident([0, 6]), confident([3], probability=0.5), confident([4])])
+    selected = RULES.select(logits)
+    assert selected.queries.tolist() == [0, 3]
+    assert selected.classes == [0, 4]
+    assert selected.scores == pytest.approx([0.95, 0.95])
     sizes = {"padded_size": (4, 4), "image_size": (4, 4), "output_size": (4, 4)}
-    _, infos = panoptic_segmentation(logits, masks, **sizes, rules=RULES)
-    assert asked == [[0, 3]]
+    _, infos = panoptic_segmentation(selected, torch.zeros(2, 4, 4), **sizes, rules=RULES)
     assert [x["category_id"] for x in infos] == [0]
-    panoptic_segmentation(confident([6, 6]), masks, **sizes, rules=RULES)
-    assert len(asked) == 1
+    assert RULES.select(confident([6, 6])).queries.tolist() == []
 
 
 # Stuff left and right, by two queries of one class; on its right half two pixels of a thing; and a thing that is second
@@ -190,7 +187,6 @@ SECOND = [[5, 5, 5, 5, 10, 10], [5, 5, 5, 5, 5, 10], [5, 5, 5, 5, 10, 10]]
 
 
 def test_stuff_stays_merged_when_a_small_segment_is_removed():
-    """Edge case C35."""
     masks = layers(STUFF_LEFT, STUFF_RIGHT, TINY, SECOND)
     ids, infos = segment(confident([4, 4, 1, 0]), masks, (3, 6))
     assert ids.tolist() == [[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 2], [1, 1, 1, 1, 2, 2]]
@@ -200,8 +196,8 @@ def test_stuff_stays_merged_when_a_small_segment_is_removed():
     ]
 
 
-def test_the_original_gives_merged_stuff_away_when_a_small_segment_is_removed():
-    """What C35 mends: the second query's pixels went to whatever thing was second there."""
+def test_the_original_splits_merged_stuff_when_a_small_segment_is_removed():
+    """The pixels of the second query go to the thing that is second there."""
     masks = layers(STUFF_LEFT, STUFF_RIGHT, TINY, SECOND)
     logits = confident([4, 4, 1, 0])
     expected = original(logits, masks, (3, 6), (3, 6))
@@ -209,7 +205,7 @@ def test_the_original_gives_merged_stuff_away_when_a_small_segment_is_removed():
     assert_same(segment(logits, masks, (3, 6), rules=ORIGINAL), expected)
 
 
-def test_stuff_counts_by_its_class_whichever_query_found_it():
+def test_the_area_of_stuff_is_that_of_its_class():
     """Two queries of 3 pixels each are a segment of 6; the same two as things are too small."""
     first, second = [[9, 9, 9, 0, 0, 0]], [[0, 0, 0, 9, 9, 9]]
     ids, infos = segment(confident([5, 5]), layers(first, second), (1, 6))
@@ -228,7 +224,7 @@ def test_things_of_one_class_stay_apart():
 
 
 @pytest.mark.parametrize("merged", [(0.9, 0.97), (0.97, 0.9)])
-def test_scores_are_the_queries_and_the_best_of_merged_ones(merged):
+def test_the_score_of_merged_queries_is_the_highest(merged):
     logits = torch.cat([*(confident([4], score) for score in merged), confident([0], 0.93)])
     _, infos = segment(
         logits, layers([[9] * 5 + [0] * 10], [[0] * 5 + [9] * 5 + [0] * 5], [[0] * 10 + [9] * 5]), (1, 15)
@@ -237,7 +233,7 @@ def test_scores_are_the_queries_and_the_best_of_merged_ones(merged):
 
 
 def test_padding_is_cut_off_before_the_winners_are_resized():
-    """Needs A3: an image in a batch has the segments that it has alone."""
+    """An image in a batch has the segments that it has alone."""
     generator = torch.Generator().manual_seed(0)
     alone = torch.randn(3, 6, 8, generator=generator)
     padded = 20 * torch.randn(3, 10, 9, generator=generator)
@@ -251,7 +247,7 @@ def test_padding_is_cut_off_before_the_winners_are_resized():
 
 
 def test_sigmoid_heads_score_classes_one_by_one():
-    """0.9 and 0.95 pass however large the others are; the last row, no-object, says nothing."""
+    """0.9 and 0.95 are above the threshold, whatever the others are; the last column, no-object, is not used."""
     logits = torch.tensor([[0.9, 0.89, 0.1, 0.1, 0.1, 0.1, 0.99], [0.8, 0.1, 0.1, 0.1, 0.95, 0.1, 0.01]]).logit()
     logits = torch.cat([logits, torch.full((1, 7), 0.84).logit()])
     masks = layers([[9] * 5 + [0] * 5], [[0] * 5 + [9] * 5], [[99] * 10])
@@ -261,7 +257,7 @@ def test_sigmoid_heads_score_classes_one_by_one():
     assert [x["score"] for x in infos] == pytest.approx([0.9, 0.95])
 
 
-def test_half_precision_logits_are_taken():
+def test_half_precision_logits():
     logits, masks = random_case(0, (12, 16))
     ids, infos = segment(logits.bfloat16(), masks.bfloat16(), (48, 64))
     expected, _ = segment(logits.bfloat16().float(), masks.bfloat16().float(), (48, 64))

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from detr_d2.modeling.resnet import merge_frozen_norms
 
 
-def test_output_and_gradients_stay():
+def test_merging_keeps_output_and_gradients():
     torch.manual_seed(0)
     norm = FrozenBatchNorm2d(6)
     for buffer in norm.buffers():
@@ -30,7 +30,7 @@ def test_output_and_gradients_stay():
     assert list(model.state_dict()) == names
 
 
-def test_other_convolutions_stay():
+def test_other_convolutions_are_not_merged():
     model = nn.Sequential(Conv2d(3, 6, 1, norm=nn.BatchNorm2d(6)), nn.Conv2d(6, 6, 1))
     merge_frozen_norms(model)
     assert [type(x) for x in model] == [Conv2d, nn.Conv2d]

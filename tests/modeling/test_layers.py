@@ -1,4 +1,4 @@
-"""Against what dropout is defined to do: torch's own draws other numbers."""
+"""Dropout against its definition, since torch's own uses other random numbers."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_share_and_scale(p):
 
 
 def test_values_are_dropped_independently():
-    """Of the four that share a draw, as of neighbours at any other distance."""
+    """Also the four values that share a random number."""
     torch.manual_seed(0)
     kept = (dropout(torch.ones(200_000), 0.5) != 0).double() - 0.5
     for distance in (1, 2, 3, 4, 5, 64):
@@ -53,12 +53,12 @@ def test_not_contiguous():
 
 def test_seed_decides():
     x = torch.ones(1000)
-    draws = []
+    results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(dropout(x, 0.5))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+        results.append(dropout(x, 0.5))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 def test_nothing_and_everything():
