@@ -47,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
         """
         words = list(sys.argv[1:] if words is None else words)
         self.set_defaults(words=words)
-        if not self._accepts_keys:
+        if not self._accepts_keys or not {"-h", "--help"}.isdisjoint(words):
             return self.parse_args(words)
         rest, pairs = take_options(words)
         args = self.parse_intermixed_args(rest)

@@ -1,6 +1,7 @@
 """Running a command: errors become exit codes here, and nowhere else."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,18 +24,24 @@ def run_command(
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Return what ``work`` returns (None is 0), 1 after a :class:`UserError`, or 130 after Ctrl-C.
+    """Return what ``work`` returns (None is 0), 1 after a :class:`UserError` or a closed pipe, or 130 after Ctrl-C.
 
     A mistake of the user is one message on stderr; other errors are raised.
     """
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Of `detr-d2 … | head`; what is still in the buffer can't be written either when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:

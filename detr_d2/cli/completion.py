@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def list_flags(module: str) -> dict[str, str]:
-    """Return what ``make_parser`` of a command's module shows: help by flag, or by its own command or choice."""
+    """Return what ``make_parser`` of a command's module shows: help by flag, or by choice; {} where it has none."""
     try:
         parser = importlib.import_module(module).make_parser()
-    except ImportError:
+    except (ImportError, AttributeError):
         return {}
     flags = {}
     for action in parser._actions:

@@ -13,6 +13,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from detr_d2 import __version__
+from detr_d2.cli.command import exit_code
 from detr_d2.utils.prerequisites import check_detectron2
 
 GROUPS = {
@@ -57,11 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(format_help())
-        return 0
+        return exit_code(lambda: print(format_help()))
     if words[0] in ("-V", "--version"):
-        print(format_versions())
-        return 0
+        return exit_code(lambda: print(format_versions()))
     if words[0] not in COMMANDS:
         similar = difflib.get_close_matches(words[0], COMMANDS)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "detr-d2 --help lists them."
