@@ -130,7 +130,7 @@ def test_installed_commands_work_from_an_empty_folder(site, environment, tmp_pat
     def command(*words: str) -> str:
         return run(str(site / "bin" / "detr-d2"), *words, cwd=folder, env=environment)
 
-    data = ("DATASETS.TRAIN", "('shapes_val',)", "MODEL.DEVICE", "cpu")
+    data = ("DATASETS.TRAIN", "('shapes_val',)", "MODEL.DEVICE", "cpu", "MODEL.RESNETS.OUT_FEATURES", "['res5']")
     quick = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0")
     train = ("train", "--config-file", "smca_shapes_cpu", "--output", "run")
     command(*train, *data, *quick, "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0")
@@ -139,8 +139,8 @@ def test_installed_commands_work_from_an_empty_folder(site, environment, tmp_pat
     printed = command("predict", *model, "--input", str(image), "--output", "predicted", "--score-thresh", "0")
     assert "detections with a score of 0 or more in 1 images" in printed
     assert (folder / "predicted" / "predictions.json").is_file()
-    command("convert", "--input", "run/model_final.pth", "--output", "original.pth", "--to", "original")
-    assert (folder / "original.pth").is_file()
+    command("convert", "--input", "run/model_final.pth", "--output", "converted.pth")
+    assert (folder / "converted.pth").is_file()
     assert "0 errors" in command("check", "--config-file", "smca_shapes_cpu", *data, "DATASETS.TEST", "()")
 
 
