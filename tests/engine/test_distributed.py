@@ -12,8 +12,8 @@ from torch.testing import assert_close
 import detr_d2.modeling.compilation
 from detr_d2.engine.trainer import distribute, share_buffers
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.compilation import can_compile_training, compile_for_training
+from detr_d2.modeling.meta_arch import Detr
 
 
 def train_one_batch(cfg, state, shares, folder):
