@@ -9,29 +9,31 @@ ROOT = Path(__file__).resolve().parent
 
 
 def read(name: str) -> str:
+    """Return the text of a file; "" where a source distribution lacks it."""
     path = ROOT / name
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def version() -> str:
-    """The package's version, read without importing it: the import needs Detectron2."""
+    """Return the package's version, read without importing it: the import needs Detectron2."""
     return re.search(r'^__version__ = "(.+)"$', read("detr_d2/__init__.py"), re.MULTILINE).group(1)
 
 
 setup(
     name="detr_d2",
     version=version(),
-    description="DETR for Detectron2: meta-architecture, dataset mapper, configs and checkpoint converter",
+    description="DETR for Detectron2: meta-architecture, dataset mapper, configs and commands",
     long_description=read("README.md"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     # Anything that depends on torch stays out, so that the torch Detectron2 was built with is never replaced.
     install_requires=["numpy", "scipy>=1.7"],
-    # timm asks for any torch, which Detectron2 has brought.
+    # timm requires any torch, which Detectron2 has brought.
     extras_require={"timm": ["timm>=1.0.15"]},
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},
+    entry_points={"console_scripts": ["detr-d2 = detr_d2.cli.main:main"]},
     package_data={
         "detr_d2.configs": ["*.yaml", "**/*.yaml"],
         "detr_d2.visualization": ["templates/*.html"],

@@ -1,4 +1,4 @@
-"""Tests of what ``pip install .`` adds to a user's project."""
+"""Installation with ``pip install .`` into another project."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ def run(*command: str, **options) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """Return a copy of the repository, since a build leaves folders behind, with one more config in a folder."""
+    """Copy the repository, as building leaves folders behind, and add a config in a folder."""
     folder = tmp_path_factory.mktemp("sources") / "repository"
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "output")
     shutil.copytree(REPOSITORY, folder, ignore=unwanted)
@@ -32,7 +32,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sources, tmp_path_factory) -> Path:
-    """Return the wheel, built with the setuptools of this environment."""
+    """Build the package with the setuptools of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sources))
     (built,) = folder.iterdir()
@@ -81,27 +81,69 @@ def test_installing_brings_nothing_that_depends_on_torch(wheel):
     assert {item["metadata"]["name"] for item in report["install"]} <= {"detr_d2"}
 
 
-def test_installed_package_works_away_from_the_repository(wheel, tmp_path):
-    """It is imported, registers the model and finds its configs."""
-    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """Install the package into a folder, and return it."""
+    folder = tmp_path_factory.mktemp("site")
+    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel))
+    return folder
+
+
+@pytest.fixture
+def environment(site, tmp_path) -> dict[str, str]:
+    """Return the variables of processes that find the package in ``site``."""
+    variables = {"PYTHONPATH": str(site), "DETR_D2_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **variables}
+
+
+def test_installed_package_works_away_from_the_repository(site, environment, tmp_path):
+    """The import, the registration and the configs."""
     script = """
 import importlib.resources, sys
 import detr_d2
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
-from detr_d2.config import find_config, load_config
 cfg = get_cfg()
 detr_d2.add_detr_config(cfg)
 config = importlib.resources.files("detr_d2.configs") / "detr_256_6_6_torchvision.yaml"
 cfg.merge_from_file(str(config))
+from detr_d2.config import find_config, load_config
 print(detr_d2.__file__, config, cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY, sep="\\n")
 print(find_config("detr_256_6_6_torchvision"), load_config("smca_shapes_cpu", []).MODEL.DETR.TRANSFORMER, sep="\\n")
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     printed = run(sys.executable, "-W", "ignore", "-c", script, cwd=tmp_path, env=environment).splitlines()
-    site = tmp_path / "site" / "detr_d2"
-    config = site / "configs" / "detr_256_6_6_torchvision.yaml"
-    assert printed == [str(site / "__init__.py"), str(config), "True", str(config), "SmcaTransformer"]
+    config = site / "detr_d2" / "configs" / "detr_256_6_6_torchvision.yaml"
+    assert printed == [str(site / "detr_d2" / "__init__.py"), str(config), "True", str(config), "SmcaTransformer"]
+
+
+def test_installed_command_answers(site, environment, tmp_path):
+    import detr_d2
+
+    printed = run(str(site / "bin" / "detr-d2"), "--version", cwd=tmp_path, env=environment)
+    assert printed.splitlines()[0] == f"detr_d2 {detr_d2.__version__}"
+
+
+@pytest.mark.slow
+def test_installed_commands_work_from_an_empty_folder(site, environment, tmp_path):
+    """Training by the name of a config, prediction, conversion, and a check of the dataset."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+
+    def command(*words: str) -> str:
+        return run(str(site / "bin" / "detr-d2"), *words, cwd=folder, env=environment)
+
+    data = ("DATASETS.TRAIN", "('shapes_val',)", "MODEL.DEVICE", "cpu", "MODEL.RESNETS.OUT_FEATURES", "['res5']")
+    quick = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0")
+    train = ("train", "--config-file", "smca_shapes_cpu", "--output", "run")
+    command(*train, *data, *quick, "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0")
+    image = min((tmp_path / "cache").rglob("images/*.*"))
+    model = ("--config-file", "run/config.yaml", "MODEL.WEIGHTS", "run/model_final.pth")
+    printed = command("predict", *model, "--input", str(image), "--output", "predicted", "--score-thresh", "0")
+    assert "detections with a score of 0 or more in 1 images" in printed
+    assert (folder / "predicted" / "predictions.json").is_file()
+    command("convert", "--input", "run/model_final.pth", "--output", "converted.pth")
+    assert (folder / "converted.pth").is_file()
+    assert "0 errors" in command("check", "--config-file", "smca_shapes_cpu", *data, "DATASETS.TEST", "()")
 
 
 def test_version_is_the_modules(wheel):

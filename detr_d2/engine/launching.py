@@ -1,30 +1,35 @@
-"""How the scripts end: with an exit code and, for a user's mistake, one message."""
+"""Start of a run: its processes, and in each of them its config and its log."""
 
 import argparse
-import os
-import sys
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 
 import torch
-from detectron2.config import get_cfg
-from detectron2.engine import launch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
+from detr_d2.config import check_model_config, check_training_config, find_config, load_config
+from detr_d2.engine.own_data import use_own_data
 from detr_d2.utils.allocator import keep_freed_memory
 from detr_d2.utils.errors import UserError
 
-# Where a process or a loader's worker hands on an error as text, the message stands behind this.
+logger = logging.getLogger(__name__)
+
+# Where a process or a loader's worker passes an error on as text, its message comes after this.
 _IN_TRACEBACK = f"{UserError.__name__}: "
 
 
-def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+def launch_processes(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
 
-    Returns:
-        The exit code: 0, 1 after a :class:`UserError`, whose message was written to stderr, or 130 after Ctrl-C.
+    Raises:
+        UserError: the numbers of processes are wrong, or a process raised one, whose traceback is left out.
     """
+    _check_processes(args)
     try:
-        _check_processes(args)
         launch(
             _start,
             args.num_gpus,
@@ -34,44 +39,59 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             args=(main, args),
         )
     except (UserError, ProcessRaisedException) as e:
-        if isinstance(e, ProcessRaisedException) and _IN_TRACEBACK not in str(e):
+        if _IN_TRACEBACK not in str(e):
             raise
-        sys.stderr.write(f"error: {str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    return 0
+        raise UserError(str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()) from e
 
 
 def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """In each of the processes."""
     keep_freed_memory()
     main(args)
 
 
-def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the words of a command line into flags with their values, and ``KEY VALUE`` pairs of the config.
-
-    For parsers whose flags take any number of values, and would take the pairs for some of them.
-    """
-    sections = get_cfg()
-    rest, pairs = list(words), []
-    for i in reversed(range(len(rest))):
-        if rest[i].partition(".")[0] in sections and not os.path.exists(rest[i]):
-            pairs[:0] = rest[i : i + 2]
-            del rest[i : i + 2]
-    return rest, pairs
-
-
 def _check_processes(args: argparse.Namespace) -> None:
-    machines, wanted, found = args.num_machines, args.num_gpus, torch.cuda.device_count()
+    machines, given, found = args.num_machines, args.num_gpus, torch.cuda.device_count()
     if machines < 1:
         raise UserError(f"--num-machines is {machines}: give 1 or more.")
     if not 0 <= args.machine_rank < machines:
         raise UserError(f"--machine-rank is {args.machine_rank}: give each of the {machines} machines its own, from 0.")
     # Of several machines without processes each would train alone.
-    if wanted < 0 or (wanted == 0 and machines > 1):
-        raise UserError(f"--num-gpus is {wanted}: give the number of GPUs, or on a CPU of processes, of each machine.")
-    if torch.cuda.is_available() and wanted > found:
-        raise UserError(f"--num-gpus is {wanted}, but this machine has {found}.")
+    if given < 0 or (given == 0 and machines > 1):
+        raise UserError(f"--num-gpus is {given}: give the number of GPUs, or on a CPU of processes, of each machine.")
+    if torch.cuda.is_available() and given > found:
+        raise UserError(f"--num-gpus is {given}, but this machine has {found}.")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load the config of ``args``, check it, and set up the log.
+
+    Args:
+        args: what Detectron2's argument parser returns, optionally with files to train and evaluate on: see
+            :func:`~detr_d2.engine.own_data.use_own_data`.
+    """
+    if args.config_file:
+        # Detectron2's setup logs the content of the file.
+        args.config_file = find_config(args.config_file)
+    cfg = load_config(args.config_file, args.opts)
+    data = use_own_data(cfg, args)
+    if args.eval_only:
+        check_model_config(cfg)
+    else:
+        check_training_config(cfg, comm.get_world_size())
+    cfg.freeze()
+    try:
+        default_setup(cfg, args)
+    except OSError as e:
+        raise UserError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, which can't be written to ({e}): choose another.") from e
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
+    for message in data:
+        logger.info(message)
+    # Detectron2's loop logs every exception with its traceback; a user's mistake is reported once, by the command.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    return cfg
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))

@@ -1,4 +1,4 @@
-"""Datasets that are given as files on the command line instead of by registered names."""
+"""Registration of datasets that are given as files on the command line instead of by name."""
 
 import argparse
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
 from detr_d2.utils.errors import UserError
 
 TRAIN, VAL = "own_train", "own_val"
-"""The names that the datasets are registered with."""
+"""Names that the datasets are registered with."""
 
 _NUM_CLASSES = "MODEL.DETR.NUM_CLASSES"
 _NUM_THINGS = "MODEL.DETR.PANOPTIC.NUM_THINGS"
@@ -18,15 +18,15 @@ _MAX_NAMES_SHOWN = 10
 
 
 class _Files(NamedTuple):
-    """Of one part, training or validation."""
+    """Files of one split, training or validation."""
 
     json: str
     images: str
     panoptic: str | None
-    """The folder of panoptic maps; None: ``json`` is in the format of instances."""
+    """Folder of panoptic maps; None: ``json`` is in the format of instances."""
 
     def register(self, name: str) -> list[str]:
-        """Returns the names of the classes."""
+        """Register them under ``name``, and return the names of the classes."""
         if self.panoptic:
             return register_coco_panoptic_dataset(name, self.json, self.panoptic, self.images)
         return register_coco_dataset(name, self.json, self.images)
@@ -36,38 +36,21 @@ class _Files(NamedTuple):
         return f"{self.json} with images in {self.images}{maps}"
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the flags that :func:`use_own_data` reads."""
-    group = parser.add_argument_group(
-        "own data",
-        "annotations in COCO's format, instead of DATASETS.TRAIN and DATASETS.TEST; the number of classes is that of "
-        "the annotations",
-    )
-    group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
-    group.add_argument("--train-images", metavar="DIR", help="the folder of their images")
-    group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on; without, nothing is evaluated")
-    group.add_argument("--val-images", metavar="DIR", help="the folder of their images")
-    for part in ("train", "val"):
-        group.add_argument(
-            f"--{part}-panoptic",
-            metavar="DIR",
-            help=f"the folder of the PNGs, if --{part}-json is in COCO's panoptic format (docs/PANOPTIC.md)",
-        )
-    return parser
-
-
 def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    """Register the files that ``args`` names, and let ``cfg`` train and evaluate on them.
+    """Register the files that ``args`` names, and set ``cfg`` to train and evaluate on them.
 
     Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
-    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing for a parser
-    without the flags of :func:`add_data_arguments`.
+    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing where ``args``
+    has no such names.
+
+    Args:
+        args: what a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments` returns.
 
     Returns:
-        What was set, for the log.
+        Messages for the log: what was set.
 
     Raises:
-        UserError: a flag lacks its other half, or the files can't be used.
+        UserError: a flag lacks the other one of its pair, or the files can't be used.
     """
     train, val = _files(args, "train"), _files(args, "val")
     if not (train or val):
@@ -80,39 +63,39 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         raise UserError("--val-json is only evaluated on: give --train-json and --train-images too, or --eval-only.")
     if train and val and bool(train.panoptic) != bool(val.panoptic):
         raise UserError("--train-panoptic and --val-panoptic go together: give both, or neither.")
-    files = {name: part for name, part in ((VAL, val), (TRAIN, train)) if part}
-    classes = {name: part.register(name) for name, part in files.items()}
+    files = {name: split for name, split in ((VAL, val), (TRAIN, train)) if split}
+    classes = {name: split.register(name) for name, split in files.items()}
     cfg.DATASETS.TRAIN = (TRAIN,) if train else ()
     cfg.DATASETS.TEST = (VAL,) if val else ()
     name = TRAIN if train else VAL
     return [
-        *(f"Dataset {name!r} is {part}." for name, part in files.items()),
+        *(f"Dataset {name!r} is {split}." for name, split in files.items()),
         *_set_num_classes(cfg, args, classes[name], files[name].json),
         *(_set_num_things(cfg, args, name) if files[name].panoptic else []),
         *([] if val else ["There is no --val-json: nothing is evaluated."]),
     ]
 
 
-def _files(args: argparse.Namespace, part: str) -> _Files | None:
-    """Of one part; None if none are given."""
-    json, images, panoptic = (getattr(args, f"{part}_{x}", None) for x in ("json", "images", "panoptic"))
+def _files(args: argparse.Namespace, split: str) -> _Files | None:
+    """Return the files of one split; None if no flag gives one."""
+    json, images, panoptic = (getattr(args, f"{split}_{x}", None) for x in ("json", "images", "panoptic"))
     if not (json or images or panoptic):
         return None
     if not json or not images:
         given = "json" if json else "images" if images else "panoptic"
         missing = "images" if json else "json"
-        raise UserError(f"--{part}-{given} goes with --{part}-{missing}, which is missing: give both.")
+        raise UserError(f"--{split}-{given} goes with --{split}-{missing}, which is missing: give both.")
     return _Files(json, images, panoptic)
 
 
 def _check_given(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """The config of an earlier run, or one for fine-tuning, may name datasets that only flags define."""
-    wanted = (("val", VAL, cfg.DATASETS.TEST),)
+    """Refuse a config, of an earlier run or for fine-tuning, with datasets that only the missing flags define."""
+    used = [("val", VAL, cfg.DATASETS.TEST)]
     if not getattr(args, "eval_only", False):
-        wanted = (("train", TRAIN, cfg.DATASETS.TRAIN), *wanted)
+        used.insert(0, ("train", TRAIN, cfg.DATASETS.TRAIN))
     flags = [
-        f"--{part}-json and --{part}-images"
-        for part, name, datasets in wanted
+        f"--{split}-json and --{split}-images"
+        for split, name, datasets in used
         if name in datasets and name not in DatasetCatalog
     ]
     if flags:
@@ -123,7 +106,7 @@ def _check_given(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _set_num_classes(cfg: CfgNode, args: argparse.Namespace, classes: list[str], file: str) -> list[str]:
-    # What is stated beside the files is left as it is, so that the check of the datasets can object to it.
+    # A number that is stated beside the files stays, so that the check of the datasets can object to it.
     if _NUM_CLASSES in (args.opts or [])[::2]:
         return []
     cfg.MODEL.DETR.NUM_CLASSES = len(classes)

@@ -1,6 +1,7 @@
 """Check for Detectron2, which pip can't install as a dependency, with installation commands in the error."""
 
 import importlib.util
+import os
 import shlex
 import sys
 import sysconfig
@@ -59,3 +60,17 @@ def _missing_detectron2() -> str:
 
 def _pip(*arguments: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
+
+
+def is_light_command() -> bool:
+    """Check whether this process only shows help, versions or completions of ``detr-d2``, which need no torch.
+
+    Also where Detectron2 is missing: the command itself reports that.
+    """
+    # With -m the name of the module stands where Python has put "-m" while it imports the package.
+    name = sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else os.path.basename(sys.argv[0])
+    if name not in ("detr-d2", "detr-d2.exe", "detr_d2.cli"):
+        return False
+    is_missing = any(importlib.util.find_spec(package) is None for package in ("detectron2", "pkg_resources"))
+    is_about_commands = sys.argv[1:2] in ([], ["help"], ["--version"], ["-V"], ["completion"])
+    return is_missing or is_about_commands or not {"-h", "--help"}.isdisjoint(sys.argv)

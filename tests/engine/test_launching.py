@@ -3,9 +3,9 @@ import argparse
 import pytest
 import torch
 
-from detr_d2.engine import launching as cli
-from detr_d2.engine import run
-from detr_d2.engine.launching import take_options
+import detr_d2.engine
+from detr_d2.cli.command import launch
+from detr_d2.engine import launch_processes, launching, setup
 from detr_d2.utils.errors import UserError
 
 
@@ -18,23 +18,23 @@ def args():
 def test_success(args, num_gpus):
     args.num_gpus = num_gpus
     seen = []
-    assert run(seen.append, args) == 0
+    assert launch(seen.append, args) == 0
     assert seen == [args]
 
 
 def test_each_process_keeps_the_memory_that_it_frees(args, monkeypatch):
     order = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: order.append("kept"))
-    monkeypatch.setattr(cli, "launch", lambda main, *rest, args, **options: [main(*args) for _ in range(2)])
-    assert run(lambda args: order.append("main"), args) == 0
+    monkeypatch.setattr(launching, "keep_freed_memory", lambda: order.append("kept"))
+    monkeypatch.setattr(launching, "launch", lambda main, *rest, args, **options: [main(*args) for _ in range(2)])
+    launch_processes(lambda args: order.append("main"), args)
     assert order == ["kept", "main"] * 2
 
 
-def test_a_users_mistake_is_one_message(args, capsys):
+def test_a_mistake_of_the_user_is_one_message(args, capsys):
     def main(args):
         raise UserError("MODEL.X is wrong: set Y.")
 
-    assert run(main, args) == 1
+    assert launch(main, args) == 1
     assert capsys.readouterr().err == "error: MODEL.X is wrong: set Y.\n"
 
 
@@ -44,7 +44,7 @@ def test_the_message_of_a_loaders_worker_loses_its_traceback(args, capsys):
             "Caught UserError in DataLoader worker process 0.\nTraceback …\nd.UserError: a.jpg is broken.\n"
         )
 
-    assert run(main, args) == 1
+    assert launch(main, args) == 1
     assert capsys.readouterr().err == "error: a.jpg is broken.\n"
 
 
@@ -53,14 +53,14 @@ def test_other_errors_keep_their_traceback(args):
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        run(main, args)
+        launch(main, args)
 
 
 def test_an_interruption(args, capsys):
     def main(args):
         raise KeyboardInterrupt
 
-    assert run(main, args) == 130
+    assert launch(main, args) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -77,7 +77,7 @@ def test_an_interruption(args, capsys):
 )
 def test_counts_of_no_processes(args, capsys, counts, message):
     vars(args).update(counts)
-    assert run(lambda args: pytest.fail("ran"), args) == 1
+    assert launch(lambda args: pytest.fail("ran"), args) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
@@ -87,17 +87,49 @@ def test_more_gpus_than_there_are(args, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     args.num_gpus = 8
-    assert run(lambda args: None, args) == 1
+    assert launch(lambda args: None, args) == 1
     assert "--num-gpus is 8, but this machine has 2" in capsys.readouterr().err
 
 
-def test_config_keys_are_parted_from_values_of_flags(tmp_path, monkeypatch):
-    """Also from flags that take any number; files called like keys stay where they are."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "INPUT.JPG").touch()
-    words = ["--input", "a.jpg", "INPUT.JPG", "DSC_1.JPG", "MODEL.WEIGHTS", "w.pth", "SEED", "3", "--top", "2"]
-    assert take_options(words) == (
-        ["--input", "a.jpg", "INPUT.JPG", "DSC_1.JPG", "--top", "2"],
-        ["MODEL.WEIGHTS", "w.pth", "SEED", "3"],
-    )
-    assert take_options(["--input", "a.jpg", "MODEL.WEIGHTS"]) == (["--input", "a.jpg"], ["MODEL.WEIGHTS"])
+def test_the_former_name_in_copies_of_the_training_script(args):
+    with pytest.warns(DeprecationWarning, match=r"detr_d2\.engine\.run is now detr_d2\.cli\.command\.launch"):
+        assert detr_d2.engine.run is launch
+
+
+@pytest.fixture
+def arguments(repository, tmp_path):
+    """Return a function that makes the arguments of a script for the COCO config."""
+
+    def make(*options: str, eval_only: bool = False) -> argparse.Namespace:
+        config = str(repository / "configs" / "detr_256_6_6_torchvision.yaml")
+        opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "output"), *options]
+        return argparse.Namespace(config_file=config, opts=opts, eval_only=eval_only)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("SOLVER.IMS_PER_BATCH", "0"), r"SOLVER.IMS_PER_BATCH 0 .*--num-gpus"),
+        (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "half"), "SOLVER.AMP.DTYPE is 'half': choose one of"),
+        (("MODEL.DETR.HIDDEN_DIM", "30"), "MODEL.DETR.HIDDEN_DIM"),
+    ],
+)
+def test_refused_before_anything_is_written(arguments, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        setup(arguments(*options))
+    assert not (tmp_path / "output").exists()
+
+
+def test_output_that_can_not_be_written(arguments, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "output"):
+        with pytest.raises(UserError, match=f"OUTPUT_DIR is {folder}, which can't be written to .*: choose another"):
+            setup(arguments("OUTPUT_DIR", str(folder)))
+
+
+def test_evaluation_does_not_mind_the_batch_of_training(arguments, tmp_path):
+    cfg = setup(arguments("SOLVER.IMS_PER_BATCH", "0", eval_only=True))
+    assert cfg.is_frozen()
+    assert (tmp_path / "output" / "config.yaml").is_file()

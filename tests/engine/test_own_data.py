@@ -8,8 +8,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detr_d2 import add_detr_config
+from detr_d2.cli.arguments import add_data_arguments
 from detr_d2.data import check_datasets
-from detr_d2.engine import add_data_arguments, load_config, use_own_data
+from detr_d2.engine import load_config, use_own_data
 from detr_d2.engine.own_data import TRAIN, VAL
 from detr_d2.utils.errors import UserError
 
@@ -24,7 +25,7 @@ def no_leftovers():
 
 @pytest.fixture
 def paths(tmp_path, monkeypatch):
-    """The working folder holds train.json of two classes, val.json of the same, and the folder images."""
+    """Make a working folder with train.json of two classes, val.json of the same, and the folder images."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").touch()
@@ -44,7 +45,7 @@ VAL_FLAGS = ("--val-json", "val.json", "--val-images", "images")
 
 
 def use(*words, config=None):
-    """The config after ``words`` of a command line, and the messages."""
+    """Return the config after ``words`` of a command line, and the messages."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
@@ -56,7 +57,7 @@ def use(*words, config=None):
     return cfg, use_own_data(cfg, args)
 
 
-def test_both_parts(paths):
+def test_both_splits(paths):
     cfg, messages = use(*TRAIN_FLAGS, *VAL_FLAGS)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((TRAIN,), (VAL,))
     assert cfg.MODEL.DETR.NUM_CLASSES == 2
@@ -80,7 +81,7 @@ def test_evaluation_alone(paths):
 
 @pytest.fixture
 def panoptic_paths(paths):
-    """panoptic.json of two things and a kind of stuff, and the folder maps."""
+    """Add panoptic.json, of two things and a kind of stuff, and the folder maps."""
     (paths / "maps").mkdir()
     for name in ("images/a.jpg", "maps/a.png"):
         Image.fromarray(np.full((40, 60, 3), (5, 0, 0), dtype=np.uint8)).save(paths / name)
@@ -122,12 +123,11 @@ def test_without_the_flags_nothing_changes(paths):
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
     assert cfg.MODEL.DETR.NUM_CLASSES == 80
     assert messages == []
-    # A tool whose parser does not know the flags.
+    # A parser without the flags.
     assert use_own_data(cfg, argparse.Namespace(opts=[])) == []
 
 
 def test_a_number_of_classes_that_disagrees_is_left_to_the_check(paths):
-    """Need B1."""
     cfg, messages = use(*TRAIN_FLAGS, "MODEL.DETR.NUM_CLASSES", "3")
     assert cfg.MODEL.DETR.NUM_CLASSES == 3
     assert not [m for m in messages if "NUM_CLASSES" in m]
@@ -136,7 +136,6 @@ def test_a_number_of_classes_that_disagrees_is_left_to_the_check(paths):
 
 
 def test_classes_of_validation_must_be_those_of_training(paths):
-    """Edge case C17."""
     content = json.loads((paths / "val.json").read_text())
     content["categories"][0]["name"] = "cow"
     (paths / "val.json").write_text(json.dumps(content))
@@ -173,6 +172,6 @@ def test_a_config_for_own_data_without_the_flags(paths):
         use("--eval-only", config=both)
 
 
-def test_a_flag_after_the_options_is_told():
+def test_a_flag_as_the_value_of_an_option_is_reported():
     with pytest.raises(UserError, match="--train-json stands among the options"):
         load_config("", ["MODEL.DEVICE", "cpu", "--train-json", "train.json"])

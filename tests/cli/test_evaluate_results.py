@@ -1,7 +1,8 @@
-import importlib.util
 import json
 
 import pytest
+
+from detr_d2.cli.evaluate_results import main
 
 CONTENT = {
     "images": [{"id": 3, "height": 50, "width": 50, "file_name": "a.jpg"}],
@@ -12,24 +13,28 @@ RESULT = {"image_id": 3, "category_id": 7, "bbox": [0, 0, 9, 9], "score": 0.8}
 
 
 @pytest.fixture
-def evaluate(repository, tmp_path, monkeypatch):
-    """A function that runs the tool on the contents of the two files, text or what JSON can hold."""
-    spec = importlib.util.spec_from_file_location("evaluate_results", repository / "tools" / "evaluate_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def evaluate(tmp_path, monkeypatch):
+    """Return a function that runs the command on the contents of the two files, text or what JSON can hold."""
     monkeypatch.chdir(tmp_path)
 
-    def run(annotations=CONTENT, results=(RESULT,), *words: str) -> None:
+    def run(annotations=CONTENT, results=(RESULT,), *words: str) -> int:
         for name, content in (("annotations.json", annotations), ("results.json", results)):
             (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-        files = ["--annotations", "annotations.json", "--results", "results.json", "--output", "report"]
-        module.main([*files, *words])
+        files = ["--annotations", "annotations.json", "--input", "results.json", "--output", "report"]
+        return main([*files, *words])
 
     return run
 
 
+def assert_error(capsys, message):
+    """One line, no traceback."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
 def test_writes_and_prints(evaluate, tmp_path, capsys):
-    evaluate()
+    assert evaluate() == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["class", "images", "objects", "AP"]
     assert table[3].split() == ["cat", "1", "1", "100", "100", "100", "0.4", "100", "100", "100", "1"]
@@ -60,26 +65,28 @@ def test_no_results_and_a_threshold(evaluate, tmp_path):
         (CONTENT, [{k: v for k, v in RESULT.items() if k != "score"}], "result 0 has no 'score'"),
     ],
 )
-def test_a_mistake_is_one_line(evaluate, tmp_path, annotations, results, message):
-    with pytest.raises(SystemExit) as e:
-        evaluate(annotations, results)
-    # A text as the code makes Python print it to stderr and end with 1.
-    assert str(e.value.code).startswith("error: ")
-    assert message in e.value.code
+def test_a_mistake_is_one_line(evaluate, tmp_path, capsys, annotations, results, message):
+    assert evaluate(annotations, results) == 1
+    assert_error(capsys, message)
     assert not (tmp_path / "report").exists()
 
 
-def test_masks_are_needed_for_masks(evaluate):
-    with pytest.raises(SystemExit, match="result 0 has no 'segmentation', which the task 'segm' needs"):
-        evaluate(CONTENT, [RESULT], "--task", "segm")
+def test_masks_are_needed_for_masks(evaluate, capsys):
+    assert evaluate(CONTENT, [RESULT], "--task", "segm") == 1
+    assert_error(capsys, "result 0 has no 'segmentation', which the task 'segm' needs")
 
 
-def test_the_output_is_a_folder(evaluate, tmp_path):
+def test_the_output_is_a_folder(evaluate, tmp_path, capsys):
     (tmp_path / "report").write_text("")
-    with pytest.raises(SystemExit, match="--output report is a file"):
-        evaluate()
+    assert evaluate() == 1
+    assert_error(capsys, "--output report is a file")
 
 
-def test_the_threshold_is_a_score(evaluate):
-    with pytest.raises(SystemExit, match=r"--score-thresh is 50\.0: give a number from 0 to 1"):
-        evaluate(CONTENT, [RESULT], "--score-thresh", "50")
+def test_the_threshold_is_a_score(evaluate, capsys):
+    assert evaluate(CONTENT, [RESULT], "--score-thresh", "50") == 1
+    assert_error(capsys, "--score-thresh is 50.0: give a number from 0 to 1")
+
+
+def test_the_old_name_of_the_results(evaluate):
+    """Flags that stand later count."""
+    assert evaluate(CONTENT, [RESULT], "--results", "nowhere.json") == 1

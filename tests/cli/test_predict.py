@@ -1,8 +1,6 @@
-"""tools/predict.py, in this process, with a small model that has learned nothing."""
+"""The command ``predict``, with a small model that is not trained."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,29 +8,21 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from detr_d2.cli.predict import main
 from detr_d2.data.videos import VideoReader
 from detr_d2.inference.predictor import Predictor, prediction_config
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "predict.py"
 NAMES = ["cat", "dog", "bird", "fish", "horse"]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("predict_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def predict(tool, save_trained, tmp_path):
-    """A function that runs the tool on inputs; returns the exit code."""
+def predict(save_trained, tmp_path):
+    """Return a function that runs the command on inputs, and returns the exit code."""
     config, weights = save_trained(class_names=NAMES)
 
     def run(*words) -> int:
         flags = ["--config-file", str(config), "--output", str(tmp_path / "out")]
-        return tool.main([*flags, *map(str, words), "MODEL.WEIGHTS", str(weights)])
+        return main([*flags, *map(str, words), "MODEL.WEIGHTS", str(weights)])
 
     return run
 
@@ -52,7 +42,7 @@ def read(folder, name):
 
 
 def test_a_folder(predict, photos, tmp_path, capsys):
-    """Pictures beside results that pycocotools opens, and that are the model's."""
+    """Overlays beside results that pycocotools opens, and that are the model's."""
     assert predict("--input", photos, "--score-thresh", 0, "--batch-size", 2) == 0
     out = tmp_path / "out"
     overlays = sorted(x.relative_to(out).as_posix() for x in (out / "overlays").rglob("*.*"))
@@ -107,7 +97,7 @@ def test_a_video(predict, tmp_path):
 
 
 def test_files_that_can_not_be_read_are_left_out_and_named(predict, photos, tmp_path, capsys):
-    """Edge case C20. The others are done; the exit code tells."""
+    """A truncated image and a file that is no video: the others are done, and the exit code is 1."""
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:3000])
     (photos / "broken.mp4").write_bytes(b"no video")
     assert predict("--input", photos, "--no-overlays") == 1

@@ -1,24 +1,15 @@
-"""A good dataset to plant faults in, and the tool to find them."""
+"""A good dataset to plant faults in, and the command to find them."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parents[3] / "tools" / "check_dataset.py"
+from detr_d2.cli.check import main
+
 WIDTH, HEIGHT = 60, 40
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("check_dataset_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Dataset:
@@ -68,14 +59,14 @@ def dataset(make_dataset):
 
 
 @pytest.fixture
-def check(tool, tmp_path, capsys, monkeypatch):
-    """A function that runs the tool; returns the exit code, the report as a dict, and what was printed."""
+def check(tmp_path, capsys, monkeypatch):
+    """Return a function that runs the command and returns the exit code, the report, and what was printed."""
 
-    def run(*arguments, draw=False):
-        if not draw:
-            monkeypatch.setattr(tool, "draw_preview", lambda *_: Figure((1, 1)))
+    def run(*arguments, preview=False):
+        if not preview:
+            monkeypatch.setattr("detr_d2.visualization.dataset_preview.draw_preview", lambda *_: Figure((1, 1)))
         output = tmp_path / "checked"
-        code = tool.main([*map(str, arguments), "--output", str(output)])
+        code = main([*map(str, arguments), "--output", str(output)])
         printed = capsys.readouterr()
         path = output / "report.json"
         return code, json.loads(path.read_text()) if path.exists() else None, printed.out + printed.err

@@ -1,6 +1,5 @@
-"""The script in a process of its own once, then its main in this one, which is faster."""
+"""The command ``convert``: once as the script converter.py, then in this process, which is faster."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,13 +8,9 @@ import sys
 import pytest
 import torch
 
-
-@pytest.fixture
-def converter(repository):
-    spec = importlib.util.spec_from_file_location("converter", repository / "converter.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from detr_d2.checkpoint.export import TARGETS
+from detr_d2.cli import convert
+from detr_d2.cli.convert import main
 
 
 def test_converts_a_file_and_says_what_it_did(repository, make_cfg, make_original, tmp_path):
@@ -30,13 +25,13 @@ def test_converts_a_file_and_says_what_it_did(repository, make_cfg, make_origina
     assert torch.load(output, weights_only=True)["model"]["detr.class_embed.weight"].shape == (81, 32)
 
 
-def test_options_reach_the_conversion(converter, make_cfg, make_original, tmp_path, capsys):
+def test_options_reach_the_conversion(make_cfg, make_original, tmp_path, capsys):
     source, output = tmp_path / "detr.pth", tmp_path / "out" / "pytorch_model.bin"
     with torch.device("meta"):
         weights = make_original(make_cfg("MODEL.RESNETS.DEPTH", 50), num_classes=80).state_dict()
     torch.save({"model": {name: torch.zeros(()).expand(x.shape) for name, x in weights.items()}}, source)
-    command = ["--source_model", str(source), "--output_model", str(output), "--to", "huggingface"]
-    assert converter.main([*command, "--coco-ids", "--nheads", "4", "--dc5"]) == 0
+    command = ["--input", str(source), "--output", str(output), "--to", "huggingface"]
+    assert main([*command, "--coco-ids", "--nheads", "4", "--dc5"]) == 0
     out = capsys.readouterr().out
     assert "81 -> 92" in out
     assert "DetrForObjectDetection.from_pretrained" in out
@@ -48,32 +43,36 @@ def test_options_reach_the_conversion(converter, make_cfg, make_original, tmp_pa
     assert config["id2label"]["18"] == "dog"
 
 
-def test_mistakes_end_in_one_message(converter, tmp_path, capsys):
+def test_mistakes_end_in_one_message(tmp_path, capsys):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
     source, output = str(tmp_path / "cut.pth"), str(tmp_path / "out.pth")
-    assert converter.main(["--source_model", source, "--output_model", output]) == 1
+    assert main(["--source_model", source, "--output_model", output]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("converter.py: ")
+    assert err.startswith("error: ")
     assert "cut.pth" in err
     assert os.listdir(tmp_path) == ["cut.pth"]
 
-    assert converter.main(["--source_model", source, "--output_model", source]) == 1
+    assert main(["--source_model", source, "--output_model", source]) == 1
     assert "--force" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--source_model", "x"], 2, "--output_model"),
+        (["--source_model", "x"], 2, "--output"),
         (["--source_model", "x", "--output_model", "y", "--num-classes", "0"], 2, "foreground"),
         (["--source_model", "x", "--output_model", "y", "--to", "keras"], 2, "huggingface"),
         (["--source_model", "x", "--output_model", "y", "--nheads", "0"], 2, "heads"),
         (["--help"], 0, "examples:"),
     ],
 )
-def test_wrong_arguments_and_help(converter, capsys, arguments, code, text):
+def test_wrong_arguments_and_help(capsys, arguments, code, text):
     with pytest.raises(SystemExit) as exit_:
-        converter.main(arguments)
+        main(arguments)
     assert exit_.value.code == code
     assert text in "".join(capsys.readouterr())
+
+
+def test_targets_are_those_of_the_export():
+    assert convert.TARGETS == TARGETS

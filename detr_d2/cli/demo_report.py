@@ -1,4 +1,4 @@
-"""What a training run has learned, as a report with pictures."""
+"""Report of the demo: what a training run has learned, with images."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ from detr_d2.visualization.report import Bar, ReportImage, Section, render_repor
 
 SCORE_THRESHOLD = 0.4
 _NUM_IMAGES, _NUM_ATTENTION = 8, 2
-# Drawn shapes are small; labels need room.
+# The shapes are small; labels need space.
 _SCALE = 3
 
 
@@ -31,10 +31,10 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
     """Write ``report.html`` into the run's folder.
 
     Args:
-        trainer: after training; that of the main process.
+        trainer: the trainer of the main process, after training.
         results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
-        minutes: that training took.
-        command: that it was started with.
+        minutes: duration of the training.
+        command: the command line.
 
     Returns:
         The path of the report.
@@ -48,7 +48,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
     sections = [
         Section(
             "What it finds",
-            f"Images of {dataset} that training never saw: on the left what is there, on the right what the model "
+            f"Images of {dataset} that were not trained on: on the left the annotations, on the right what the model "
             f"found with a score over {SCORE_THRESHOLD}.",
             images=_predictions(cfg, model, records, classes),
         ),
@@ -65,20 +65,20 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         ),
         Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
     ]
-    figures = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
-    figures += [(f"{minutes:.1f} min", "of training"), (f"{cfg.SOLVER.MAX_ITER:,}", "iterations")]
+    statistics = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
+    statistics += [(f"{minutes:.1f} min", "of training"), (f"{cfg.SOLVER.MAX_ITER:,}", "iterations")]
     lead = (
-        f"{_describe(cfg)}, trained from nothing for {minutes:.1f} minutes on {_device(cfg)}, finds objects of "
-        f"{len(classes)} classes in images it has never seen with a box AP of {box['AP']:.1f}."
+        f"{_describe(cfg)}, trained from random weights for {minutes:.1f} minutes on {_device(cfg)}, finds objects "
+        f"of {len(classes)} classes in images that it was not trained on with a box AP of {box['AP']:.1f}."
     )
     path = Path(cfg.OUTPUT_DIR) / "report.html"
     with atomic_file(str(path)) as file:
-        file.write(render_report("DETR learns shapes", lead, figures, sections).encode("utf-8"))
+        file.write(render_report("DETR learns shapes", lead, statistics, sections).encode("utf-8"))
     return path
 
 
 def _interesting(records: Sequence[dict], count: int) -> list[dict]:
-    """The first images with several objects, or, if these are too few, whatever there is."""
+    """Return the first images with several objects and, if these are too few, others."""
     return sorted(records, key=lambda record: len(record["annotations"]) < 4)[:count]
 
 
@@ -115,12 +115,12 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
     cfg = trainer.cfg
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return [
-        ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them learned from nothing"),
+        ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them trained from random values"),
         ("transformer", f"{cfg.MODEL.DETR.ENC_LAYERS} encoder and {cfg.MODEL.DETR.DEC_LAYERS} decoder layers, "
                         f"{cfg.MODEL.DETR.NUM_OBJECT_QUERIES} object queries of {cfg.MODEL.DETR.HIDDEN_DIM} channels"),
-        ("data", f"{', '.join(cfg.DATASETS.TRAIN)} to learn from, {', '.join(cfg.DATASETS.TEST)} to evaluate on"),
+        ("data", f"{', '.join(cfg.DATASETS.TRAIN)} to train on, {', '.join(cfg.DATASETS.TEST)} to evaluate on"),
         ("training", f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images in {minutes:.1f} "
-                     f"minutes, evaluations on the way included; learning rate {cfg.SOLVER.BASE_LR:g}"),
+                     f"minutes, evaluations included; learning rate {cfg.SOLVER.BASE_LR:g}"),
         ("machine", _device(cfg)),
         ("software", f"PyTorch {torch.__version__}, Python {platform.python_version()}"),
         ("files", str(Path(cfg.OUTPUT_DIR).resolve())),

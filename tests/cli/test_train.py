@@ -1,10 +1,11 @@
-"""The training script as a user runs it."""
+"""The command ``train``, and the script train_net.py as a user runs it."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
@@ -14,6 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from detr_d2 import model_zoo
+from detr_d2.cli.train import main
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -34,18 +36,38 @@ SMALL = {
 
 
 @pytest.fixture
-def train_net(repository, tmp_path):
-    """A function that runs train_net.py with a config of COCO cut down to a small model on small images."""
+def arguments(repository, tmp_path):
+    """Return a function that makes arguments for a config of COCO cut down to a small model on small images."""
 
-    def run(
-        *flags: str, datasets: str, name: str = "detr_256_6_6_torchvision", **options: str
-    ) -> subprocess.CompletedProcess:
+    def make(*flags: str, name: str = "detr_256_6_6_torchvision", **options: str) -> list[str]:
         config = repository / "configs" / f"{name}.yaml"
         keys = {name.replace("__", "."): value for name, value in options.items()}
         merged = {**SMALL, "OUTPUT_DIR": str(tmp_path / "output"), **keys}
-        pairs = [word for pair in merged.items() for word in pair]
+        return ["--config", str(config), *flags, *(word for pair in merged.items() for word in pair)]
+
+    return make
+
+
+@pytest.fixture
+def train(arguments, real_coco, tmp_path, monkeypatch, capsys):
+    """Return a function that runs the command in this process: see ``arguments``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: str, datasets: Path, **options: str) -> subprocess.CompletedProcess:
+        real_coco(datasets)
+        code = main(arguments(*flags, **options))
+        return subprocess.CompletedProcess([], code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def train_net(arguments, repository, tmp_path):
+    """Return a function that runs train_net.py: see ``arguments``."""
+
+    def run(*flags: str, datasets: Path, **options: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, str(repository / "train_net.py"), "--config", str(config), *flags, *pairs],
+            [sys.executable, str(repository / "train_net.py"), *arguments(*flags, **options)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -66,22 +88,22 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_trains_resumes_and_evaluates(train_net, real_data, tmp_path):
-    first = train_net(datasets=real_data, SOLVER__MAX_ITER="2", SOLVER__CHECKPOINT_PERIOD="1")
+def test_trains_resumes_and_evaluates(train, real_data, tmp_path):
+    first = train(datasets=real_data, SOLVER__MAX_ITER="2", SOLVER__CHECKPOINT_PERIOD="1")
     assert first.returncode == 0, first.stderr
     assert "transformer and heads" in first.stdout  # the table of parameter groups
     assert first.stdout.index("transformer and heads") < first.stdout.index("Starting training from iteration 0")
     output = tmp_path / "output"
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
 
-    resumed = train_net("--resume", datasets=real_data, SOLVER__MAX_ITER="4", TEST__EVAL_PERIOD="4")
+    resumed = train("--resume", datasets=real_data, SOLVER__MAX_ITER="4", TEST__EVAL_PERIOD="4")
     assert resumed.returncode == 0, resumed.stderr
     assert "Starting training from iteration 2" in resumed.stdout
     trained = torch.load(output / "model_final.pth", weights_only=True)
     assert trained["iteration"] == 3
     assert trained["class_names"][0] == "person"
 
-    evaluated = train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(output / "model_final.pth"))
+    evaluated = train("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(output / "model_final.pth"))
     assert evaluated.returncode == 0, evaluated.stderr
     assert "Optimised for inference: 20 batch norms folded" in evaluated.stdout
     assert re.search(r"\| +AP +\| +AP50 +\| +AP75 +\|", evaluated.stdout)
@@ -105,10 +127,10 @@ def panoptic_coco(real_data, tmp_path):
     things = [x for x in content["categories"] if x["isthing"]]
     instances = []
     for annotation in content["annotations"]:
-        picture = np.asarray(Image.open(examples / "panoptic_examples" / annotation["file_name"])).astype(int)
+        maps = np.asarray(Image.open(examples / "panoptic_examples" / annotation["file_name"])).astype(int)
         for segment in annotation["segments_info"]:
             if segment["category_id"] in {x["id"] for x in things}:
-                mask = picture @ [1, 256, 65536] == segment["id"]
+                mask = maps @ [1, 256, 65536] == segment["id"]
                 rle = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
                 rle["counts"] = rle["counts"].decode()
                 instances.append({**segment, "id": len(instances), "image_id": annotation["image_id"]})
@@ -118,23 +140,23 @@ def panoptic_coco(real_data, tmp_path):
     return tmp_path
 
 
-def test_evaluates_boxes_masks_and_segments(train_net, panoptic_coco, repository, tmp_path):
+def test_evaluates_boxes_masks_and_segments(train, panoptic_coco, repository, tmp_path):
     """One run gives box AP, mask AP and PQ, where the dataset has instances beside its segments."""
     name = "detr_segm_256_6_6_torchvision_panoptic"
     cfg = model_zoo.get_config(name)
     cfg.merge_from_list([x for pair in {**SMALL, "MODEL.DETR.FROZEN_WEIGHTS": ""}.items() for x in pair])
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
-    # Whatever is most probable counts.
+    # The most probable class counts, however improbable.
     options = {"MODEL__WEIGHTS": str(tmp_path / "model.pth"), "MODEL__DETR__PANOPTIC__SCORE_THRESHOLD": "0"}
-    result = train_net("--eval-only", datasets=panoptic_coco, name=name, **options)
+    result = train("--eval-only", datasets=panoptic_coco, name=name, **options)
     assert result.returncode == 0, result.stderr
     tasks = re.findall(r"copypaste: Task: (\w+)", result.stdout)
     assert tasks == ["bbox", "segm", "panoptic_seg"]
     assert re.search(r"\| things +\| +\d+\.\d\d", result.stdout)
     folder = tmp_path / "output" / "inference" / "coco_2017_val_panoptic"
-    for part in ("", "segm"):
-        classes = json.loads((folder / part / "evaluation.json").read_text())["classes"]
+    for task in ("", "segm"):
+        classes = json.loads((folder / task / "evaluation.json").read_text())["classes"]
         assert [x["name"] for x in classes if x["objects"]] == ["person", "truck", "horse", "sports ball"]
     written = json.loads((folder / "panoptic" / "predictions.json").read_text())
     assert [x["image_id"] for x in written["annotations"]] == [142238, 439180]
@@ -148,41 +170,40 @@ def test_two_processes_on_the_cpu(train_net, real_data, tmp_path):
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_refuses_a_missing_dataset(train_net, tmp_path, processes):
-    result = train_net("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
+def test_refuses_a_missing_dataset(train, train_net, tmp_path, processes):
+    run = train if processes == "1" else train_net
+    result = run("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
     assert_refused(result, str(tmp_path / "nowhere" / "coco"), "DETECTRON2_DATASETS")
     assert not (tmp_path / "output" / "model_final.pth").exists()
 
 
-def test_refuses_an_unknown_key(train_net, real_data, tmp_path):
-    result = train_net(datasets=real_data, MODEL__DETR__NUM_CLASES="3")
+def test_refuses_an_unknown_key(train, real_data, tmp_path):
+    result = train(datasets=real_data, MODEL__DETR__NUM_CLASES="3")
     assert_refused(result, "MODEL.DETR.NUM_CLASES", "Did you mean MODEL.DETR.NUM_CLASSES?")
     assert not (tmp_path / "output").exists()
 
 
-def test_refuses_a_wrong_number_of_classes(train_net, real_data):
-    """Edge case C16 and need B1."""
-    result = train_net(datasets=real_data, MODEL__DETR__NUM_CLASSES="81")
+def test_refuses_a_wrong_number_of_classes(train, real_data):
+    result = train(datasets=real_data, MODEL__DETR__NUM_CLASSES="81")
     assert_refused(result, "has 80 thing classes (person, bicycle", "Do not count a no-object class")
 
 
-def test_refuses_a_truncated_checkpoint(train_net, real_data, tmp_path):
-    """Edge case C43."""
+def test_refuses_a_truncated_checkpoint(train, real_data, tmp_path):
     file = tmp_path / "half.pth"
     torch.save({"model": {"detr.query_embed.weight": torch.zeros(100, 256)}}, file)
     file.write_bytes(file.read_bytes()[:2000])
-    assert_refused(train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
+    assert_refused(train("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
 
 
-def test_refuses_another_architectures_checkpoint(train_net, real_data, tmp_path):
+def test_refuses_another_architectures_checkpoint(train, real_data, tmp_path):
     file = tmp_path / "rcnn.pth"
     names = ("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")
     torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, file)
-    assert_refused(train_net("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
+    assert_refused(train("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(file)), str(file))
 
 
-def test_a_truncated_image_ends_training_with_its_path(train_net, real_data, tmp_path):
-    """Edge case C20, from a loader's worker."""
+def test_a_truncated_image_ends_training_with_its_path(train, real_data, tmp_path):
+    """From a loader's worker."""
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "annotations").symlink_to(real_data / "coco" / "annotations")
     (tmp_path / "coco" / "val2017").symlink_to(real_data / "coco" / "val2017")
@@ -190,4 +211,4 @@ def test_a_truncated_image_ends_training_with_its_path(train_net, real_data, tmp
     images.mkdir()
     for image in (real_data / "coco" / "train2017").iterdir():
         (images / image.name).write_bytes(image.read_bytes()[:3000])
-    assert_refused(train_net(datasets=tmp_path, DATALOADER__NUM_WORKERS="1"), str(images))
+    assert_refused(train(datasets=tmp_path, DATALOADER__NUM_WORKERS="1"), str(images))

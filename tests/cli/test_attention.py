@@ -1,32 +1,21 @@
-"""tools/visualize_attention.py, in this process, with a small model that has learned nothing."""
-
-import importlib.util
-from pathlib import Path
+"""The command ``attention``, with a small model that is not trained."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "visualize_attention.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("visualize_attention_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from detr_d2.cli.attention import main
 
 
 @pytest.fixture
-def visualize(tool, save_trained, real_data, tmp_path):
-    """A function that runs the tool on a photograph; returns the exit code."""
+def visualize(save_trained, real_data, tmp_path):
+    """Return a function that runs the command on a photograph, and returns the exit code."""
     image = min((real_data / "coco" / "val2017").iterdir())
 
     def run(*words, model=()) -> int:
         config, weights = save_trained(*model)
         flags = ["--config-file", str(config), "--input", str(image), "--output", str(tmp_path / "attention.png")]
-        return tool.main([*flags, *map(str, words), "MODEL.WEIGHTS", str(weights)])
+        return main([*flags, *map(str, words), "MODEL.WEIGHTS", str(weights)])
 
     return run
 
@@ -44,7 +33,7 @@ SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "f
     ],
     ids=["best", "queries", "points"],
 )
-def test_writes_a_picture(visualize, tool, tmp_path, monkeypatch, model, words, panels):
+def test_writes_an_image(visualize, tmp_path, monkeypatch, model, words, panels):
     from detr_d2.visualization import attention
 
     drawn = []
@@ -52,9 +41,9 @@ def test_writes_a_picture(visualize, tool, tmp_path, monkeypatch, model, words, 
     monkeypatch.setattr(attention, "draw_panels", lambda x, columns: (drawn.extend(x), draw(x, columns))[1])
     assert visualize(*words, model=model) == 0
     assert len(drawn) == panels
-    picture = np.asarray(Image.open(tmp_path / "attention.png"))
-    assert picture.ndim == 3
-    assert picture.std() > 10
+    written = np.asarray(Image.open(tmp_path / "attention.png"))
+    assert written.ndim == 3
+    assert written.std() > 10
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""tools/check_dataset.py as it is used; good data leave it silent."""
+"""The command ``check`` as it is used; good data leave it silent."""
 
 import json
 import re
@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from detr_d2.cli.check import main
+
 
 def test_good_data_are_silent(check, dataset, problems, notes):
     exit_code, report, printed = check(*dataset.arguments(), "--num-classes", 2, "--num-queries", 100)
@@ -21,30 +23,30 @@ def test_good_data_are_silent(check, dataset, problems, notes):
 
 
 def test_real_data_are_silent(check, real_data, tmp_path, problems):
-    """Both parts of the sample; figures counted independently in the json."""
+    """Both splits of the sample; statistics counted independently in the json."""
     coco = real_data / "coco"
     files = {split: coco / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     exit_code, report, _ = check(
-        *("--json", files["train"], "--images", coco / "train2017"),
+        *("--train-json", files["train"], "--train-images", coco / "train2017"),
         *("--val-json", files["val"], "--val-images", coco / "val2017", "--num-classes", 80, "--num-queries", 100),
-        draw=True,
+        preview=True,
     )
     assert exit_code == 0
     assert problems(report) == []
     for part, path in zip(report["datasets"], files.values(), strict=True):
         annotations = json.loads(path.read_text())["annotations"]
         objects = [x["image_id"] for x in annotations if not x["iscrowd"]]
-        figures = part["statistics"]
-        assert figures["objects"] == len(objects) == sum(x["objects"] for x in figures["classes"])
-        assert figures["crowds"] == len(annotations) - len(objects)
-        assert figures["images_without_objects"] == 50 - len(set(objects))
-        assert figures["max_objects"] == max(map(objects.count, set(objects)))
+        statistics = part["statistics"]
+        assert statistics["objects"] == len(objects) == sum(x["objects"] for x in statistics["classes"])
+        assert statistics["crowds"] == len(annotations) - len(objects)
+        assert statistics["images_without_objects"] == 50 - len(set(objects))
+        assert statistics["max_objects"] == max(map(objects.count, set(objects)))
         pairs = {(x["image_id"], x["category_id"]) for x in annotations if not x["iscrowd"]}
-        assert sum(x["images"] for x in figures["classes"]) == len(pairs)
+        assert sum(x["images"] for x in statistics["classes"]) == len(pairs)
     for name in ("preview.png", "preview_2.png"):
-        with Image.open(tmp_path / "checked" / name) as picture:
-            assert picture.width == picture.height > 1000
-            assert np.asarray(picture.convert("L")).std() > 20
+        with Image.open(tmp_path / "checked" / name) as preview:
+            assert preview.width == preview.height > 1000
+            assert np.asarray(preview.convert("L")).std() > 20
 
 
 def test_skipping_images(check, dataset):
@@ -57,7 +59,7 @@ def test_skipping_images(check, dataset):
 
 
 def test_evaluation_data(check, dataset, problems, notes):
-    """Edge case C49, and what COCO's evaluation stumbles over; none of it matters for training."""
+    """Annotations without area or iscrowd, and what COCO's evaluation fails on; training needs neither."""
     for item in dataset.content["annotations"]:
         del item["area"], item["iscrowd"]
     dataset.content["annotations"][0]["id"] = 0
@@ -80,7 +82,6 @@ def test_evaluation_data(check, dataset, problems, notes):
 
 
 def test_classes_that_differ_and_shared_images(check, dataset, make_dataset, problems):
-    """Edge case C17."""
     other = make_dataset("other")
     other.content["categories"][1]["name"] = "cow"
     other.save()
@@ -98,7 +99,7 @@ def test_classes_that_differ_and_shared_images(check, dataset, make_dataset, pro
 
 
 def test_more_objects_than_queries(check, dataset, problems):
-    """Need B10."""
+    """A warning with the counts and an example."""
     assert problems(check(*dataset.arguments(), "--num-queries", 2)[1]) == []
     exit_code, report, printed = check(*dataset.arguments(), "--num-queries", 1)
     assert (exit_code, problems(report)) == (0, [("warning", "more-objects-than-queries")])
@@ -158,7 +159,7 @@ def test_files_of_another_kind(check, dataset, content, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Give one of --json"),
+        ((), "Give one of --train-json"),
         (("--json", "none.json", "--images", "."), "none.json does not exist"),
         (("--json", "none.json", "--images", "nowhere"), "folder nowhere does not exist"),
         (("--json", "none.json"), "Give the folder of the images"),
@@ -174,19 +175,21 @@ def test_mistakes_in_the_arguments(check, arguments, message):
     assert message in printed
 
 
-def test_output_that_cannot_be_written(tool, dataset, tmp_path, capsys):
+def test_output_that_cannot_be_written(dataset, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert tool.main([*dataset.arguments(), "--output", str(tmp_path / "file")]) == 1
+    assert main([*dataset.arguments(), "--output", str(tmp_path / "file")]) == 1
     assert "can't be written" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_as_a_command(dataset, repository):
+def test_as_a_script(dataset, repository):
     command = [sys.executable, str(repository / "tools" / "check_dataset.py"), *dataset.arguments()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
     assert done.returncode == 0, done.stderr
     assert "0 errors" in done.stdout
+
+
+def test_missing_images(dataset, capsys):
     shutil.rmtree(dataset.images)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: The image folder")
+    assert main(dataset.arguments()) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: The image folder")

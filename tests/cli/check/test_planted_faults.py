@@ -1,4 +1,4 @@
-"""tools/check_dataset.py finds what is planted, and names it."""
+"""The command ``check`` finds what is planted, and names it."""
 
 import re
 
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 60, 40
 
 
 def change(index=0, **values):
-    """Plants values in an annotation; ``...`` removes a key."""
+    """Plant values in an annotation; ``...`` removes a key."""
 
     def plant(dataset):
         item = dataset.content["annotations"][index]
@@ -57,7 +57,7 @@ def truncate_image(dataset):
 
 
 def write_image(mode="RGB", size=(WIDTH, HEIGHT), orientation=None):
-    """Replaces the second image."""
+    """Replace the second image."""
 
     def plant(dataset):
         exif = Image.Exif()
@@ -73,37 +73,37 @@ def write_image(mode="RGB", size=(WIDTH, HEIGHT), orientation=None):
 NAN, INF = float("nan"), float("inf")
 ANNOTATION_10 = r"annotation id 10 of image \S*1\.png"
 PLANTED = {
-    "C5 only crowds": (change_all(iscrowd=1), "error", "no-objects", r"no object to learn from .*6 crowds"),
-    "C9 no width": (change(bbox=[5, 6, 0, 10]), "warning", "box-without-area", rf"1 of 6 .*{ANNOTATION_10}"),
-    "C9 negative height": (change(bbox=[5, 6, 9, -10]), "warning", "box-without-area", ANNOTATION_10),
-    "C10 partly outside": (change(bbox=[50, 6, 20, 10]), "warning", "box-partly-outside", ANNOTATION_10),
-    "C10 left of the image": (change(bbox=[-5, 6, 20, 10]), "warning", "box-partly-outside", ANNOTATION_10),
-    "C10 fully outside": (change(bbox=[80, 6, 20, 10]), "warning", "box-without-area", rf"{ANNOTATION_10}.*1 outside"),
-    "C11 XYXY": (as_xyxy, "warning", "xyxy-as-xywh", r"are they XYXY, but declared XYWH\?"),
-    "C12 NaN": (change(bbox=[5, NAN, 20, 10]), "error", "unreadable-annotation", rf"{ANNOTATION_10} is not finite"),
-    "C12 inf": (change(bbox=[5, 6, INF, 10]), "error", "unreadable-annotation", rf"{ANNOTATION_10} is not finite"),
-    "C12 inf in a polygon": (change(segmentation=[[1, 2, 3, 4, 5, INF]]), "error", "mask-malformed", ANNOTATION_10),
-    "C13 category as a string": (
+    "only crowds": (change_all(iscrowd=1), "error", "no-objects", r"no object to learn from .*6 crowds"),
+    "no width": (change(bbox=[5, 6, 0, 10]), "warning", "box-without-area", rf"1 of 6 .*{ANNOTATION_10}"),
+    "negative height": (change(bbox=[5, 6, 9, -10]), "warning", "box-without-area", ANNOTATION_10),
+    "partly outside": (change(bbox=[50, 6, 20, 10]), "warning", "box-partly-outside", ANNOTATION_10),
+    "left of the image": (change(bbox=[-5, 6, 20, 10]), "warning", "box-partly-outside", ANNOTATION_10),
+    "fully outside": (change(bbox=[80, 6, 20, 10]), "warning", "box-without-area", rf"{ANNOTATION_10}.*1 outside"),
+    "XYXY": (as_xyxy, "warning", "xyxy-as-xywh", r"are they XYXY, but declared XYWH\?"),
+    "NaN": (change(bbox=[5, NAN, 20, 10]), "error", "unreadable-annotation", rf"{ANNOTATION_10} is not finite"),
+    "inf": (change(bbox=[5, 6, INF, 10]), "error", "unreadable-annotation", rf"{ANNOTATION_10} is not finite"),
+    "inf in a polygon": (change(segmentation=[[1, 2, 3, 4, 5, INF]]), "error", "mask-malformed", ANNOTATION_10),
+    "category as a string": (
         change(category_id="4"),
         "error",
         "annotation-category-unknown",
         rf"'4' of {ANNOTATION_10}",
     ),
-    "C16 unknown category": (change(category_id=5), "error", "annotation-category-unknown", f"5 of {ANNOTATION_10}"),
-    "C19 short polygon": (
+    "unknown category": (change(category_id=5), "error", "annotation-category-unknown", f"5 of {ANNOTATION_10}"),
+    "short polygon": (
         change(segmentation=[[1, 2, 3, 4], [5, 6, 25, 6, 25, 16]]),
         "warning",
         "mask-polygon-short",
         ANNOTATION_10,
     ),
-    "C19 only short polygons": (
+    "only short polygons": (
         change(segmentation=[[1, 2, 3, 4]]),
         "warning",
         "mask-without-polygon",
         rf"{ANNOTATION_10}",
     ),
-    "C19 flat polygon": (change(segmentation=[5, 6, 25, 6, 25, 16]), "error", "mask-malformed", ANNOTATION_10),
-    "C20 truncated image": (truncate_image, "error", "image-unreadable", r"Image \S*2\.png can't be read"),
+    "flat polygon": (change(segmentation=[5, 6, 25, 6, 25, 16]), "error", "mask-malformed", ANNOTATION_10),
+    "truncated image": (truncate_image, "error", "image-unreadable", r"Image \S*2\.png can't be read"),
     "missing image": (lambda d: (d.images / "2.png").unlink(), "error", "image-missing", r"2\.png.*does not exist"),
     "other size": (write_image(size=(30, 20)), "error", "image-size", r"2\.png, which is 30 x 20 .* 60 x 40"),
     "sides swapped": (write_image(size=(HEIGHT, WIDTH)), "error", "image-size", r"2\.png, which is 40 x 60"),
@@ -164,7 +164,7 @@ FOLLOWING = {
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted_fault_is_found_and_named(check, dataset, fault, problems):
-    """Need B3. Nothing else than the planted fault is found, but for what follows from it."""
+    """Nothing else than the planted fault is found, except what follows from it."""
     plant, severity, code, message = PLANTED[fault]
     plant(dataset)
     dataset.save()
@@ -206,7 +206,7 @@ def test_all_errors_are_listed(check, dataset, problems):
     ],
 )
 def test_images_that_are_converted_are_noted(check, dataset, mode, orientation, size, note, problems, notes):
-    """Edge case C20: none of these is a fault, also an image that EXIF data turn upright, annotated upright."""
+    """None of these is a fault, nor is an image that EXIF data turn upright, annotated upright."""
     write_image(mode, size, orientation)(dataset)
     exit_code, report, _ = check(*dataset.arguments())
     assert exit_code == 0
@@ -224,6 +224,6 @@ def test_everything_wrong_at_once(check, dataset, problems):
     template = dataset.content["annotations"][0]
     dataset.content["annotations"] += [{**template, "id": 100 + i, key: x} for key in odd for i, x in enumerate(values)]
     dataset.save()
-    exit_code, report, _ = check(*dataset.arguments(), draw=True)
+    exit_code, report, _ = check(*dataset.arguments(), preview=True)
     assert exit_code == 1
     assert len(problems(report)) > 5

@@ -1,0 +1,148 @@
+"""Parser of the commands, and the flags that several of them share."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+AnyParser = TypeVar("AnyParser", bound=argparse.ArgumentParser)
+
+# What can be a config key: MODEL.WEIGHTS, SEED.
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of one command, with hidden old spellings and config keys anywhere among the flags."""
+
+    def __init__(self, command: str, description: str, epilog: str):
+        """Make a parser without flags.
+
+        Args:
+            command: name of the command, as in ``detr-d2 COMMAND``.
+            description, epilog: shown by ``--help``, line by line as they are.
+        """
+        super().__init__(
+            prog=f"detr-d2 {command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._accepts_keys = False
+
+    def add_alias(self, flag: str, *old: str) -> None:
+        """Accept other spellings of a flag, which ``--help`` does not show."""
+        self._option_string_actions.update(dict.fromkeys(old, self._option_string_actions[flag]))
+
+    def add_config_keys(self) -> None:
+        """Accept ``KEY VALUE`` pairs of the config anywhere, as ``args.opts``."""
+        self._accepts_keys = True
+        self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, e.g. MODEL.DEVICE cpu")
+
+    def parse(self, words: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse the words of a command line, by default those of this process, which become ``args.words``.
+
+        ``--output DIR`` of a parser of :func:`add_training_flags` becomes the config key OUTPUT_DIR.
+        """
+        words = list(sys.argv[1:] if words is None else words)
+        self.set_defaults(words=words)
+        if not self._accepts_keys or not {"-h", "--help"}.isdisjoint(words):
+            return self.parse_args(words)
+        rest, pairs = take_options(words)
+        args = self.parse_intermixed_args(rest)
+        args.opts = [*args.opts, *pairs]
+        if getattr(args, "output_dir", None):
+            args.opts += ["OUTPUT_DIR", args.output_dir]
+        return args
+
+    def _get_option_tuples(self, option_string):
+        # An abbreviation of several spellings of one flag is not ambiguous.
+        found = super()._get_option_tuples(option_string)
+        return list({id(match[0]): match for match in found}.values())
+
+
+def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the words of a command line into flags with their values, and ``KEY VALUE`` pairs of the config.
+
+    For flags that take any number of values, which would take the pairs for some of them.
+    """
+    if not any(map(_KEY.fullmatch, words)):
+        return list(words), []
+    from detectron2.config import get_cfg
+
+    sections = get_cfg()
+    rest, pairs = [], []
+    remaining = iter(words)
+    for word in remaining:
+        if word.partition(".")[0] in sections and not os.path.exists(word):
+            pairs += [word, *([value] if (value := next(remaining, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return rest, pairs
+
+
+def at_least(minimum: int, unit: str) -> Callable[[str], int]:
+    """Return a ``type`` for whole numbers from ``minimum``; ``unit``: what they count."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number}: give the number of {unit}, {minimum} or more")
+        return number
+
+    return whole_number
+
+
+def add_config_file(parser: argparse.ArgumentParser, required: bool = False, **settings) -> None:
+    """Add ``--config-file``."""
+    parser.add_argument(
+        "--config-file",
+        **{"default": None if required else "", "required": required, "metavar": "NAME"} | settings,
+        help="a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
+        + (f" (default: {settings['default']})" if settings.get("default") else ""),
+    )
+
+
+def add_training_flags(parser: CommandParser) -> None:
+    """Add what a run takes beside its config: flags of Detectron2's ``default_argument_parser``, and ``--output``."""
+    parser.add_argument(
+        "--output", dest="output_dir", metavar="DIR", help="the folder of the run, as the config key OUTPUT_DIR"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in that folder")
+    group = parser.add_argument_group("processes")
+    group.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or on a CPU processes, per machine (default: 1)"
+    )
+    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="(default: 1)")
+    group.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0 (default: 0)")
+    # One port per user, as Detectron2 chooses it: a process left behind is noticed by the port it occupies.
+    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
+    group.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        metavar="URL",
+        help="where the processes meet (default: a port of this machine; auto: any free one)",
+    )
+    parser.set_defaults(eval_only=False)
+    parser.add_config_keys()
+
+
+def add_data_arguments(parser: AnyParser) -> AnyParser:
+    """Add the flags that :func:`~detr_d2.engine.use_own_data` reads."""
+    group = parser.add_argument_group(
+        "own data",
+        "annotations in COCO's format, instead of DATASETS.TRAIN and DATASETS.TEST; the number of classes is that of "
+        "the annotations",
+    )
+    group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
+    group.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on; without, nothing is evaluated")
+    group.add_argument("--val-images", metavar="DIR", help="the folder of their images")
+    for split in ("train", "val"):
+        group.add_argument(
+            f"--{split}-panoptic",
+            metavar="DIR",
+            help=f"the folder of the PNGs, if --{split}-json is in COCO's panoptic format (docs/PANOPTIC.md)",
+        )
+    return parser

@@ -1,0 +1,95 @@
+"""Command ``convert``, also converter.py: checkpoints with our names, the original's or those of transformers."""
+
+import argparse
+from functools import partial
+
+from detr_d2.cli.arguments import CommandParser, at_least
+from detr_d2.cli.command import run_command
+
+TARGETS = ("d2", "original", "huggingface")
+"""Values of --to: those of :data:`detr_d2.checkpoint.export.TARGETS`, which takes long to import."""
+
+DESCRIPTION = """\
+Convert a checkpoint of a DETR (R18 to R152, box models; of segmentation and panoptic models the box part) or SMCA:
+files of the original code and of the authors, of the transformers library, of the original's Detectron2 wrapper, and
+our own. The result is checked, name by name and shape by shape, against the model that it is for before anything is
+written. MODEL.WEIGHTS accepts all of these files too; a converted one is smaller, holds the class names, and can
+be read by other tools. Whether a model is a DC5 model, and how many heads its attention has, can't be seen in the
+tensors: say so with --dc5 and --nheads.
+"""
+EXAMPLES = """\
+examples:
+  detr-d2 convert --input https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth --output weights/detr-r50.pth
+  detr-d2 convert --input detr-r101-2c7b67e5.pth --output detr-r101.pth --force
+  detr-d2 convert --input detr-r50-e632da11.pth --output start.pth --num-classes 3
+  detr-d2 convert --input output/model_final.pth --output mine/model.safetensors --to huggingface
+  detr-d2 convert --input detr-resnet-50/model.safetensors --output detr.pth --to original --coco-ids
+"""
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("convert", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--input", required=True, metavar="FILE", help="file or URL to convert")
+    parser.add_alias("--input", "--source_model", "--source-model")
+    parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    parser.add_alias("--output", "--output_model", "--output-model")
+    parser.add_argument(
+        "--to",
+        choices=TARGETS,
+        default="d2",
+        help="whose names to write: ours (d2, the default), the original's, or those of transformers, as .bin or "
+        ".safetensors with a config.json beside it",
+    )
+    parser.add_argument(
+        "--num-classes",
+        type=at_least(1, "foreground classes, without no-object"),
+        metavar="N",
+        help="foreground classes, without no-object, of the model to load. Without it the head is kept, except that "
+        "COCO's 92 rows (category ids) become 81 (80 contiguous classes, no-object) with --to d2. 91 keeps the 92 "
+        "rows. A head that does not fit N is left out, and starts again when the file is loaded for training",
+    )
+    parser.add_argument(
+        "--coco-ids",
+        action="store_true",
+        help="with --to original or huggingface: write a head over COCO's 80 classes as the published models have it, "
+        "92 rows by category id; rows that are no category get the weight 0 and the bias -10000",
+    )
+    parser.add_argument(
+        "--nheads",
+        type=at_least(1, "attention heads"),
+        metavar="N",
+        help="heads of every attention, if not 8 and the source does not say (default: 8)",
+    )
+    parser.add_argument("--dc5", action="store_true", help="the source is a DC5 model, and does not say so")
+    parser.add_argument("--force", action="store_true", help="overwrite the output file")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read a source that holds more than weights and plain values; this runs code that the file holds, so "
+        "only use it for files whose origin you know",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, and print what was done."""
+    from detr_d2.checkpoint.conversion import convert_checkpoint
+
+    settings = {"MODEL.DETR.NHEADS": args.nheads} if args.nheads else {}
+    if args.dc5:
+        settings["MODEL.RESNETS.RES5_DILATION"] = 2
+    summary = convert_checkpoint(
+        args.input,
+        args.output,
+        to=args.to,
+        num_classes=args.num_classes,
+        coco_ids=args.coco_ids,
+        settings=settings,
+        force=args.force,
+        trust=args.trust,
+    )
+    print(summary)
+
+
+main = partial(run_command, make_parser, run)

@@ -1,0 +1,121 @@
+"""The command ``detr-d2``: help, versions, and the choice of a command."""
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from detr_d2 import __version__
+from detr_d2.cli.command import exit_code
+from detr_d2.utils.prerequisites import check_detectron2
+
+GROUPS = {
+    "Training": {
+        "train": ("detr_d2.cli.train", "train a model that a config describes"),
+        "demo": ("detr_d2.cli.demo", "train on rendered shapes in minutes, and write a report"),
+        "overfit": ("detr_d2.cli.overfit", "overfit a few images, to prove that data, config and model go together"),
+        "compare": ("detr_d2.cli.compare", "train several configs, and compare how fast their AP grows"),
+        "plot": ("detr_d2.cli.plot", "plot the training curves of runs"),
+    },
+    "Trained models": {
+        "predict": ("detr_d2.cli.predict", "find objects in images and videos"),
+        "attention": ("detr_d2.cli.attention", "visualize where a model looks in an image"),
+        "convert": ("detr_d2.cli.convert", "convert a checkpoint to the names of other code, or to ours"),
+    },
+    "Measuring": {
+        "eval": ("detr_d2.cli.eval", "evaluate a model on a dataset"),
+        "evaluate-results": ("detr_d2.cli.evaluate_results", "evaluate a file of detections, without a model"),
+        "analyze": ("detr_d2.cli.analyze", "count parameters, FLOPs and activations of a model"),
+        "benchmark": ("detr_d2.cli.benchmark", "time our code beside the original code and transformers"),
+    },
+    "Data": {
+        "check": ("detr_d2.cli.check", "check a dataset before training"),
+        "import-via": ("detr_d2.cli.import_via", "convert annotations of the VGG Image Annotator to COCO's format"),
+    },
+    "This command": {
+        "completion": ("detr_d2.cli.completion", "print a script for completion in bash, zsh or fish"),
+    },
+}
+COMMANDS = {name: entry for commands in GROUPS.values() for name, entry in commands.items()}
+"""Module and description of every command, by its name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: its name, then its own arguments; by default those of this process.
+
+    Returns:
+        The exit code: 2 for an unknown command, otherwise that of the command's ``main``.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        return exit_code(lambda: print(format_help()))
+    if words[0] in ("-V", "--version"):
+        return exit_code(lambda: print(format_versions()))
+    if words[0] not in COMMANDS:
+        similar = difflib.get_close_matches(words[0], COMMANDS)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "detr-d2 --help lists them."
+        print(f"error: there is no command {words[0]}: {hint}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[words[0]]
+    try:
+        if "--help" not in words and "-h" not in words and words[0] != "completion":
+            check_detectron2()
+        return importlib.import_module(module).main(words[1:])
+    except ImportError as e:
+        if e.name not in ("detectron2", "pkg_resources"):
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+
+
+def format_help() -> str:
+    """Return the list of commands."""
+    lines = ["usage: detr-d2 COMMAND …", "", "DETR for Detectron2."]
+    width = max(map(len, COMMANDS))
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, (_, text) in commands.items())]
+    lines += ["", "detr-d2 COMMAND --help explains a command; detr-d2 --version prints versions."]
+    return "\n".join(lines)
+
+
+def format_versions() -> str:
+    """Return the versions of this package and of what it depends on, without importing torch."""
+    versions = {
+        "detr_d2": __version__,
+        "torch": _version("torch"),
+        "detectron2": f"{_version('detectron2')}, {_compiled_ops()}",
+        "Python": platform.python_version(),
+    }
+    return "\n".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _version(package: str) -> str:
+    """Return the version of an importable package, whatever its distribution is called (``sal-detectron2``)."""
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    distributions = importlib.metadata.packages_distributions().get(package)
+    if distributions:
+        return importlib.metadata.version(distributions[0])
+    return importlib.import_module(package).__version__
+
+
+def _compiled_ops() -> str:
+    """Return whether Detectron2's compiled ops (rotated boxes, deformable convolution) load here."""
+    spec = importlib.util.find_spec("detectron2")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    if not any((Path(folder) / f"_C{suffix}").is_file() for folder in folders for suffix in EXTENSION_SUFFIXES):
+        return "without compiled ops for this Python"
+    # They are linked to one version of torch. A process of its own tries it: this one does not import torch.
+    command = [sys.executable, "-c", "import torch, detectron2._C"]
+    loads = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    return "with compiled ops" if loads.returncode == 0 else "with compiled ops that do not load with this torch"

@@ -1,0 +1,49 @@
+"""The command ``compare``: schedules, tables, and a run of two configs cut short."""
+
+import pytest
+
+from detr_d2.cli.compare import format_table, main, schedule
+from detr_d2.engine import load_config
+
+
+def test_the_learning_rate_drops_after_the_same_share(repository, tmp_path):
+    cfg = load_config(str(repository / "configs" / "detr_128_2_3_cpu.yaml"), [])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1000, (800,))
+    short = schedule(cfg, tmp_path, iterations=250, every=10)
+    assert (short.SOLVER.MAX_ITER, short.SOLVER.STEPS, short.TEST.EVAL_PERIOD) == (250, (200,), 10)
+    assert schedule(cfg, tmp_path, iterations=None, every=10).SOLVER.MAX_ITER == 1000
+
+
+def test_a_table_has_gaps_where_a_run_was_not_evaluated():
+    table = format_table({"a": {100: 1.25, 200: 3.0}, "b": {200: 4.0}}).splitlines()
+    assert [cell.strip() for cell in table[2].strip("|").split("|")] == ["100", "1.2", ""]
+    assert [cell.strip() for cell in table[3].strip("|").split("|")] == ["200", "3.0", "4.0"]
+
+
+@pytest.fixture
+def compare(tmp_path, repository, real_coco, monkeypatch):
+    """Return a function that runs the command with a DETR and an SMCA cut down, and returns the exit code."""
+    real_coco()
+    monkeypatch.chdir(tmp_path)
+    configs = [str(repository / "configs" / f"{name}_128_2_3_cpu.yaml") for name in ("detr", "smca")]
+    sizes = ("INPUT.MIN_SIZE_TEST", "64", "MODEL.DETR.HIDDEN_DIM", "32", "SOLVER.IMS_PER_BATCH", "1")
+
+    def run(*arguments) -> int:
+        output = ("OUTPUT_DIR", str(tmp_path))
+        return main(["--memorize", "1", "--configs", *configs, *arguments, *sizes, *output])
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_configs_end_in_a_table_and_a_plot(compare, tmp_path, capsys):
+    assert compare("--every", "2", "--iterations", "4", "2", "--metric", "AP50") == 0
+    assert "detr_128_2_3_cpu in 4" in capsys.readouterr().out
+    table = (tmp_path / "convergence.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["2", "4"]
+    assert (tmp_path / "convergence.png").stat().st_size > 10_000
+
+
+def test_numbers_that_do_not_go_with_the_configs(compare, capsys):
+    assert compare("--iterations", "4", "2", "1") == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: --iterations takes one number")
