@@ -1,14 +1,11 @@
-"""Training with masks against the original code, and two processes against one."""
+"""Training with masks against the original code."""
 
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from detr_d2.engine.trainer import distribute
-from detr_d2.modeling.meta_arch import Detr
 from detr_d2.utils.errors import UserError
 
 MASKS = (
@@ -109,37 +106,3 @@ def test_inputs_without_masks(make_model, make_inputs):
 def test_a_box_model_ignores_masks(make_model, make_inputs):
     losses = make_model().train()(make_inputs([(64, 64)], [2], masks=True))
     assert "loss_mask" not in losses
-
-
-def train_one_batch(cfg, state, shares, folder):
-    """Save the gradients and losses of this process's share of the batch."""
-    torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    model = distribute(model.train())
-    rank = torch.distributed.get_rank()
-    losses = model(shares[rank])
-    sum(losses.values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
-
-
-@pytest.mark.parametrize(("counts", "options"), [([3, 0], ()), ([0, 0], FROZEN)], ids=["all", "frozen boxes"])
-def test_two_processes_have_the_gradients_of_the_joint_batch(
-    make_cfg, make_model, make_inputs, tmp_path, counts, options
-):
-    """Also when one process has no object: it does not hang, and has every gradient."""
-    model = make_model(*MASKS, *options).train()
-    inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
-    joint = model(inputs)
-    sum(joint.values()).backward()
-    arguments = (make_cfg(*MASKS, *options), model.state_dict(), [[x] for x in inputs], tmp_path)
-    launch(train_one_batch, 2, dist_url="auto", args=arguments)
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            scale = p.grad.abs().max().clamp(min=1e-3)
-            for rank in ranks:
-                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
-    for name, loss in joint.items():
-        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
