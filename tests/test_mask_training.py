@@ -1,14 +1,11 @@
-"""Tests of training with masks against the original code, and of two processes against one."""
+"""Training with masks against the original code."""
 
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from detr_d2.engine.trainer import distribute
-from detr_d2.modeling.meta_arch import Detr
 from detr_d2.utils.errors import UserError
 
 MASKS = (
@@ -109,41 +106,3 @@ def test_inputs_without_masks(make_model, make_inputs):
 def test_a_box_model_ignores_masks(make_model, make_inputs):
     losses = make_model().train()(make_inputs([(64, 64)], [2], masks=True))
     assert "loss_mask" not in losses
-
-
-def train_batches(cases, folder):
-    """Save the gradients and the losses of the shares of this process in the batches of the cases."""
-    torch.set_num_threads(1)
-    rank = torch.distributed.get_rank()
-    for case, (cfg, state, shares) in cases.items():
-        model = Detr(cfg)
-        model.load_state_dict(state)
-        model = distribute(model.train())
-        losses = model(shares[rank])
-        sum(losses.values()).backward()
-        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-        torch.save({"gradients": gradients, "losses": losses}, folder / f"{case} {rank}.pth")
-
-
-def test_two_processes_have_the_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path):
-    """Also when one process has no object: nothing hangs, and every parameter has its gradient."""
-    cases, joint = {}, {}
-    # Processes take seconds to start, so that these train both cases.
-    for case, counts, options in (("all", [3, 0], MASKS), ("frozen boxes", [0, 0], (*MASKS, *FROZEN))):
-        model = make_model(*options).train()
-        inputs = make_inputs([(64, 64), (64, 64)], counts, masks=True)
-        losses = model(inputs)
-        sum(losses.values()).backward()
-        joint[case] = model, losses
-        cases[case] = make_cfg(*options), model.state_dict(), [[x] for x in inputs]
-    launch(train_batches, 2, dist_url="auto", args=(cases, tmp_path))
-    for case, (model, losses) in joint.items():
-        ranks = [torch.load(tmp_path / f"{case} {rank}.pth", weights_only=True) for rank in (0, 1)]
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                scale = p.grad.abs().max().clamp(min=1e-3)
-                for rank in ranks:
-                    difference = f"{case}: {name}"
-                    assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=difference)
-        for name, loss in losses.items():
-            assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +104,17 @@ def test_segments_are_those_of_all_masks(panoptic_model):
 @pytest.mark.parametrize("sizes", [[(64, 96), (64, 96)], [(64, 96), (48, 64), (40, 50)]], ids=["alike", "padded"])
 def test_every_mask_is_computed_once(panoptic_model, sizes):
     """Only those of detections and segments, and once where a query is both, under several classes too."""
-    model = panoptic_model("MODEL.DETR.CLASS_LOSS", "focal", "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.6)
+    model = panoptic_model("MODEL.DETR.CLASS_LOSS", "focal")
     counts = []
     model.detr.mask_head.register_forward_hook(lambda module, inputs, logits: counts.append(len(logits)))
     batch = inputs(*sizes)
     with torch.no_grad():
-        model.score_threshold = 0.7
         output = model.detr(model.preprocess_image(batch), all_layers=False)
-        detections = [set(x.queries.tolist()) for x in box_instances(output, sizes, "focal", 0.7)]
+        scores = output.logits[-1, ..., :-1].sigmoid().amax(-1).flatten().sort(descending=True).values
+        # Some queries are found in detections, and some more in segments.
+        model.score_threshold = threshold = scores[len(scores) // 3].item()
+        model.panoptic = replace(model.panoptic, score_threshold=scores[len(scores) // 2].item())
+        detections = [set(x.queries.tolist()) for x in box_instances(output, sizes, "focal", threshold)]
         segments = [set(model.panoptic.select(x).queries.tolist()) for x in output.logits[-1]]
         results = model(batch)
     both = [len(x | y) for x, y in zip(detections, segments, strict=True)]

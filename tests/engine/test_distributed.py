@@ -1,10 +1,16 @@
 """Two processes on the CPU against one with the joint batch."""
 
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import launch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
@@ -15,75 +21,81 @@ from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import can_compile_training, compile_for_training
 from detr_d2.modeling.meta_arch import Detr
 
-
-def train_one_batch(cfg, state, shares, folder):
-    """Save the gradients and losses of this process's share of the batch."""
-    torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    model = distribute(model.train())
-    rank = torch.distributed.get_rank()
-    losses = model(shares[rank])
-    sum(losses.values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "losses": losses}, folder / f"{rank}.pth")
+MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
+SMALL = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2)
+FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
 
 
-@pytest.mark.parametrize("counts", [[3, 1], [3, 0], [0, 0]], ids=str)
-def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path, counts):
-    """Also when one process has no object: it does not hang, and has every gradient."""
-    options = ("MODEL.DETR.DROPOUT", 0.0)
-    model = make_model(*options).train()
-    inputs = make_inputs([(64, 64), (64, 64)], counts)
-    joint = model(inputs)
-    sum(joint.values()).backward()
-
-    shares = [[x] for x in inputs]
-    arguments = (make_cfg(*options), model.state_dict(), shares, tmp_path)
-    launch(train_one_batch, 2, dist_url="auto", args=arguments)
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            for rank in ranks:
-                scale = p.grad.abs().max().clamp(min=1e-3)
-                assert_close(rank["gradients"][name] / scale, p.grad / scale, rtol=0, atol=2e-4, msg=name)
-    for name, loss in joint.items():
-        assert_close((ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2, loss, rtol=1e-4, atol=1e-6)
-
-
-def checkpoint_both(network):
+def checkpoint_both(network: nn.Module) -> None:
     checkpoint_activations(network, ("backbone", "transformer"))
 
 
-def compile_transformer(network):
+def compile_transformer(network: nn.Module) -> None:
     compilation.BACKEND = CompileCounterWithBackend("aot_eager")
     compile_for_training(network.transformer)
 
 
-def train_one_share(cfg, state, shares, folder, prepare):
-    """Save the gradients of this process's share of the batch, accumulated in two steps."""
+class Case(NamedTuple):
+    """A batch of one image per process and accumulation step."""
+
+    counts: list[int]
+    """Numbers of objects: of the images of the first process, then of those of the second."""
+    options: tuple = ()
+    masks: bool = False
+    prepare: Callable[[nn.Module], None] | None = None
+    graphs: int = 0
+    """Number of compiled pieces of code."""
+
+
+# Also when one process has no object: it does not hang, and has every gradient.
+JOINT_BATCH = {
+    "objects in both": Case([3, 1]),
+    "objects in one": Case([3, 0]),
+    "no objects": Case([0, 0]),
+    "masks, objects in one": Case([3, 0], (*MASKS, *SMALL), masks=True),
+    "masks, frozen boxes, no objects": Case([0, 0], (*MASKS, *SMALL, *FROZEN), masks=True),
+    "accumulation, checkpoints": Case([2, 1, 2, 1], prepare=checkpoint_both),
+}
+COMPILED = {
+    # One piece of code per layer.
+    "accumulation, compiled": Case(
+        [2, 1, 2, 1],
+        ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1),
+        prepare=compile_transformer,
+        graphs=2,
+    )
+}
+
+
+def train_shares(problems: list[tuple[Case, CfgNode, dict, list[list[dict]]]], folder: Path) -> None:
+    """Save the losses and gradients of this process's share of every batch."""
     torch.set_num_threads(1)
-    model = Detr(cfg)
-    model.load_state_dict(state)
-    prepare(model.detr)
-    model = distribute(model.train())
     rank = torch.distributed.get_rank()
-    with model.no_sync():
-        sum(model(shares[rank][:1]).values()).backward()
-    sum(model(shares[rank][1:]).values()).backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"gradients": gradients, "codes": counters["stats"]["unique_graphs"]}, folder / f"{rank}.pth")
+    results = []
+    for case, cfg, state, shares in problems:
+        model = Detr(cfg)
+        model.load_state_dict(state)
+        if case.prepare is not None:
+            case.prepare(model.detr)
+        model = distribute(model.train())
+        graphs = counters["stats"]["unique_graphs"]
+        losses = []
+        for step, x in enumerate(shares[rank], start=1):
+            with model.no_sync() if step < len(shares[rank]) else nullcontext():
+                losses.append(model([x]))
+                sum(losses[-1].values()).backward()
+        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+        graphs = counters["stats"]["unique_graphs"] - graphs
+        results.append({"losses": losses, "gradients": gradients, "graphs": graphs})
+    torch.save(results, folder / f"{rank}.pth")
 
 
 @pytest.mark.parametrize(
-    ("prepare", "options", "codes"),
+    "cases",
     [
-        pytest.param(checkpoint_both, (), 0, id="checkpoints"),
+        pytest.param(JOINT_BATCH, id="not compiled"),
         pytest.param(
-            compile_transformer,
-            ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1),
-            # One per layer.
-            2,
+            COMPILED,
             id="compiled",
             marks=[
                 pytest.mark.slow,
@@ -92,25 +104,36 @@ def train_one_share(cfg, state, shares, folder, prepare):
         ),
     ],
 )
-def test_two_accumulation_steps_per_process(make_cfg, make_model, make_inputs, tmp_path, prepare, options, codes):
-    """Their gradients are those of four images."""
-    options = ("MODEL.DETR.DROPOUT", 0.0, *options)
-    model = make_model(*options).train()
-    inputs = make_inputs([(64, 64)] * 4, [2, 1, 2, 1])
-    # The numbers of objects of the first images of both processes are averaged, and those of the second images. Their
-    # gradients are summed in the parameters.
-    for i in (0, 1):
-        sum(model([inputs[i], inputs[i + 2]]).values()).backward()
-    arguments = (make_cfg(*options), model.state_dict(), [inputs[:2], inputs[2:]], tmp_path, prepare)
-    launch(train_one_share, 2, dist_url="auto", args=arguments)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
-        assert found["codes"] == codes
-        expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        assert found["gradients"].keys() == expected.keys()
-        for name, gradient in found["gradients"].items():
-            scale = expected[name].abs().max().clamp(min=1e-3)
-            assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=2e-4, msg=name)
+def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path, cases):
+    """All cases are computed by the same two processes, which take long to start."""
+    problems, expected = [], []
+    for case in cases.values():
+        options = ("MODEL.DETR.DROPOUT", 0.0, *case.options)
+        model = make_model(*options).train()
+        inputs = make_inputs([(64, 64)] * len(case.counts), case.counts, masks=case.masks)
+        steps = len(inputs) // 2
+        problems.append((case, make_cfg(*options), model.state_dict(), [inputs[:steps], inputs[steps:]]))
+        # The numbers of objects of the first images of both processes are averaged, and those of the second images.
+        # Their gradients are summed in the parameters.
+        losses = [model([inputs[i], inputs[i + steps]]) for i in range(steps)]
+        for x in losses:
+            sum(x.values()).backward()
+        expected.append((losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}))
+
+    launch(train_shares, 2, dist_url="auto", args=(problems, tmp_path))
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for name, case, (losses, gradients), *found in zip(cases, cases.values(), expected, *ranks, strict=True):
+        for x in found:
+            assert x["graphs"] == case.graphs, name
+            assert x["gradients"].keys() == gradients.keys()
+            for parameter, gradient in gradients.items():
+                scale = gradient.abs().max().clamp(min=1e-3)
+                message = f"{name}: {parameter}"
+                assert_close(x["gradients"][parameter] / scale, gradient / scale, rtol=0, atol=2e-4, msg=message)
+        for joint, *shares in zip(losses, *(x["losses"] for x in found), strict=True):
+            for key, loss in joint.items():
+                mean = (shares[0][key] + shares[1][key]) / 2
+                assert_close(mean, loss, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
 def differ_and_share(folder):
