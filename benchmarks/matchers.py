@@ -15,6 +15,8 @@ from detr_d2 import UserError
 from detr_d2.criterion.matching import HungarianMatcher, Matcher, SinkhornMatcher
 
 _CLASSES = 80
+SIZES = ((1, 2, 100, 7), (6, 2, 100, 7), (6, 2, 100, 60), (6, 8, 100, 20), (6, 8, 300, 60), (6, 32, 300, 60))
+"""Layers, batch, queries and objects that are timed."""
 
 
 def sampled_permutations(cost: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -137,9 +139,7 @@ def print_times(args: argparse.Namespace) -> None:
     print("| layers x images | queries | objects | " + " | ".join(f"{name} ms" for name in names) + " |")
     print("|---|---|---|---|---|")
     device = torch.device(args.device)
-    for layers, batch, queries, objects in (
-        (1, 2, 100, 7), (6, 2, 100, 7), (6, 2, 100, 60), (6, 8, 100, 20), (6, 8, 300, 60), (6, 32, 300, 60),
-    ):  # fmt: skip
+    for layers, batch, queries, objects in SIZES:
         problems = [_trained(queries, objects) for _ in range(layers * batch)]
         cost = torch.stack(problems).view(layers, batch, queries, objects).to(device)
         counts = (objects,) * batch
