@@ -13,21 +13,9 @@ from detr.models.segmentation import PostProcessPanoptic, PostProcessSegm
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import ours
+from benchmarks import models, ours
 from benchmarks.comparison import Case, Implementation
 from benchmarks.measuring import Runner
-from benchmarks.models import (
-    PRECISIONS,
-    REFERENCES,
-    autocast,
-    build_original,
-    build_ours,
-    build_transformers,
-    make_segments,
-    original_samples,
-    random_batch,
-    to_float32,
-)
 from detr_d2 import optimize_for_inference
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
@@ -48,7 +36,7 @@ class Variant(NamedTuple):
 
 
 _STARTS = {
-    **{start: (*settings, None) for start, settings in REFERENCES.items()},
+    **{start: (*settings, None) for start, settings in models.REFERENCES.items()},
     "ours": ("ours", True, None),
     "ours-optimized": ("ours", True, False),
     "ours-compiled": ("ours", True, True),
@@ -56,7 +44,7 @@ _STARTS = {
 VARIANTS = {
     f"{start}{suffix}": Variant(library, precision, keeps, compiled)
     for start, (library, keeps, compiled) in _STARTS.items()
-    for suffix, precision in PRECISIONS.items()
+    for suffix, precision in models.PRECISIONS.items()
 }
 """By name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …"""
 
@@ -78,7 +66,7 @@ class Inference(Case):
     def build(self, name: str) -> Implementation:
         variant = VARIANTS[name]
         cfg = ours.make_config(self.model, self.options, self.device)
-        batch = random_batch([self.size] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, 0)
+        batch = models.random_batch([self.size] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, 0)
         predict, outputs = _LIBRARIES[variant.library](cfg, batch, variant)
         predict = torch.inference_mode()(predict)
         tolerance = TOLERANCES[variant.precision]
@@ -86,16 +74,16 @@ class Inference(Case):
 
 
 def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):
-    model = build_ours(cfg)
+    model = models.build_ours(cfg)
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        make_segments(cfg, model.detr, model.detr)
+        models.make_segments(cfg, model.detr, model.detr)
     precision = variant.precision
     if variant.compiled is not None:
         model = optimize_for_inference(model, precision=precision, compile=variant.compiled)
         precision = "float32"
 
     def predict() -> list[dict]:
-        with autocast(cfg, precision):
+        with models.autocast(cfg, precision):
             return model(batch)
 
     def outputs(results: list[dict]) -> dict[str, Tensor]:
@@ -112,18 +100,18 @@ def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):
 
 
 def _python_detr(cfg: CfgNode, batch: list[dict], variant: Variant):
-    model = build_original(cfg)
+    model = models.build_original(cfg)
     sizes = _result_sizes(cfg, batch)
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        make_segments(cfg, model.detr, model)
+        models.make_segments(cfg, model.detr, model)
     process = _postprocess(cfg, batch, sizes)
 
     def predict() -> list[dict]:
-        with autocast(cfg, variant.precision):
-            outputs = model(original_samples(batch, cfg))
+        with models.autocast(cfg, variant.precision):
+            outputs = model(models.original_samples(batch, cfg))
         # Only training reads them: converting them to float32 would cost time.
         outputs.pop("aux_outputs", None)
-        return process(to_float32(outputs))
+        return process(models.to_float32(outputs))
 
     def outputs(results: list[dict]) -> dict[str, Tensor]:
         if cfg.MODEL.DETR.PANOPTIC.ENABLED:
@@ -149,13 +137,13 @@ def _postprocess(cfg: CfgNode, batch: list[dict], sizes: Tensor) -> Callable[[di
 
 
 def _transformers(cfg: CfgNode, batch: list[dict], variant: Variant):
-    model = build_transformers(cfg)
+    model = models.build_transformers(cfg)
     postprocess = PostProcess()
     sizes = _result_sizes(cfg, batch)
 
     def predict() -> list[dict]:
-        samples = original_samples(batch, cfg)
-        with autocast(cfg, variant.precision):
+        samples = models.original_samples(batch, cfg)
+        with models.autocast(cfg, variant.precision):
             found = model(pixel_values=samples.tensors, pixel_mask=(~samples.mask).long())
         return postprocess({"pred_logits": found.logits.float(), "pred_boxes": found.pred_boxes.float()}, sizes)
 

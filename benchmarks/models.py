@@ -4,6 +4,8 @@ The original is the package python-detr, built after one of our configs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import getitem
 
 import torch
 import torchvision
@@ -72,7 +74,7 @@ def build_original(cfg: CfgNode) -> nn.Module:
 
 
 def _original_network(cfg: CfgNode) -> nn.Module:
-    values = {key: _value(cfg, key) for key in _ONLY}
+    values = {key: reduce(getitem, key.split("."), cfg) for key in _ONLY}
     if others := [f"{key} {value}" for key, value in values.items() if value != _ONLY[key]]:
         raise UserError(f"The original DETR has no {', '.join(others)}: there is nothing to compare with.")
     detr = cfg.MODEL.DETR
@@ -100,12 +102,6 @@ def _original_network(cfg: CfgNode) -> nn.Module:
         channels = [cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * x for x in (4, 2, 1)]
         model.mask_head = segmentation.MaskHeadSmallConv(detr.HIDDEN_DIM + detr.NHEADS, channels, detr.HIDDEN_DIM)
     return model
-
-
-def _value(cfg: CfgNode, key: str):
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def build_original_criterion(cfg: CfgNode) -> SetCriterion:

@@ -8,33 +8,20 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from benchmarks import ours
+from benchmarks import models, ours
 from benchmarks.comparison import Case, Implementation
 from benchmarks.measuring import Runner
-from benchmarks.models import (
-    PRECISIONS,
-    REFERENCES,
-    autocast,
-    build_original,
-    build_original_criterion,
-    build_ours,
-    build_transformers,
-    original_samples,
-    original_targets,
-    random_batch,
-    to_float32,
-)
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """For the losses, relative."""
 # transformers leaves the decoder's last norm out of the auxiliary losses. It starts as the identity, so that the losses
 # of the first step are equal; later ones are not.
 _TRANSFORMERS_TOLERANCE = 1e-3
-_STARTS = {**REFERENCES, **{name: (name, True) for name in ("ours", "ours-checkpoints", "ours-compiled")}}
+_STARTS = {**models.REFERENCES, **{name: (name, True) for name in ("ours", "ours-checkpoints", "ours-compiled")}}
 VARIANTS = {
     f"{start}{suffix}": (library, precision, keeps)
     for start, (library, keeps) in _STARTS.items()
-    for suffix, precision in PRECISIONS.items()
+    for suffix, precision in models.PRECISIONS.items()
     if precision in TOLERANCES
 }
 """By name: the library, the precision of autocast, and whether its process keeps freed memory."""
@@ -68,7 +55,7 @@ class Training(Case):
         height, width = self.size
         sizes = [(height, width), (int(_SMALLER * height), int(_SMALLER * width))]
         sizes = [sizes[i % 2] for i in range(self.batch)]
-        batch = random_batch(sizes, cfg.MODEL.DETR.NUM_CLASSES, self.objects, masks=cfg.MODEL.MASK_ON)
+        batch = models.random_batch(sizes, cfg.MODEL.DETR.NUM_CLASSES, self.objects, masks=cfg.MODEL.MASK_ON)
         step = _STEPS[library](cfg, batch, precision)
 
         def outputs() -> dict[str, Tensor]:
@@ -83,34 +70,34 @@ class Training(Case):
 
 
 def _our_step(cfg: CfgNode, batch: list[dict], precision: str, **settings: bool) -> Callable[[], float]:
-    return ours.make_training_step(cfg, build_ours(cfg), batch, precision, **settings)
+    return ours.make_training_step(cfg, models.build_ours(cfg), batch, precision, **settings)
 
 
 def _original_step(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
-    model = build_original(cfg)
-    criterion = build_original_criterion(cfg)
+    model = models.build_original(cfg)
+    criterion = models.build_original_criterion(cfg)
 
     def compute_loss() -> Tensor:
-        samples, targets = original_samples(batch, cfg), original_targets(batch, cfg)
-        with autocast(cfg, precision):
+        samples, targets = models.original_samples(batch, cfg), models.original_targets(batch, cfg)
+        with models.autocast(cfg, precision):
             outputs = model(samples)
-        losses = criterion(to_float32(outputs), targets)
+        losses = criterion(models.to_float32(outputs), targets)
         return sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
 
     return _optimized_step(cfg, model, compute_loss)
 
 
 def _transformers_step(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
-    model = build_transformers(cfg)
+    model = models.build_transformers(cfg)
     # The library trains the early layers of timm's backbones, too; the original and ours do not.
     for name, parameter in model.named_parameters():
         if "backbone" in name and not any(layer in name for layer in ("layer2", "layer3", "layer4")):
             parameter.requires_grad_(False)
 
     def compute_loss() -> Tensor:
-        samples = original_samples(batch, cfg)
-        labels = [{"class_labels": x["labels"], "boxes": x["boxes"]} for x in original_targets(batch, cfg)]
-        with autocast(cfg, precision):
+        samples = models.original_samples(batch, cfg)
+        labels = [{"class_labels": x["labels"], "boxes": x["boxes"]} for x in models.original_targets(batch, cfg)]
+        with models.autocast(cfg, precision):
             return model(pixel_values=samples.tensors, pixel_mask=(~samples.mask).long(), labels=labels).loss
 
     return _optimized_step(cfg, model, compute_loss)
@@ -171,7 +158,7 @@ class Criterion(Case):
 
     def build(self, name: str) -> Implementation:
         cfg = ours.make_config("box", self.options, self.device)
-        batch = random_batch([(1, 1)] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, self.objects)
+        batch = models.random_batch([(1, 1)] * self.batch, cfg.MODEL.DETR.NUM_CLASSES, self.objects)
         predictions = random_predictions(cfg, self.batch)
         matching, losses = CRITERIA[name](cfg, batch, *predictions)
         work, outputs = {
@@ -197,16 +184,16 @@ def random_predictions(cfg: CfgNode, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _original_criterion(cfg: CfgNode, batch: list[dict], logits: Tensor, boxes: Tensor):
-    criterion = build_original_criterion(cfg)
+    criterion = models.build_original_criterion(cfg)
     layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, boxes, strict=True)]
     outputs = {**layers[-1], "aux_outputs": layers[:-1]}
 
     def matching() -> list[list[tuple[Tensor, Tensor]]]:
-        targets = original_targets(batch, cfg)
+        targets = models.original_targets(batch, cfg)
         return [criterion.matcher(layer, targets) for layer in layers]
 
     def losses() -> Tensor:
-        found = criterion(outputs, original_targets(batch, cfg))
+        found = criterion(outputs, models.original_targets(batch, cfg))
         return sum(found[name] * weight for name, weight in criterion.weight_dict.items())
 
     return matching, losses
