@@ -21,7 +21,7 @@ from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import MatchingCost, build_matcher
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.engine.steps import TrainingStep
-from detr_d2.modeling.activation_checkpoints import PARTS, checkpoint_activations
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.training_compilation import compile_layers
 from detr_d2.structures import Predictions, Targets
 
@@ -104,7 +104,9 @@ def make_training_step(
     model.train()
     if compiled or cfg.SOLVER.COMPILE:
         compile_layers(model.detr.transformer)
-    checkpoint_activations(model.detr, tuple(PARTS) if checkpoints else cfg.SOLVER.ACTIVATION_CHECKPOINTS)
+    checkpoint_activations(
+        model.detr, ("backbone", "transformer") if checkpoints else cfg.SOLVER.ACTIVATION_CHECKPOINTS
+    )
     dtype = None if precision == "float32" else getattr(torch, precision)
     trainer = TrainingStep(
         model, itertools.repeat(batch), build_optimizer(cfg, model), dtype=dtype, parts=cfg.SOLVER.ACCUMULATE

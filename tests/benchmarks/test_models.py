@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from benchmarks import inference
+from benchmarks import inference, models
 from benchmarks.comparison import compare, differences
 from benchmarks.inference import Inference
 from benchmarks.models import random_batch
@@ -53,7 +53,7 @@ def test_inference_results_depend_on_images(monkeypatch, model):
     """Otherwise, all implementations would agree."""
     case = Inference(names=BOTH, model=model, size=(64, 96), options=SMALL)
     expected = case.build("ours").outputs()
-    monkeypatch.setattr(inference, "random_batch", lambda *arguments: random_batch(*arguments, seed=1))
+    monkeypatch.setattr(models, "random_batch", lambda *arguments: random_batch(*arguments, seed=1))
     other = case.build("ours").outputs()
     assert max(differences(other, expected).values()) > 10 * inference.TOLERANCES["float32"]
 
