@@ -1,1 +1,1 @@
-"""Ours beside the original code and transformers' DETR: the same work, the same results, in turns."""
+"""Benchmarks of detr_d2 beside the original code and transformers' DETR: same work, same results, in turns."""

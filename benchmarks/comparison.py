@@ -1,44 +1,156 @@
-"""One comparison: check that all do the same, time them in turns, measure their memory, and tell.
+"""Comparison of implementations: check that all return the same, time them in turns, measure memory, report.
 
-Every contestant has a process of its own, as its users run it; one of them works at a time.
+Every implementation has its own process, as its users run it; one of them works at a time.
 """
 
+import importlib
+import importlib.util
 import logging
 import platform
 import re
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
-from benchmarks.agreement import check_agreement
-from benchmarks.contestants import Case, Entrant
-from benchmarks.processes import OwnProcess
-from benchmarks.timing import race, speedup
+from benchmarks.measuring import Runner, added_memory, interleave, rest, speedup, stopwatch
+from benchmarks.processes import ROOT, WorkerProcess
+from detr_d2 import UserError, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
 
-def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> dict[str, Any]:
-    """Figures for :func:`table` and JSON.
+class Implementation(NamedTuple):
+    """Work that is timed, with its results."""
+
+    runner: Runner
+    outputs: Callable[[], dict[str, Tensor]]
+    """Does the work, perhaps several times, and returns what is compared with the baseline's."""
+    tolerance: float
+    keeps_freed_memory: bool
+    """Whether its process does, see :func:`detr_d2.keep_freed_memory`: ours does, as our programs do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is compared.
 
     Args:
-        rounds: how often each contestant is timed.
+        names: the implementations; the first is the baseline. ``NAME@FOLDER`` is the one of another checkout.
+        images: per run.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        return self.batch
+
+    @property
+    def title(self) -> str:
+        raise NotImplementedError
+
+    def build(self, name: str) -> Implementation:
+        raise NotImplementedError
+
+    def deterministic(self) -> "Case":
+        """Return the case whose outputs are compared: this one, or one without random numbers such as dropout."""
+        return self
+
+
+class CheckoutCase:
+    """Case in a process that imports another checkout, whose own benchmarks build its implementation.
+
+    The checkout is of this layout, or has its benchmarks in ``detr_d2.benchmark``.
+    """
+
+    def __init__(self, case: Case):
+        self.module, self.name = type(case).__module__, type(case).__name__
+        self.fields = asdict(case)
+
+    def build(self, name: str) -> Implementation:
+        return Implementation(*self._case().build(name))
+
+    def deterministic(self) -> "CheckoutCase":
+        case = self._case()
+        return CheckoutCase(case.without_chance() if hasattr(case, "without_chance") else case.deterministic())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CheckoutCase) and self.fields == other.fields
+
+    def _case(self) -> Case:
+        inside = importlib.util.find_spec("detr_d2.benchmark") is not None
+        module = importlib.import_module(f"detr_d2.benchmark.{self.name.lower()}" if inside else self.module)
+        return getattr(module, self.name)(**self.fields)
+
+
+class Worker:
+    """Implementation of a case in its own process, which builds it on first use."""
+
+    def __init__(self, case: Case, name: str):
+        self.case = case
+        self.name = name
+        self._built: Implementation | None = None
+
+    def outputs(self) -> tuple[dict[str, Tensor], float]:
+        """Return what is compared, on the CPU, and the tolerance."""
+        exact = self.case.deterministic()
+        implementation = self._implementation() if exact == self.case else _build(exact, self.name)
+        return {name: x.detach().cpu() for name, x in implementation.outputs().items()}, implementation.tolerance
+
+    def run(self) -> tuple[float, float]:
+        """Do the work once, rest, and return the wall and CPU time of the work."""
+        elapsed = stopwatch(self._implementation().runner)
+        rest()
+        return tuple(elapsed)
+
+    def memory(self) -> float:
+        """Return the MiB that the work adds, see :func:`added_memory`."""
+        return added_memory(self._implementation().runner.run)
+
+    def _implementation(self) -> Implementation:
+        if self._built is None:
+            self._built = _build(self.case, self.name)
+        return self._built
+
+
+def _build(case: Case, name: str) -> Implementation:
+    implementation = case.build(name)
+    if implementation.keeps_freed_memory:
+        keep_freed_memory()
+    return implementation
+
+
+def _start(case: Case, name: str) -> WorkerProcess:
+    own_name, _, checkout = name.partition("@")
+    if not checkout:
+        return WorkerProcess(Worker(case, name), name, ROOT)
+    return WorkerProcess(Worker(CheckoutCase(case), own_name), name, Path(checkout).resolve())
+
+
+def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> dict[str, Any]:
+    """Return statistics for :func:`table` and JSON.
+
+    Args:
+        rounds: how often each implementation is timed.
         warmup: rounds before that are not counted. After two the C library keeps what it needs.
-        memory: also measure the memory of each contestant, in a fresh process.
+        memory: also measure the memory of each implementation, in a fresh process.
 
     Raises:
-        UserError: a contestant's outputs are not those of the baseline, it can't be built, or its process was killed.
+        UserError: an implementation's outputs are not those of the baseline, it can't be built, or its process was
+            killed.
     """
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(OwnProcess(Entrant(case, name), name)) for name in case.names}
+        processes = {name: stack.enter_context(_start(case, name)) for name in case.names}
         differences = _check(processes)
-        times = race({name: partial(x.call, "run") for name, x in processes.items()}, rounds, warmup)
+        times = interleave({name: partial(x.call, "run") for name, x in processes.items()}, rounds, warmup)
     peaks = {name: _memory(case, name) for name in case.names} if memory else {}
     baseline = case.names[0]
     return {
@@ -46,7 +158,7 @@ def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> d
         "benchmark": type(case).__name__.lower(),
         "case": asdict(case),
         "baseline": baseline,
-        "contestants": [
+        "implementations": [
             {
                 "name": name,
                 "seconds": [x.wall for x in runs],
@@ -62,8 +174,8 @@ def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> d
     }
 
 
-def _check(processes: dict[str, OwnProcess]) -> dict[str, float]:
-    """How far each is from the first."""
+def _check(processes: dict[str, WorkerProcess]) -> dict[str, float]:
+    """Return the difference of each implementation from the first."""
     baseline, expected, differences = "", {}, {}
     for name, process in processes.items():
         outputs, tolerance = process.call("outputs")
@@ -75,55 +187,88 @@ def _check(processes: dict[str, OwnProcess]) -> dict[str, float]:
 
 
 def _memory(case: Case, name: str) -> float:
-    with OwnProcess(Entrant(case, name), name) as process:
+    with _start(case, name) as process:
         return process.call("memory")
 
 
+def check_agreement(
+    name: str, outputs: Mapping[str, Tensor], baseline: str, expected: Mapping[str, Tensor], tolerance: float
+) -> float:
+    """Return the largest of the :func:`differences`.
+
+    Raises:
+        UserError: it exceeds ``tolerance``, or the outputs can't be compared.
+    """
+    try:
+        found = differences(outputs, expected)
+    except UserError as e:
+        raise UserError(f"{name} and {baseline} can't be compared, so timing them says nothing: {e}") from e
+    worst = max(found, key=found.get)
+    if found[worst] > tolerance:
+        raise UserError(
+            f"{name} and {baseline} disagree, so timing them says nothing: their {worst} differ by "
+            f"{found[worst]:.3g}, more than {tolerance:g}."
+        )
+    return found[worst]
+
+
+def differences(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return by output the largest absolute difference of floating-point numbers, or the share of others that differ.
+
+    Raises:
+        UserError: an output is missing, has another shape, or holds numbers that are not finite.
+    """
+    if outputs.keys() != expected.keys():
+        raise UserError(f"The outputs are {sorted(outputs)} and {sorted(expected)}: nothing to compare.")
+    return {name: _difference(name, outputs[name], expected[name]) for name in expected}
+
+
+def _difference(name: str, output: Tensor, expected: Tensor) -> float:
+    if output.shape != expected.shape:
+        raise UserError(f"The {name} have the shapes {tuple(output.shape)} and {tuple(expected.shape)}.")
+    if not expected.numel():
+        return 0.0
+    output, expected = output.detach().cpu(), expected.detach().cpu()
+    if not expected.is_floating_point():
+        return (output != expected).double().mean().item()
+    if not (output.isfinite().all() and expected.isfinite().all()):
+        raise UserError(f"The {name} hold numbers that are not finite.")
+    return (output.double() - expected.double()).abs().max().item()
+
+
+_HEADERS = ("", "median ms", "fastest", "slowest", "speedup", "from - to", "of fastest", "of CPU time", "images/s")
+
+
 def table(result: dict[str, Any]) -> str:
-    """The figures of one comparison, for people."""
-    memory = result["contestants"][0]["memory_mib"]
-    headers = [
-        "",
-        "median ms",
-        "fastest",
-        "slowest",
-        "speedup",
-        "from - to",
-        "of fastest",
-        "of CPU time",
-        "images/s",
-        "difference",
-    ]
-    rows = [_row(x, memory) for x in result["contestants"]]
-    return f"{result['title']}\n" + tabulate(
-        rows,
-        headers if memory is None else [*headers, "memory MiB", "share"],
-        disable_numparse=True,
-        colalign=("left", *["right"] * (len(rows[0]) - 1)),
-    )
+    """Format the statistics of one comparison."""
+    memory = result["implementations"][0]["memory_mib"]
+    headers = [*_HEADERS, "difference", *(() if memory is None else ("memory MiB", "share"))]
+    rows = [_row(x, memory) for x in result["implementations"]]
+    alignment = ("left", *["right"] * (len(headers) - 1))
+    return f"{result['title']}\n" + tabulate(rows, headers, disable_numparse=True, colalign=alignment)
 
 
-def _row(figures: dict[str, Any], baseline_memory: float | None) -> list[str]:
-    times = [1000 * x for x in (figures["median"], min(figures["seconds"]), max(figures["seconds"]))]
-    ratio = figures["speedup"]
+def _row(statistics: dict[str, Any], baseline_memory: float | None) -> list[str]:
+    times = [1000 * x for x in (statistics["median"], min(statistics["seconds"]), max(statistics["seconds"]))]
+    ratio = statistics["speedup"]
     row = [
-        figures["name"],
+        statistics["name"],
         *(f"{x:.1f}" if x >= 10 else f"{x:.2f}" for x in times),
         f"{ratio['median']:.2f}",
         f"{ratio['lowest']:.2f} - {ratio['highest']:.2f}",
         f"{ratio['of_fastest']:.2f}",
         f"{ratio['cpu']:.2f}",
-        f"{figures['images_per_second']:.3g}",
-        f"{figures['difference']:.1e}",
+        f"{statistics['images_per_second']:.3g}",
+        f"{statistics['difference']:.1e}",
     ]
     if baseline_memory is not None:
-        memory = figures["memory_mib"]
+        memory = statistics["memory_mib"]
         row += [f"{memory:.0f}", f"{memory / max(baseline_memory, 1e-9):.0%}"]
     return row
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe what the times depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.+)", text)

@@ -1,4 +1,4 @@
-"""Images a second from the training loader: read, augmented, with their targets."""
+"""Benchmark of loading: images per second from the training loader, read, augmented, with their targets."""
 
 import copy
 import importlib.util
@@ -14,25 +14,22 @@ from detectron2.data import transforms as T
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
-from benchmarks.contestants import Contestant
-from benchmarks.models import make_config
-from benchmarks.timing import Runner
-from detr_d2.data import DetrDatasetMapper
-from detr_d2.engine import Trainer
-from detr_d2.utils.errors import UserError
+from benchmarks import ours
+from benchmarks.comparison import Case, Implementation
+from benchmarks.measuring import Runner
+from detr_d2 import DetrDatasetMapper, Trainer, UserError
 
-NAMES = ("old recipe", "ours")
-# Images that are taken before the clock starts, so that all workers are at work.
+# Images that are loaded before the clock starts, so that all workers are busy.
 _WARMUP = 8
-# Both augment at random: over so many images their means are compared, which may differ by this share.
+# Augmentation is random: means over so many images are compared, which may differ by this share.
 _CHECKED = 200
 _TOLERANCE = 0.1
 
 
 class OldRecipe:
-    """How the original project's Detectron2 wrapper reads a record: copy all of it, augment, throw away.
+    """Mapper of the original project's Detectron2 wrapper, which copies the whole record and drops crowds afterwards.
 
-    Its augmentation is DETR's, put together from Detectron2's own transforms.
+    Its augmentation is DETR's, composed of Detectron2's own transforms.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -46,7 +43,7 @@ class OldRecipe:
         self.image_format = size.FORMAT
         self.with_masks = cfg.MODEL.MASK_ON
         if self.with_masks and importlib.util.find_spec("shapely") is None:
-            raise UserError("The old recipe crops the outlines of masks with shapely: pip install shapely")
+            raise UserError("The old recipe crops polygons of masks with shapely: pip install shapely")
 
     def __call__(self, dataset_dict: dict) -> dict:
         record = copy.deepcopy(dataset_dict)
@@ -70,12 +67,12 @@ class OldRecipe:
         return record
 
 
-@dataclass(frozen=True)
-class Loading:
+@dataclass(frozen=True, kw_only=True)
+class Loading(Case):
     """The training loader of a config, with one number of workers."""
 
     workers: int
-    names: tuple[str, ...] = NAMES
+    names: tuple[str, ...] = ("old recipe", "ours")
     images: int = 100
     batch: int = 2
     options: tuple[str, ...] = ()
@@ -84,16 +81,13 @@ class Loading:
     def title(self) -> str:
         return f"loading: {self.images} images in batches of {self.batch}, {self.workers} workers"
 
-    def without_chance(self) -> "Loading":
-        return self
-
-    def build(self, name: str) -> Contestant:
+    def build(self, name: str) -> Implementation:
         settings = {"DATALOADER.NUM_WORKERS": self.workers, "SOLVER.IMS_PER_BATCH": self.batch}
-        cfg = make_config("box", (*self.options, *(str(x) for pair in settings.items() for x in pair)))
-        make_loader, mapper = _RECIPES[name](cfg)
+        cfg = ours.make_config("box", (*self.options, *(str(x) for pair in settings.items() for x in pair)))
+        make_loader, mapper = RECIPES[name](cfg)
         stream = _Stream(make_loader, self.images)
-        runner = Runner(stream.take, stream.start, stream.stop)
-        return Contestant(runner, lambda: _means(cfg, mapper), _TOLERANCE, name == "ours")
+        runner = Runner(stream.load, stream.start, stream.stop)
+        return Implementation(runner, lambda: _means(cfg, mapper), _TOLERANCE, name == "ours")
 
 
 def _old_recipe(cfg: CfgNode) -> tuple[Callable[[], Iterable], Callable[[dict], dict]]:
@@ -105,13 +99,14 @@ def _ours(cfg: CfgNode) -> tuple[Callable[[], Iterable], Callable[[dict], dict]]
     return lambda: Trainer.build_train_loader(cfg), DetrDatasetMapper(cfg, is_train=True)
 
 
-_RECIPES = {"old recipe": _old_recipe, "ours": _ours}
+RECIPES = {"old recipe": _old_recipe, "ours": _ours}
 
 
 def _records(cfg: CfgNode) -> list[dict]:
-    """
+    """Read the records of the datasets.
+
     Raises:
-        UserError: the dataset is not there.
+        UserError: there is no such dataset.
     """
     try:
         return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
@@ -122,7 +117,7 @@ def _records(cfg: CfgNode) -> list[dict]:
 
 
 class _Stream:
-    """A loader that is started before the clock and stopped after it."""
+    """Loader that starts before the clock and stops after it."""
 
     def __init__(self, make_loader: Callable[[], Iterable[list[dict]]], images: int):
         self.make_loader = make_loader
@@ -132,25 +127,25 @@ class _Stream:
     def start(self) -> None:
         seed_all_rng(0)
         self.batches = iter(self.make_loader())
-        self._take(_WARMUP)
+        self._load(_WARMUP)
 
-    def take(self) -> None:
-        self._take(self.images)
+    def load(self) -> None:
+        self._load(self.images)
 
     def stop(self) -> None:
         self.batches = iter(())
 
-    def _take(self, images: int) -> None:
+    def _load(self, images: int) -> None:
         while images > 0:
             images -= len(next(self.batches))
 
 
 def _means(cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict[str, Tensor]:
-    """Of heights, widths, numbers of objects and gray levels, so that augmentations that are not the same show."""
+    """Return what differs between augmentations that are not the same: mean sizes, objects and gray levels."""
     records = _records(cfg)
     seed_all_rng(0)
     samples = [mapper(x) for x in itertools.islice(itertools.cycle(records), _CHECKED)]
-    figures = [[*x["image"].shape[1:], len(x["instances"]), x["image"].float().mean()] for x in samples]
-    means = torch.tensor(figures, dtype=torch.float64).mean(0)
-    # Of logarithms a small difference is the relative one.
+    statistics = [[*x["image"].shape[1:], len(x["instances"]), x["image"].float().mean()] for x in samples]
+    means = torch.tensor(statistics, dtype=torch.float64).mean(0)
+    # A small difference of logarithms is the relative one.
     return {"logarithms of mean height, width, number of objects and gray level": means.log()}

@@ -69,11 +69,11 @@ def in_this_process(monkeypatch) -> type:
     class ThisProcess:
         opened = 0
 
-        def __init__(self, served, name):
-            self.served = served
+        def __init__(self, target, name, checkout):
+            self.target = target
 
         def call(self, method):
-            return getattr(self.served, method)()
+            return getattr(self.target, method)()
 
         def __enter__(self):
             ThisProcess.opened += 1
@@ -82,8 +82,8 @@ def in_this_process(monkeypatch) -> type:
         def __exit__(self, *error):
             ThisProcess.opened -= 1
 
-    monkeypatch.setattr("benchmarks.comparison.OwnProcess", ThisProcess)
-    monkeypatch.setattr("benchmarks.contestants.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("benchmarks.comparison.WorkerProcess", ThisProcess)
+    monkeypatch.setattr("benchmarks.comparison.keep_freed_memory", lambda: None)
     return ThisProcess
 
 

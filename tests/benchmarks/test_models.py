@@ -1,19 +1,17 @@
-"""The comparisons, of small models: that contestants agree, and that this means something."""
+"""Comparisons of small models: the implementations agree, and this means something."""
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from benchmarks import inference
-from benchmarks.agreement import difference
-from benchmarks.comparison import compare
-from benchmarks.criterion import PARTS, Criterion
+from benchmarks import inference, models
+from benchmarks.comparison import compare, differences
 from benchmarks.inference import Inference
-from benchmarks.inputs import random_batch
-from benchmarks.training import Training
+from benchmarks.models import random_batch
+from benchmarks.training import PARTS, Criterion, Training
+from detr_d2 import UserError
 from detr_d2.modeling import compilation
-from detr_d2.modeling.compilation import can_compile_training
-from detr_d2.utils.errors import UserError
+from detr_d2.modeling.training_compilation import can_train
 
 SMALL = (
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.DETR.HIDDEN_DIM", "128"),
@@ -45,49 +43,49 @@ def test_random_batch():
 
 @pytest.mark.parametrize("model", ["box", "masks", "panoptic"])
 def test_inference(model):
-    result = compare(Inference(BOTH, model, size=(64, 96), batch=2, options=SMALL), rounds=1, warmup=0)
+    result = compare(Inference(names=BOTH, model=model, size=(64, 96), batch=2, options=SMALL), rounds=1, warmup=0)
     assert result["title"] == f"inference: {model}, 64 x 96, batch 2"
-    assert result["contestants"][1]["difference"] < 1e-4
+    assert result["implementations"][1]["difference"] < 1e-4
 
 
 @pytest.mark.parametrize("model", ["box", "masks", "panoptic"])
-def test_inference_tells_images_apart(monkeypatch, model):
-    """Random weights could find the same in every image, and then every program would agree."""
-    case = Inference(BOTH, model, size=(64, 96), options=SMALL)
+def test_inference_results_depend_on_images(monkeypatch, model):
+    """Otherwise, all implementations would agree."""
+    case = Inference(names=BOTH, model=model, size=(64, 96), options=SMALL)
     expected = case.build("ours").outputs()
-    monkeypatch.setattr(inference, "random_batch", lambda *arguments: random_batch(*arguments, seed=1))
+    monkeypatch.setattr(models, "random_batch", lambda *arguments: random_batch(*arguments, seed=1))
     other = case.build("ours").outputs()
-    assert max(difference(other, expected).values()) > 10 * inference.TOLERANCES["float32"]
+    assert max(differences(other, expected).values()) > 10 * inference.TOLERANCES["float32"]
 
 
 def test_training():
     names = ("python-detr", "ours", "ours-checkpoints", "ours-bf16")
-    result = compare(Training(names, size=(64, 96), options=SMALL), 1, warmup=0)
-    differences = [x["difference"] for x in result["contestants"]]
-    assert differences[1] < 1e-4
-    assert differences[2] == differences[1]
-    assert 0 < differences[3] < 0.05
+    result = compare(Training(names=names, size=(64, 96), options=SMALL), 1, warmup=0)
+    found = [x["difference"] for x in result["implementations"]]
+    assert found[1] < 1e-4
+    assert found[2] == found[1]
+    assert 0 < found[3] < 0.05
 
 
 def test_compiled_training(monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(compilation, "BACKEND", counter)
-    result = compare(Training(("ours", "ours-compiled"), size=(64, 96), options=SMALL), 1, warmup=0)
-    assert result["contestants"][1]["difference"] < 1e-4
-    assert bool(counter.frame_count) == can_compile_training()
+    result = compare(Training(names=("ours", "ours-compiled"), size=(64, 96), options=SMALL), 1, warmup=0)
+    assert result["implementations"][1]["difference"] < 1e-4
+    assert bool(counter.frame_count) == can_train()
 
 
-def test_who_keeps_freed_memory():
-    """Ours as our programs do, the others if they are asked to; they are the same otherwise."""
-    training = Training(BOTH, size=(64, 96), options=SMALL).without_chance()
-    for case in (Inference(BOTH, size=(64, 96), options=SMALL), training):
+def test_keeping_freed_memory():
+    """Ours does, as our programs do, and the "-kept" ones, which are the same otherwise."""
+    training = Training(names=BOTH, size=(64, 96), options=SMALL).deterministic()
+    for case in (Inference(names=BOTH, size=(64, 96), options=SMALL), training):
         plain, kept, ours = (case.build(x) for x in ("python-detr", "python-detr-kept", "ours-bf16"))
         assert [x.keeps_freed_memory for x in (plain, kept, ours)] == [False, True, True]
-        assert difference(kept.outputs(), plain.outputs()).popitem()[1] == 0
+        assert differences(kept.outputs(), plain.outputs()).popitem()[1] == 0
 
 
 def test_training_steps_learn():
-    (losses,) = Training(BOTH, size=(64, 96), options=SMALL).without_chance().build("ours").outputs().values()
+    (losses,) = Training(names=BOTH, size=(64, 96), options=SMALL).deterministic().build("ours").outputs().values()
     assert losses[1] < losses[0] - 0.01
 
 
@@ -96,14 +94,17 @@ def test_transformers(monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("timm")
     names = ("python-detr", "transformers")
-    for case in (Inference(names, size=(64, 96), options=SMALL), Training(names, size=(64, 96), options=SMALL)):
-        assert compare(case, rounds=1, warmup=0)["contestants"][1]["difference"] < 1e-3
+    for case in (
+        Inference(names=names, size=(64, 96), options=SMALL),
+        Training(names=names, size=(64, 96), options=SMALL),
+    ):
+        assert compare(case, rounds=1, warmup=0)["implementations"][1]["difference"] < 1e-3
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_criterion(part):
-    result = compare(Criterion(part, batch=2, objects=3), rounds=1, warmup=0)
-    assert result["contestants"][1]["difference"] < 1e-4
+    result = compare(Criterion(part=part, batch=2, objects=3), rounds=1, warmup=0)
+    assert result["implementations"][1]["difference"] < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -116,4 +117,4 @@ def test_criterion(part):
 )
 def test_models_that_the_original_does_not_have(options, message):
     with pytest.raises(UserError, match=message):
-        Inference(BOTH, options=options).build("python-detr")
+        Inference(names=BOTH, options=options).build("python-detr")

@@ -1,4 +1,4 @@
-"""What comes back from another process, and that none is left."""
+"""Results and errors of worker processes, and their end."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.processes import OwnProcess
+from benchmarks.processes import WorkerProcess
 from detr_d2.utils.errors import UserError
 
 
@@ -16,10 +16,10 @@ class TwoArguments(Exception):
         super().__init__(f"{one} and {two}")
 
 
-class Served:
+class Target:
     def __init__(self):
         self.calls = 0
-        self.child: OwnProcess | None = None
+        self.child: WorkerProcess | None = None
 
     def count(self) -> int:
         self.calls += 1
@@ -52,7 +52,7 @@ class Served:
         time.sleep(1000)
 
     def own_child(self) -> int:
-        self.child = OwnProcess(Served(), "child")
+        self.child = WorkerProcess(Target(), "child")
         return self.child.call("pid")
 
     def die(self) -> None:
@@ -63,7 +63,7 @@ class Served:
 def process():
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    with OwnProcess(Served(), "served") as process:
+    with WorkerProcess(Target(), "target") as process:
         torch.set_num_threads(threads)
         yield process
 
@@ -83,8 +83,8 @@ def test_the_object_lives_in_the_other_process(process):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")
-def test_tensors_come_as_copies(process):
-    """Not as shared memory, a file for each."""
+def test_tensors_are_copied(process):
+    """They are not shared memory, which needs one file per tensor."""
     ours, theirs = len(os.listdir("/proc/self/fd")), process.call("open_files")
     found = process.call("tensors", 200)
     assert all(torch.equal(x, torch.full((3,), i, dtype=torch.bfloat16)) for i, x in enumerate(found))
@@ -92,7 +92,7 @@ def test_tensors_come_as_copies(process):
     assert process.call("open_files") == theirs
 
 
-def test_errors_come_back(process):
+def test_errors_are_raised_here(process):
     with pytest.raises(UserError, match=r"^MODEL.X is wrong: set Y.$"):
         process.call("fail", "mistake")
     with pytest.raises(ZeroDivisionError, match="a defect") as caught:
@@ -105,8 +105,8 @@ def test_errors_come_back(process):
     assert process.call("count")
 
 
-def test_a_process_that_dies_is_told_and_takes_its_own_with_it():
-    with OwnProcess(Served(), "theirs") as process:
+def test_a_process_that_is_killed_is_reported_and_its_children_end():
+    with WorkerProcess(Target(), "theirs") as process:
         pids = process.call("pid"), process.call("own_child")
         with pytest.raises(UserError, match=r"of theirs ended with exit code -9, killed, perhaps because memory"):
             process.call("die")
@@ -120,7 +120,7 @@ def test_a_process_that_dies_is_told_and_takes_its_own_with_it():
 
 @pytest.fixture
 def interrupt():
-    """A function that lets Ctrl-C happen in a moment."""
+    """Return a function that schedules Ctrl-C."""
 
     def act(*_):
         raise KeyboardInterrupt
@@ -132,12 +132,12 @@ def interrupt():
 
 
 def test_an_interruption_ends_long_work(interrupt):
-    process = OwnProcess(Served(), "served")
+    process = WorkerProcess(Target(), "target")
     pid = process.call("pid")
-    # A terminal tells all processes: this one is to end the other.
+    # A terminal sends it to all processes: this one has to end the other.
     os.kill(pid, signal.SIGINT)
     assert process.call("pid") == pid
     interrupt()
     with pytest.raises(KeyboardInterrupt), process:
         process.call("sleep")
-    assert process._process.exitcode == -signal.SIGTERM
+    assert process._process.returncode == -signal.SIGTERM

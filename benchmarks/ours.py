@@ -1,0 +1,152 @@
+"""Uses of the package beyond its public names: what to adapt when the package changes."""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from detr_d2 import build_optimizer, model_zoo
+from detr_d2.checkpoint.architecture import infer_architecture
+from detr_d2.checkpoint.export import write_checkpoint
+from detr_d2.config.checks import check_device
+from detr_d2.config.loading import load_config
+from detr_d2.criterion import SetCriterion
+from detr_d2.criterion.matching import MatchingCost, build_matcher
+from detr_d2.data.panoptic import things_of_model
+from detr_d2.engine.steps import TrainingStep
+from detr_d2.modeling.activation_checkpoints import checkpoint_activations
+from detr_d2.modeling.training_compilation import compile_layers
+from detr_d2.structures import Predictions, Targets
+
+MODELS = {
+    "box": "detr_256_6_6_torchvision",
+    "dc5": "detr_256_6_6_torchvision_dc5",
+    "r101": "detr_256_6_6_torchvision_r101",
+    "masks": "detr_segm_256_6_6_torchvision",
+    "panoptic": "detr_segm_256_6_6_torchvision_panoptic",
+}
+"""Configs by the name of the model on the command line."""
+
+
+def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") -> CfgNode:
+    """Load the config that all implementations are built after.
+
+    Args:
+        model: one of :data:`MODELS`.
+        options: config keys and values.
+
+    Raises:
+        UserError: there is no such key, or no such device.
+    """
+    cfg = load_config(model_zoo.get_config_file(MODELS[model]), list(options))
+    cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
+    cfg.MODEL.DEVICE = device
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED:
+        # As in the original, which returns no instance masks beside the segments.
+        cfg.MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL = False
+        cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD
+    check_device(cfg)
+    return cfg
+
+
+def build(cfg: CfgNode, weights: dict[str, Tensor]) -> nn.Module:
+    """Build our model with the weights of the original, in evaluation mode."""
+    model = build_model(cfg).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+def is_thing(cfg: CfgNode) -> dict[int, bool]:
+    """Return by class of a panoptic model whether it is a thing."""
+    return dict(enumerate(things_of_model(cfg)))
+
+
+@contextmanager
+def exported_to_transformers(cfg: CfgNode, weights: dict[str, Tensor]) -> Iterator[str]:
+    """Yield a temporary folder with weights in transformers' format.
+
+    Args:
+        weights: of the original.
+    """
+    weights = build(cfg, weights).state_dict()
+    architecture = infer_architecture(weights) | {
+        "MODEL.DETR.NHEADS": cfg.MODEL.DETR.NHEADS,
+        "MODEL.RESNETS.RES5_DILATION": cfg.MODEL.RESNETS.RES5_DILATION,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.safetensors")
+        write_checkpoint(weights, file, "huggingface", architecture=architecture, labels=None)
+        yield folder
+
+
+def make_training_step(
+    cfg: CfgNode,
+    model: nn.Module,
+    batch: list[dict],
+    precision: str,
+    *,
+    checkpoints: bool = False,
+    compiled: bool = False,
+) -> Callable[[], float]:
+    """Return a function that does a step of our trainer and returns the loss.
+
+    Args:
+        precision: of autocast.
+        checkpoints: recompute activations instead of keeping them. compiled: compile the transformer's layers.
+    """
+    model.train()
+    if compiled or cfg.SOLVER.COMPILE:
+        compile_layers(model.detr.transformer)
+    checkpoint_activations(
+        model.detr, ("backbone", "transformer") if checkpoints else cfg.SOLVER.ACTIVATION_CHECKPOINTS
+    )
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    trainer = TrainingStep(
+        model, itertools.repeat(batch), build_optimizer(cfg, model), dtype=dtype, parts=cfg.SOLVER.ACCUMULATE
+    )
+    trainer.iter = 0
+
+    def step() -> float:
+        with EventStorage() as storage:
+            trainer.run_step()
+        return storage.latest()["total_loss"][0]
+
+    return step
+
+
+def make_criterion(
+    cfg: CfgNode, batch: list[dict], logits: Tensor, boxes: Tensor
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return functions that compute the matches of all layers, and the sum of all losses.
+
+    Args:
+        logits: shape (layers, batch, queries, classes + 1). boxes: shape (layers, batch, queries, 4).
+    """
+    criterion = SetCriterion(cfg).to(cfg.MODEL.DEVICE)
+    cost, matcher = MatchingCost(cfg), build_matcher(cfg)
+    predictions = Predictions(logits, boxes)
+
+    def targets() -> Targets:
+        return Targets.from_instances([x["instances"] for x in batch], cfg.MODEL.DEVICE)
+
+    def matching() -> Tensor:
+        objects = targets()
+        return matcher(cost(predictions, objects), objects.counts)
+
+    def losses() -> Tensor:
+        return sum(criterion(predictions, targets())[0].values())
+
+    return matching, losses
+
+
+def matching_cost(logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
+    """Return the default cost of matching the queries with the objects of one image, shape (queries, objects)."""
+    targets = Targets(labels[None], boxes[None], (len(labels),))
+    return MatchingCost()(Predictions(logits[None, None], predicted[None, None]), targets)[0, 0]

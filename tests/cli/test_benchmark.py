@@ -1,0 +1,46 @@
+"""Finding the benchmarks, and their exit code."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from detr_d2.cli import benchmark
+
+
+def test_the_checkout_around_the_current_folder(repository, monkeypatch):
+    monkeypatch.setattr(benchmark, "_PACKAGE", repository / "nothing" / "detr_d2")
+    monkeypatch.chdir(repository / "docs")
+    assert benchmark.find_checkout() == repository
+
+
+def test_the_checkout_of_the_package(repository, monkeypatch, tmp_path):
+    """A folder "benchmarks" of another project is skipped."""
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.find_checkout() == repository
+
+
+def test_without_a_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "_PACKAGE", tmp_path / "site-packages" / "detr_d2")
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the benchmarks are not installed")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("benchmark.py", 1, "error: --batch [0]: give numbers from 1."),
+        ("benchmark_matchers.py", 2, "argument measure: invalid choice: 'criterion'"),
+    ],
+)
+def test_scripts(repository, tmp_path, script, code, message):
+    command = [sys.executable, repository / "tools" / script, "criterion", "--batch", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == code
+    assert message in found.stderr
