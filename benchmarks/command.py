@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from detr_d2 import UserError
-from detr_d2.engine.launching import take_options
+from detr_d2.cli.arguments import take_options
 from detr_d2.utils.files import atomic_file
 
 EXAMPLES = """

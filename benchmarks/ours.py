@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from detr_d2 import build_optimizer, model_zoo
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.export import write_checkpoint
-from detr_d2.config.checks import check_device
+from detr_d2.config.checks import check_amp, check_device
 from detr_d2.config.loading import load_config
 from detr_d2.criterion import SetCriterion
-from detr_d2.criterion.matching import MatchingCost, build_matcher
+from detr_d2.criterion.matching import MatchingCost
 from detr_d2.data.panoptic import things_of_model
-from detr_d2.engine.steps import TrainingStep
+from detr_d2.engine.step import TrainingStep
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
-from detr_d2.modeling.training_compilation import compile_layers
-from detr_d2.structures import Predictions, Targets
+from detr_d2.modeling.compilation import compile_for_training
+from detr_d2.structures import Output, Targets
 
 MODELS = {
     "box": "detr_256_6_6_torchvision",
@@ -53,6 +53,7 @@ def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") 
         cfg.MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL = False
         cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD
     check_device(cfg)
+    check_amp(cfg)
     return cfg
 
 
@@ -103,13 +104,17 @@ def make_training_step(
     """
     model.train()
     if compiled or cfg.SOLVER.COMPILE:
-        compile_layers(model.detr.transformer)
+        compile_for_training(model.detr.transformer)
     checkpoint_activations(
         model.detr, ("backbone", "transformer") if checkpoints else cfg.SOLVER.ACTIVATION_CHECKPOINTS
     )
     dtype = None if precision == "float32" else getattr(torch, precision)
     trainer = TrainingStep(
-        model, itertools.repeat(batch), build_optimizer(cfg, model), dtype=dtype, parts=cfg.SOLVER.ACCUMULATE
+        model,
+        itertools.repeat(batch),
+        build_optimizer(cfg, model),
+        dtype=dtype,
+        accumulation_steps=cfg.SOLVER.ACCUMULATE,
     )
     trainer.iter = 0
 
@@ -130,18 +135,17 @@ def make_criterion(
         logits: shape (layers, batch, queries, classes + 1). boxes: shape (layers, batch, queries, 4).
     """
     criterion = SetCriterion(cfg).to(cfg.MODEL.DEVICE)
-    cost, matcher = MatchingCost(cfg), build_matcher(cfg)
-    predictions = Predictions(logits, boxes)
+    output = Output(logits, boxes)
 
     def targets() -> Targets:
         return Targets.from_instances([x["instances"] for x in batch], cfg.MODEL.DEVICE)
 
     def matching() -> Tensor:
-        objects = targets()
-        return matcher(cost(predictions, objects), objects.counts)
+        return criterion.match(output, targets())
 
     def losses() -> Tensor:
-        return sum(criterion(predictions, targets())[0].values())
+        objects = targets()
+        return sum(criterion.losses(output, objects, criterion.match(output, objects))[0].values())
 
     return matching, losses
 
@@ -149,4 +153,4 @@ def make_criterion(
 def matching_cost(logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
     """Return the default cost of matching the queries with the objects of one image, shape (queries, objects)."""
     targets = Targets(labels[None], boxes[None], (len(labels),))
-    return MatchingCost()(Predictions(logits[None, None], predicted[None, None]), targets)[0, 0]
+    return MatchingCost()(Output(logits[None, None], predicted[None, None]), targets)[0, 0]
