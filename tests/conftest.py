@@ -92,7 +92,7 @@ def repository() -> Path:
     return REPOSITORY
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_cfg():
     """Return a function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``.
 
@@ -125,7 +125,7 @@ def make_cfg():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(make_cfg):
     """Return a function that builds a small DETR with moderate random weights, in evaluation mode."""
 
@@ -172,7 +172,7 @@ def save_trained(tmp_path, make_cfg, make_model):
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_original():
     """Return a function that builds the original network for a config, with random weights, in evaluation mode."""
 
@@ -208,7 +208,7 @@ def make_original():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_original_segmentation(make_original):
     """Return ``make_original`` with the original's mask head: ``HIDDEN_DIM`` is 128 or 256, and ``NHEADS`` 8."""
 
@@ -226,7 +226,7 @@ def make_original_segmentation(make_original):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_original_criterion():
     """Return a function that builds the original criterion for a config; its ``weight_dict`` holds the weights."""
 
@@ -242,7 +242,7 @@ def make_original_criterion():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_inputs():
     """Return a function that makes a batch as the mapper does: an image and ``count`` objects per size."""
 
@@ -266,7 +266,7 @@ def make_inputs():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def original_batch():
     """Return a function that converts our inputs to the original's: normalized samples, and targets."""
 

@@ -1,5 +1,7 @@
 """The whole model against the original code (python-detr), on weights carried over by our conversion."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -32,13 +34,19 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
-def pair(request, make_cfg, make_original):
-    """Return the config, our model and the original with the same weights, without dropout."""
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
+def shared_pair(request, make_cfg, make_original):
     cfg = make_cfg(*ORIGINAL, *request.param)
     original = make_original(cfg)
     model = build_model(cfg)
     model.load_state_dict(original.state_dict())
+    return cfg, model, original
+
+
+@pytest.fixture
+def pair(shared_pair):
+    """Return the config, our model and the original with the same weights, without dropout, in evaluation mode."""
+    cfg, model, original = shared_pair
     return cfg, model.eval(), original
 
 
@@ -74,21 +82,22 @@ def test_losses(pair, make_inputs, original_batch, make_original_criterion, size
 @pytest.mark.parametrize("sizes", [SIZES["one"], SIZES["padded"]], ids=["one", "padded"])
 def test_gradients(pair, make_inputs, original_batch, sizes):
     """Compare those of a random linear function, in float64: rounding to float32 can switch a ReLU."""
-    cfg, model, original = pair
+    cfg, *models = pair
+    model, original = (copy.deepcopy(x).double() for x in models)
     inputs = make_inputs(sizes, [0] * len(sizes))
-    batch = model.double().preprocess_image(inputs)
+    batch = model.preprocess_image(inputs)
     predictions = model.detr(batch, all_layers=cfg.MODEL.DETR.DEEP_SUPERVISION)[:2]
     weights = [torch.randn_like(x) for x in predictions]
     sum((w * x).sum() for w, x in zip(weights, predictions, strict=True)).backward()
 
     samples, _ = original_batch(inputs, cfg)
-    outputs = original.double()(NestedTensor(batch.tensor, samples.mask))
+    outputs = original(NestedTensor(batch.tensor, samples.mask))
     layers = [*outputs.get("aux_outputs", []), outputs]
     names = ("pred_logits", "pred_boxes")
     expected = [torch.stack([layer[name] for layer in layers]) for name in names]
     sum((w * x).sum() for w, x in zip(weights, expected, strict=True)).backward()
 
-    expected = gradients_under_our_names(build_model(cfg).double(), original)
+    expected = gradients_under_our_names(copy.deepcopy(model), original)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert len(found) == sum(p.requires_grad for p in model.parameters())
     for name, gradient in found.items():
@@ -96,11 +105,11 @@ def test_gradients(pair, make_inputs, original_batch, sizes):
         assert distance < 1e-5, f"{name}: {distance}"
 
 
-def gradients_under_our_names(fresh, original):
+def gradients_under_our_names(model, original):
     """Return the original's gradients under our names, loaded as if they were weights."""
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
-    fresh.load_state_dict({**original.state_dict(), **gradients})
-    return dict(fresh.named_parameters())
+    model.load_state_dict({**original.state_dict(), **gradients})
+    return dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())

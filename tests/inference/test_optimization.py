@@ -145,7 +145,7 @@ def test_mistakes(make_model):
         optimize_for_inference(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="not one that was optimized before"):
         optimize_for_inference(optimize_for_inference(model))
-    with pytest.raises(UserError, match=r"PRECISION is 'half': choose one of float32, bfloat16, float16"):
+    with pytest.raises(UserError, match=r"PRECISION is 'half': choose one of bfloat16, float16, float32"):
         optimize_for_inference(model, precision="half")
 
 

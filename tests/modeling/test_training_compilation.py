@@ -130,7 +130,7 @@ def test_float32_layers_have_float32_gradients(counter):
 @pytest.mark.parametrize("options", [(), SMCA], ids=["DETR", "SMCA"])
 def test_few_codes_for_many_sizes(make_model, make_inputs, counter, options):
     """Whatever the number of layers."""
-    model = make_model(*SMALL, "MODEL.DETR.ENC_LAYERS", 3, "MODEL.DETR.DEC_LAYERS", 4, *options).train()
+    model = make_model(*SMALL, "MODEL.DETR.ENC_LAYERS", 3, "MODEL.DETR.DEC_LAYERS", 3, *options).train()
     compile_for_training(model.detr.transformer)
     # The first features are as high as wide.
     for sizes in ([(64, 96), (80, 64)], [(96, 64), (64, 128)], [(33, 70), (120, 64)]):
