@@ -50,8 +50,7 @@ def compile_for_inference(modules: Sequence[nn.Module]) -> bool:
         needed, found = (".".join(map(str, x)) for x in (_MIN_INFERENCE_VERSION, TORCH_VERSION))
         logger.warning(f"Predicting without torch.compile, which needs PyTorch {needed} or later; this is {found}.")
         return False
-    # Weights become constants only without gradients.
-    compiler = Compiler("Predicting", _INFERENCE_OPTIONS, torch.no_grad)
+    compiler = Compiler("Predicting", _INFERENCE_OPTIONS, _inference_settings)
     for module in modules:
         module.forward = CompiledForward(module, compiler)
     return True
@@ -90,12 +89,28 @@ def _is_trained(layer: nn.Module) -> bool:
 
 
 @contextmanager
+def _inference_settings() -> Iterator[None]:
+    # Weights become constants only without gradients.
+    with torch.no_grad(), _independent_sizes():
+        yield
+
+
+def _independent_sizes() -> AbstractContextManager:
+    """Return a context in which sizes that are equal in the first batch may differ in others, where PyTorch can.
+
+    Otherwise code for features as high as wide serves no others, and code for two images, whose sizes are a (2, 2)
+    tensor, serves no other number of images.
+    """
+    config = torch.fx.experimental._config
+    return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
+
+
+@contextmanager
 def _training_settings() -> Iterator[None]:
     with (
         # Otherwise code is cut within a layer, where a bucket of gradients ends that processes exchange together.
         torch._dynamo.config.patch(optimize_ddp=False),
-        # Otherwise code for a first batch with features as high as wide serves no others.
-        torch.fx.experimental._config.patch(use_duck_shape=False),
+        _independent_sizes(),
         torch._functorch.config.patch(_TRAINING_OPTIONS),
     ):
         yield
