@@ -25,7 +25,7 @@ def load(config, weights, *options) -> Predictor:
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_results_are_those_of_the_mapper_and_the_model(save_trained, tmp_path, image_format):
-    """One by one, and in batches of several sizes (edge case C33)."""
+    """One by one, and in batches of several sizes (one image beside larger ones)."""
     predictor = load(*save_trained(class_names=NAMES), "INPUT.FORMAT", image_format)
     generator = np.random.default_rng(0)
     sizes = [(60, 90), (80, 70), (60, 90), (30, 300), (60, 90)]
