@@ -13,8 +13,6 @@ from torch import Tensor
 from detr_d2.checkpoint.key_maps import BACKBONE, CheckpointFormat, Rules, torchvision_rules, with_prefixes
 from detr_d2.utils.errors import UserError
 
-CONFIG_NAME = "config.json"
-"""Name of the file beside a model's weights that holds its config."""
 DEFAULT_HEADS = 8
 """Attention heads of a model that nothing is known of: as published."""
 
@@ -97,16 +95,11 @@ def release_4_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | None) -> dict[str, Any]:
-    """Return the library's config of a model.
+    """Return the library's config of a model from our config keys, or raise a UserError if it has no such model.
 
-    Args:
-        architecture: our config keys and their values.
-        labels: class names by row of the head, without no-object; by default those of the library for unnamed classes.
-
-    Raises:
-        UserError: the library has no such model.
+    ``labels`` are the class names by row of the head, without no-object; None: the library's for unnamed classes.
     """
-    detr = {key.removeprefix("MODEL.DETR."): x for key, x in architecture.items() if key.startswith("MODEL.DETR.")}
+    detr = {key.removeprefix("MODEL.DETR."): x for key, x in architecture.items()}
     resnet = {key.removeprefix("MODEL.RESNETS."): x for key, x in architecture.items() if "RESNETS" in key}
     if detr["TRANSFORMER"] != "DetrTransformer":
         raise UserError("transformers has no SMCA: write this model with --to d2 or --to original.")
@@ -138,10 +131,15 @@ def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | 
     }
 
 
+def config_path(weights: str) -> str:
+    """Return the path of the config.json in the folder of a weights file."""
+    return os.path.join(os.path.dirname(weights), "config.json")
+
+
 def read_config(weights: str) -> dict[str, Any]:
     """Read the config.json in the folder of a weights file; empty if there is none that can be read."""
     try:
-        with open(os.path.join(os.path.dirname(weights), CONFIG_NAME), encoding="utf-8") as file:
+        with open(config_path(weights), encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError):
         return {}

@@ -3,10 +3,10 @@
 The format of the transformers library is in :mod:`detr_d2.checkpoint.huggingface`.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 BACKBONE = "detr.backbone.0.backbone."
@@ -39,8 +39,8 @@ class CheckpointFormat:
     signature: tuple[str, ...]
     """Regular expressions. A checkpoint is of this format if each matches one of its names in full."""
     rules: Rules = ()
-    """The first rule that matches a name counts. A name that none matches is kept: comparing with the model finds it.
-    In the other direction, too, the first rule counts."""
+    """In either direction the first rule that matches a name counts. A name of theirs that none matches is kept:
+    comparing with the model finds it."""
     backbone_only: bool = False
     has_coco_ids: bool = False
     """The rows of the class head may be COCO's category ids instead of contiguous classes."""
@@ -55,30 +55,26 @@ class CheckpointFormat:
 
     def native_name(self, name: str) -> str | None:
         """Return our name of a tensor, None if our model has no such tensor."""
-        return _rename(name, self._to_native, default=name)
+        return _rename(name, self.rules, default=name)
 
     def foreign_name(self, name: str) -> str | None:
         """Return the format's name of our tensor, None if it has none."""
-        return _rename(name, self._to_foreign, default=None)
+        return _rename(name, self._rules_to_foreign, default=None)
 
-    @cached_property
-    def _to_native(self) -> list[tuple[re.Pattern, str | None]]:
-        return [_compile(theirs, ours) for theirs, ours in self.rules]
-
-    @cached_property
-    def _to_foreign(self) -> list[tuple[re.Pattern, str | None]]:
-        return [_compile(ours, theirs) for theirs, ours in self.rules if ours is not None]
+    @functools.cached_property
+    def _rules_to_foreign(self) -> Rules:
+        return tuple((ours, theirs) for theirs, ours in self.rules if ours is not None)
 
 
-def _compile(source: str, target: str | None) -> tuple[re.Pattern, str | None]:
-    pattern = re.sub("<(.+?)>", lambda x: f"(?P<{x[1]}>{_WILDCARDS[x[1]]})", re.escape(source))
-    return re.compile(pattern), None if target is None else re.sub("<(.+?)>", r"\\g<\1>", target)
+@functools.cache
+def _pattern(name: str) -> re.Pattern:
+    return re.compile(re.sub("<(.+?)>", lambda x: f"(?P<{x[1]}>{_WILDCARDS[x[1]]})", re.escape(name)))
 
 
-def _rename(name: str, rules: list[tuple[re.Pattern, str | None]], default: str | None) -> str | None:
-    for pattern, target in rules:
-        if match := pattern.fullmatch(name):
-            return None if target is None else match.expand(target)
+def _rename(name: str, rules: Rules, default: str | None) -> str | None:
+    for source, target in rules:
+        if match := _pattern(source).fullmatch(name):
+            return None if target is None else re.sub("<(.+?)>", lambda x: match[x[1]], target)
     return default
 
 
