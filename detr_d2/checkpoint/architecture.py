@@ -83,8 +83,7 @@ def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    first = tensors.get("detr.mask_head.lay1.weight")
-    keys = tensors.get("detr.bbox_attention.k_linear.weight")
+    first, keys = (tensors.get(f"detr.{x}.weight") for x in ("mask_head.lay1", "bbox_attention.k_linear"))
     if first is None or keys is None:
         return {}
     # The mask head reads the projected features and one attention map per head.
@@ -94,11 +93,9 @@ def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stem = tensors.get(f"{BACKBONE}stem.conv1.weight")
-    conv2 = tensors.get(f"{BACKBONE}res2.0.conv2.weight")
+    stem, conv2, last = (tensors.get(f"{BACKBONE}{x}.weight") for x in ("stem.conv1", "res2.0.conv2", "res2.0.conv3"))
     if stem is None or conv2 is None:
         return {}
-    last = tensors.get(f"{BACKBONE}res2.0.conv3.weight")
     blocks = tuple(_count(tensors, rf"{re.escape(BACKBONE)}res{i}\.(\d+)\..+") for i in (2, 3, 4, 5))
     found = {
         "STEM_OUT_CHANNELS": stem.shape[0],
@@ -137,19 +134,14 @@ def compare(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Diffe
 
 
 def explain(
-    differences: Differences,
-    tensors: Mapping[str, Tensor],
-    model: Mapping[str, Tensor],
-    *,
-    ignore: Collection[str] = (),
+    differences: Differences, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], ignore: Collection[str] = ()
 ) -> str:
     """Describe how a file and a model differ, in config keys except those to ``ignore``, and in tensors."""
     in_file, in_model = infer_architecture(tensors), infer_architecture(model)
     keys = [x for x in in_file if x in in_model and x not in ignore and in_file[x] != in_model[x]]
     lines = [f"{key}: {in_file[key]} in the file, {in_model[key]} in the model" for key in keys]
-    for names, where in ((differences.missing, "model"), (differences.unexpected, "file")):
-        if names:
-            lines.append(f"only in the {where}: {group_names(names)}")
+    only = (("model", differences.missing), ("file", differences.unexpected))
+    lines += [f"only in the {where}: {group_names(names)}" for where, names in only if names]
     if differences.reshaped:
         name = differences.reshaped[0]
         shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(model[name].shape)} in the model"

@@ -43,21 +43,20 @@ class DetrCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
-        """Prepare to load and save ``model``.
+        """Prepare to load and save ``model``; ``save_to_disk`` and ``checkpointables`` are Detectron2's.
 
         Args:
             model: a Detr, or its data-parallel wrapper.
             save_dir: a local folder that exists.
-            class_names: of the foreground classes, in the order of the class head's rows. Stored in the files that
-                are saved, and compared with those in the files that are loaded.
+            class_names: of the foreground classes, by row of the class head. Stored in the files that are saved, and
+                compared with those in the files that are loaded.
             allow_new_head: False refuses a file whose class head has another size, and backbone weights: for
                 evaluation, where an untrained head would only give bad results.
             resize_queries: load as many object queries as fit, where the file has more or fewer.
-            classes_by_name: load the rows of the class head by the names of the classes; those that the file does
-                not hold stay at their initialization. COCO's heads need hold no names.
+            classes_by_name: load the rows of the class head by the classes' names; those that the file does not hold
+                stay at their initialization. COCO's heads need hold no names.
             frozen_weights: a file or URL whose box model replaces the model's after every :meth:`resume_or_load` of
                 other weights, the class head included. A resumed run must have been trained over the same one.
-            save_to_disk, checkpointables: as in Detectron2.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = None if class_names is None else list(class_names)

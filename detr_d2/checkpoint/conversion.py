@@ -41,7 +41,6 @@ class ConversionSummary:
     """Config keys of the model that the output fits."""
     num_tensors: int
     head: str
-    """What became of the class head."""
     left_out: list[str]
     """Tensors, by their names in the source, that the output does not hold."""
     usage: str
@@ -234,16 +233,12 @@ def write_checkpoint(
     architecture: Mapping[str, Any],
     labels: Sequence[str | None] | None,
 ) -> str:
-    """Write ``tensors``, under our names, and what goes with them.
+    """Write ``tensors``, under our names, in the format ``to``, and return how to load the file, for people.
 
     Args:
         output: the file; for "huggingface", a config.json is written beside it.
-        to: one of :data:`TARGETS`.
         architecture: config keys and values of the model.
         labels: class names by row of the head, without no-object; None for a row that is no class.
-
-    Returns:
-        How to load the file, for people.
 
     Raises:
         UserError: the format has no such model, or the file can't be written; nothing is written then.

@@ -1,6 +1,5 @@
 """The checkpoint formats that our model is loaded from and written in, and the conversion of state dicts."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,6 @@ EXPORTS = {"original": key_maps.ORIGINAL, "huggingface": HUGGINGFACE}
 """Every format that is written beside our own, by its name on the command line."""
 
 _MASK_HEAD = ("detr.bbox_attention.", "detr.mask_head.")
-_PARALLEL_PREFIX = "module."
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,15 @@ def _extract_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], lis
         if isinstance(value, np.ndarray | Tensor):
             tensors[str(name)] = value.detach() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
     others = [str(name) for name in weights if str(name) not in tensors]
-    if tensors and all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL_PREFIX): x for name, x in tensors.items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
     return tensors, others
 
 
 def to_native(
-    checkpoint: dict[str, Any],
-    num_classes: int | None = None,
-    source: str = "The checkpoint",
-    *,
-    contiguous: bool = False,
+    checkpoint: dict[str, Any], num_classes: int | None = None, source: str = "The checkpoint", contiguous: bool = False
 ) -> NativeWeights:
-    """Bring the contents of a file to our names.
+    """Bring the contents of a file to our names, or raise a UserError if its format is not known.
 
     Args:
         checkpoint: as :func:`~detr_d2.checkpoint.reading.read_checkpoint` returns it.
@@ -105,9 +99,6 @@ def to_native(
             contiguous classes (81 rows); with 133, one of things and stuff (251 rows) becomes one of 134 rows.
         source: the file, for error messages.
         contiguous: bring both to contiguous classes, whatever the number.
-
-    Raises:
-        UserError: the format is not known.
     """
     weights, left_out = _extract_weights(checkpoint)
     found = recognize(weights or checkpoint, source)
@@ -153,11 +144,10 @@ def _join_in_proj(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     joined = dict(tensors)
     for name in tensors:
-        if not (match := re.fullmatch(r"(.+)\.q_proj\.(weight|bias)", name)):
-            continue
-        three = [f"{match[1]}.{x}_proj.{match[2]}" for x in "qkv"]
-        if all(x in tensors for x in three):
-            joined[f"{match[1]}.in_proj_{match[2]}"] = torch.cat([joined.pop(x) for x in three])
+        prefix, is_query, kind = name.rpartition(".q_proj.")
+        three = [f"{prefix}.{x}_proj.{kind}" for x in "qkv"]
+        if is_query and all(x in tensors for x in three):
+            joined[f"{prefix}.in_proj_{kind}"] = torch.cat([joined.pop(x) for x in three])
     return joined
 
 
@@ -165,9 +155,9 @@ def _split_in_proj(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Invert :func:`_join_in_proj`. No two tensors share memory."""
     split = {}
     for name, x in tensors.items():
-        if match := re.fullmatch(r"(.+)\.in_proj_(weight|bias)", name):
-            for letter, part in zip("qkv", x.chunk(3), strict=True):
-                split[f"{match[1]}.{letter}_proj.{match[2]}"] = part.clone()
+        prefix, is_joined, kind = name.rpartition(".in_proj_")
+        if is_joined:
+            split |= {f"{prefix}.{q}_proj.{kind}": y.clone() for q, y in zip("qkv", x.chunk(3), strict=True)}
         else:
             split[name] = x
     return split

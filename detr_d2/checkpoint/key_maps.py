@@ -1,12 +1,9 @@
-"""How the tensors of other projects' checkpoints are named, and the rules that lead to our names and back.
-
-The format of the transformers library is in :mod:`detr_d2.checkpoint.huggingface`.
-"""
+"""How tensors are named in other projects' checkpoints, and the rules that lead to our names and back."""
 
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BACKBONE = "detr.backbone.0.backbone."
@@ -97,6 +94,10 @@ def torchvision_rules(prefix: str = "") -> Rules:
     return with_prefixes(prefix, BACKBONE, (*rules, ("<rest>.num_batches_tracked", None), ("fc.<wb>", None)))
 
 
+def _original_rules(prefix: str = "") -> Rules:
+    return ((f"{prefix}<module>.<rest>", "detr.<module>.<rest>"), *torchvision_rules(f"{prefix}backbone.0.body."))
+
+
 TORCHVISION_RESNET = CheckpointFormat(
     name="torchvision ResNet",
     signature=(r"conv1\.weight", r"bn1\.running_var", r"layer1\.0\.conv1\.weight"),
@@ -133,11 +134,6 @@ WRAPPER_SEGMENTATION = CheckpointFormat(
     rules=(_WRAPPER_BUFFER, ("detr.detr.<rest>", "detr.<rest>")),
 )
 
-
-def _original_rules(prefix: str = "") -> Rules:
-    return ((f"{prefix}<module>.<rest>", "detr.<module>.<rest>"), *torchvision_rules(f"{prefix}backbone.0.body."))
-
-
 ORIGINAL = CheckpointFormat(
     name="original DETR",
     signature=(r"transformer\.decoder\..+", r"backbone\.0\.body\..+"),
@@ -146,18 +142,17 @@ ORIGINAL = CheckpointFormat(
 )
 """Box models of github.com/facebookresearch/detr."""
 
-ORIGINAL_SEGMENTATION = CheckpointFormat(
+ORIGINAL_SEGMENTATION = replace(
+    ORIGINAL,
     name="original DETR segmentation",
     signature=tuple(rf"detr\.{x}" for x in ORIGINAL.signature),
     rules=(*_original_rules("detr."), ("<mask_module>.<rest>", "detr.<mask_module>.<rest>")),
-    has_coco_ids=True,
 )
 
-SMCA = CheckpointFormat(
+SMCA = replace(
+    ORIGINAL,
     name="SMCA",
     signature=(*ORIGINAL.signature, r"transformer\.decoder\.layers\.\d+\.point2\..+"),
-    rules=ORIGINAL.rules,
-    has_coco_ids=True,
     implies={"MODEL.DETR.CLASS_LOSS": "focal"},
 )
 
