@@ -10,11 +10,14 @@ from collections.abc import Callable
 from functools import partial
 
 from detectron2.modeling import build_model
+from torch import Tensor
 
 from detr_d2 import Detr, model_zoo
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.data.panoptic import coco_panoptic_categories
-from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation
+from detr_d2.modeling.postprocessing import PanopticRules, box_instances, panoptic_segmentation
+from detr_d2.modeling.postprocessing.panoptic import Segmentation
+from detr_d2.structures import Size
 
 dependencies = ["torch", "torchvision", "detectron2", "scipy"]
 
@@ -67,8 +70,10 @@ def detr_resnet50_panoptic(
             up to 90 they are things. With 133 the published head is brought to COCO's contiguous classes, 80 things,
             then stuff. Others can't be pretrained; as in the original, the first 91 of them are things.
         threshold: the minimum probability of a query that becomes a segment.
-        return_postprocessor: also return :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation` with the rules
-            of the model, which makes segments of an image's class and mask logits.
+        return_postprocessor: also return a function that makes segments of an image's logits by the rules of the
+            model: ``f(class_logits, mask_logits, padded_size=…, image_size=…, output_size=…)``, with the (Q, K + 1) and
+            (Q, h, w) logits of all queries. Sizes and result are those of
+            :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`.
 
     Returns:
         The model, or the model and the post-processor.
@@ -110,7 +115,12 @@ def _panoptic_model(
         *("MODEL.DETR.NUM_CLASSES", num_classes, "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", float(threshold)),
         *("MODEL.DETR.PANOPTIC.NUM_THINGS", None if contiguous else min(num_classes, _THING_IDS)),
     )
-    return (model, partial(panoptic_segmentation, rules=model.panoptic)) if return_postprocessor else model
+    return (model, partial(_segment, rules=model.panoptic)) if return_postprocessor else model
+
+
+def _segment(class_logits: Tensor, mask_logits: Tensor, *, rules: PanopticRules, **sizes: Size) -> Segmentation:
+    selected = rules.select(class_logits)
+    return panoptic_segmentation(selected, mask_logits[selected.queries], rules=rules, **sizes)
 
 
 def _model(name: str, pretrained: bool, *options) -> Detr:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detr_d2 import build_optimizer, model_zoo
 from detr_d2.checkpoint.architecture import infer_architecture
-from detr_d2.checkpoint.export import write_checkpoint
+from detr_d2.checkpoint.conversion import write_checkpoint
 from detr_d2.config.checks import check_amp, check_device
 from detr_d2.config.loading import load_config
 from detr_d2.criterion import SetCriterion

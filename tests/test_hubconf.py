@@ -108,7 +108,7 @@ def test_panoptic_results_are_the_originals(load, published_panoptic, make_input
         expected = PostProcessPanoptic({i: i <= 90 for i in range(250)}, threshold=0.4)(outputs, [SIZE], [SIZE])[0]
         ids, segments = model([inputs])[0]["panoptic_seg"]
         layout = {"padded_size": SIZE, "image_size": SIZE, "output_size": SIZE}
-        again = postprocessor(outputs["pred_logits"][0], outputs["pred_masks"][0].__getitem__, **layout)
+        again = postprocessor(outputs["pred_logits"][0], outputs["pred_masks"][0], **layout)
     image = np.asarray(Image.open(io.BytesIO(expected["png_string"]))).astype(int) @ [1, 256, 65536]
     # Masks that have learned nothing are nearly equal, and rounding decides some pixels.
     assert (again[0].numpy() == image + 1).mean() > 0.999

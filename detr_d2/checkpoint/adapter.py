@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from detr_d2.checkpoint.architecture import compare, describe_family, explain, infer_architecture
-from detr_d2.checkpoint.class_head import HEAD, coco_names, head_rows, select_classes
-from detr_d2.checkpoint.formats import NativeWeights, is_of_mask_head
+from detr_d2.checkpoint.class_head import HEAD, coco_names, head_rows
+from detr_d2.checkpoint.formats import NativeWeights, has_mask_head, without_mask_head
 from detr_d2.checkpoint.key_maps import BACKBONE
 from detr_d2.utils.errors import UserError
 
 QUERIES = "detr.query_embed.weight"
+_FAMILY_KEYS = ("MODEL.DETR.TRANSFORMER", "MODEL.DETR.SMCA.DYNAMIC_SCALE")
+# What differs where a box model is loaded from a file with a mask head, or the other way round.
+_MASK_KEYS = ("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES")
 
 
 @dataclass(frozen=True)
@@ -27,23 +30,12 @@ class Allowed:
 
 NOTHING = Allowed(new_head=False)
 
-# What differs where a box model is loaded from a file with a mask head, or the other way round.
-_MASK_KEYS = ("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES")
-
 
 class WeightsAdapter:
-    """Adapter of the weights of one file to one model.
-
-    Its methods return the tensors that remain, or raise a UserError; :attr:`notes` describe what was done.
-    """
+    """Adapter of the weights of one file to one model; :attr:`notes` describe what was done."""
 
     def __init__(self, model: dict[str, Tensor], source: str, allowed: Allowed):
-        """Prepare for one file and one model.
-
-        Args:
-            model: the model's state dict.
-            source: the file, for messages.
-        """
+        """Prepare for a model's state dict and a file, whose name is for messages."""
         self.model = model
         self.expected = model
         self.source = source
@@ -71,7 +63,8 @@ class WeightsAdapter:
                 tensors = self._select_classes(tensors, names_in_file, class_names)
             else:
                 tensors = self._adapt_head(tensors)
-        if differences := compare(tensors, self.expected):
+        differences = compare(tensors, self.expected)
+        if any(differences):
             ignore = _MASK_KEYS + (("MODEL.DETR.NUM_CLASSES",) if self.allowed.new_head else ())
             only_queries = differences.reshaped == [QUERIES] and not self.allowed.resize_queries
             raise UserError(
@@ -96,10 +89,10 @@ class WeightsAdapter:
 
     def _adapt_masks(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out a mask head that the model lacks; let one that the file lacks stay at its initialization."""
-        in_file, in_model = (any(is_of_mask_head(name) for name in x) for x in (tensors, self.model))
+        in_file, in_model = has_mask_head(tensors), has_mask_head(self.model)
         if in_file and not in_model:
             self.notes.append("the file's mask head is left out")
-            return {name: x for name, x in tensors.items() if not is_of_mask_head(name)}
+            return without_mask_head(tensors)
         if in_model and not in_file:
             if not self.allowed.new_head:
                 raise UserError(
@@ -108,7 +101,7 @@ class WeightsAdapter:
                     "with masks."
                 )
             self.notes.append("the mask head stays at its initialization, the file holds none")
-            self.expected = {name: x for name, x in self.expected.items() if not is_of_mask_head(name)}
+            self.expected = without_mask_head(self.expected)
         return tensors
 
     def _check_family(self, tensors: dict[str, Tensor]) -> None:
@@ -116,13 +109,13 @@ class WeightsAdapter:
         file_family, model_family = describe_family(in_file), describe_family(in_model)
         if not (in_file and in_model) or file_family == model_family:
             return
-        keys = ("MODEL.DETR.TRANSFORMER", "MODEL.DETR.SMCA.DYNAMIC_SCALE")
-        settings = " and ".join(f"{key} {in_file[key]}" for key in keys if key in in_file)
-        builds = f"{in_model[keys[0]]}" + (f" ({model_family})" if keys[1] in in_model else "")
-        articles = ["an" if keys[1] in x else "a plain" for x in (in_file, in_model)]
+        transformer, scale = _FAMILY_KEYS
+        settings = " and ".join(f"{key} {in_file[key]}" for key in _FAMILY_KEYS if key in in_file)
+        builds = f"{in_model[transformer]}" + (f" ({model_family})" if scale in in_model else "")
+        file_article, model_article = ("an" if scale in x else "a plain" for x in (in_file, in_model))
         raise UserError(
-            f"{self.source} is {articles[0]} {file_family} checkpoint; the config builds {builds}. Set "
-            f"{settings}, or set MODEL.WEIGHTS to a checkpoint of {articles[1]} {model_family}."
+            f"{self.source} is {file_article} {file_family} checkpoint; the config builds {builds}. Set "
+            f"{settings}, or set MODEL.WEIGHTS to a checkpoint of {model_article} {model_family}."
         )
 
     def _adapt_queries(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,51 +126,67 @@ class WeightsAdapter:
         file_rows, model_rows = len(in_file), len(in_model)
         if file_rows == model_rows or in_file.shape[1:] != in_model.shape[1:]:
             return tensors
-        if file_rows > model_rows:
-            note = f"{model_rows} of {file_rows} rows loaded, the model has no more than {model_rows}"
-        elif self.allowed.new_head:
-            note = f"{file_rows} of {model_rows} rows loaded"
-        else:
+        if file_rows < model_rows and not self.allowed.new_head:
             raise UserError(
                 f"{self.source} holds {file_rows} object queries; the model has {model_rows} "
                 "(MODEL.DETR.NUM_OBJECT_QUERIES). New ones can be trained, not evaluated: set "
                 f"MODEL.DETR.NUM_OBJECT_QUERIES {file_rows} or less."
             )
-        self.notes.append(f"query_embed: {note}")
         count = min(file_rows, model_rows)
+        limit = f", the model has no more than {model_rows}" if file_rows > model_rows else ""
+        self.notes.append(f"query_embed: {count} of {max(file_rows, model_rows)} rows loaded{limit}")
         queries = in_model.detach().clone()
         queries[:count] = in_file[:count]
         return {**tensors, QUERIES: queries}
 
     def _select_classes(
-        self,
-        tensors: dict[str, Tensor],
-        names_in_file: Sequence[str | None] | None,
-        class_names: Sequence[str] | None,
+        self, tensors: dict[str, Tensor], names_in_file: Sequence[str | None] | None, class_names: Sequence[str] | None
     ) -> dict[str, Tensor]:
-        num_in_file, num_classes = head_rows(tensors) - 1, head_rows(self.model) - 1
-        if names_in_file is None or len(names_in_file) != num_in_file:
-            names_in_file = coco_names(num_in_file + 1)
-            if names_in_file is None:
-                raise UserError(
-                    f"MODEL.DETR.LOAD.CLASSES by_name: {self.source} does not name its {num_in_file} classes, which "
-                    "are not COCO's. Set MODEL.DETR.LOAD.CLASSES by_row."
-                )
-            self.notes.append("the file holds no class names: its rows are taken for COCO's")
+        """Bring the head's rows to the model's order by class names, regardless of case. New classes stay as built."""
+        names_in_file = self._check_names_in_file(head_rows(tensors) - 1, names_in_file)
+        num_classes = head_rows(self.model) - 1
         if class_names is None or len(class_names) != num_classes:
             known = "there are no names" if class_names is None else f"there are {len(class_names)} names"
             raise UserError(
                 f"MODEL.DETR.LOAD.CLASSES by_name: {known} for the model's {num_classes} classes. Set "
                 "thing_classes in the metadata of the dataset, or MODEL.DETR.LOAD.CLASSES by_row."
             )
-        selected, match = select_classes(tensors, self.model, names_in_file, class_names)
-        if match.new and not self.allowed.new_head:
+        rows_in_file: dict[str, int] = {}
+        for row, name in enumerate(names_in_file):
+            if name is not None:
+                rows_in_file.setdefault(_normalize(name), row)
+        sources = [rows_in_file.get(_normalize(name)) for name in class_names]
+        new = [name for name, source in zip(class_names, sources, strict=True) if source is None]
+        if new and not self.allowed.new_head:
             raise UserError(
-                f"{self.source} does not hold the classes {', '.join(match.new)}. New classes can be trained, not "
+                f"{self.source} does not hold the classes {', '.join(new)}. New classes can be trained, not "
                 "evaluated: set MODEL.WEIGHTS to a checkpoint that has them."
             )
-        self.notes.append(str(match))
+        found = [name for name in class_names if name not in new]
+        self.notes.append(
+            f"class_embed by name: {len(found)} of {num_classes} classes loaded"
+            + (f" ({_shorten(found)})" if found else "")
+            + (f", new: {_shorten(new)}" if new else "")
+        )
+        rows = [row for row, source in enumerate(sources) if source is not None]
+        selected = dict(tensors)
+        for name in HEAD:
+            selected[name] = self.model[name].detach().clone()
+            # No-object is the last row of both.
+            selected[name][[*rows, -1]] = tensors[name][[*(sources[i] for i in rows), -1]].to(selected[name])
         return selected
+
+    def _check_names_in_file(self, num_classes: int, names: Sequence[str | None] | None) -> Sequence[str | None]:
+        if names is not None and len(names) == num_classes:
+            return names
+        names = coco_names(num_classes + 1)
+        if names is None:
+            raise UserError(
+                f"MODEL.DETR.LOAD.CLASSES by_name: {self.source} does not name its {num_classes} classes, which "
+                "are not COCO's. Set MODEL.DETR.LOAD.CLASSES by_row."
+            )
+        self.notes.append("the file holds no class names: its rows are taken for COCO's")
+        return names
 
     def _adapt_head(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rows, model_rows = head_rows(tensors), head_rows(self.model)
@@ -198,3 +207,11 @@ class WeightsAdapter:
 
 def _stage(name: str) -> str:
     return name.removeprefix(BACKBONE).split(".")[0]
+
+
+def _normalize(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,10 +24,9 @@ _OPTIONAL = ".num_batches_tracked"
 
 
 def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the config keys, and their values, that ``tensors``, under our names, were made with.
+    """Return the config keys, and their values, that ``tensors``, under our names, reveal.
 
-    Keys that no tensor reveals are absent: dilation and dropout change no shape, and the number of heads only that of
-    SMCA's and the mask head's tensors.
+    Dilation and dropout change no shape, and the number of heads only that of SMCA's and the mask head's tensors.
     """
     return {**_infer_transformer(tensors), **_infer_resnet(tensors), **_infer_masks(tensors)}
 
@@ -59,38 +57,33 @@ def describe_family(architecture: Mapping[str, Any]) -> str:
 
 
 def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    stacks = ("encoder", "decoder")
+    layers = [_count(tensors, rf"detr\.transformer\.{stack}\.layers\.(\d+)\..+") for stack in stacks]
+    if not any(layers):
+        return {}
     found: dict[str, Any] = {}
     if (rows := head_rows(tensors)) is not None:
         found["NUM_CLASSES"] = rows - 1
     if (queries := tensors.get("detr.query_embed.weight")) is not None:
         found["NUM_OBJECT_QUERIES"], found["HIDDEN_DIM"] = queries.shape
-    for key, part in (("ENC_LAYERS", "encoder"), ("DEC_LAYERS", "decoder")):
-        found[key] = _count(tensors, rf"detr\.transformer\.{part}\.layers\.(\d+)\..+")
-    if not (found["ENC_LAYERS"] or found["DEC_LAYERS"]):
-        return {}
-    if (linear := tensors.get("detr.transformer.decoder.layers.0.linear1.weight")) is not None:
+    found["ENC_LAYERS"], found["DEC_LAYERS"] = layers
+    layer = "detr.transformer.decoder.layers.0."
+    linear, offsets, scales = (tensors.get(f"{layer}{x}.weight") for x in ("linear1", "point2", "point3"))
+    if linear is not None:
         found["DIM_FEEDFORWARD"] = linear.shape[0]
     found["PRE_NORM"] = "detr.transformer.encoder.norm.weight" in tensors
-    learned = "detr.backbone.1.row_embed.weight" in tensors
-    found["POSITION_EMBEDDING"] = "learned" if learned else "sine"
-    found.update(_infer_smca(tensors) or {"TRANSFORMER": "DetrTransformer"})
+    found["POSITION_EMBEDDING"] = "learned" if "detr.backbone.1.row_embed.weight" in tensors else "sine"
+    found["TRANSFORMER"] = "DetrTransformer" if offsets is None else "SmcaTransformer"
+    if offsets is not None:
+        # Every head predicts an offset in x and y, and none to three scales.
+        found["NHEADS"] = max(offsets.shape[0] // 2, 1)
+        scales_per_head = 0 if scales is None else scales.shape[0] // found["NHEADS"]
+        found["SMCA.DYNAMIC_SCALE"] = f"type{scales_per_head + 1}"
     return {f"MODEL.DETR.{key}": value for key, value in found.items()}
 
 
-def _infer_smca(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    layer = "detr.transformer.decoder.layers.0."
-    offsets, scales = (tensors.get(f"{layer}{x}.weight") for x in ("point2", "point3"))
-    if offsets is None:
-        return {}
-    # Every head predicts an offset in x and y, and none to three scales.
-    heads = max(offsets.shape[0] // 2, 1)
-    scales_per_head = 0 if scales is None else scales.shape[0] // heads
-    return {"TRANSFORMER": "SmcaTransformer", "NHEADS": heads, "SMCA.DYNAMIC_SCALE": f"type{scales_per_head + 1}"}
-
-
 def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    first = tensors.get("detr.mask_head.lay1.weight")
-    keys = tensors.get("detr.bbox_attention.k_linear.weight")
+    first, keys = (tensors.get(f"detr.{x}.weight") for x in ("mask_head.lay1", "bbox_attention.k_linear"))
     if first is None or keys is None:
         return {}
     # The mask head reads the projected features and one attention map per head.
@@ -100,11 +93,9 @@ def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stem = tensors.get(f"{BACKBONE}stem.conv1.weight")
-    conv2 = tensors.get(f"{BACKBONE}res2.0.conv2.weight")
+    stem, conv2, last = (tensors.get(f"{BACKBONE}{x}.weight") for x in ("stem.conv1", "res2.0.conv2", "res2.0.conv3"))
     if stem is None or conv2 is None:
         return {}
-    last = tensors.get(f"{BACKBONE}res2.0.conv3.weight")
     blocks = tuple(_count(tensors, rf"{re.escape(BACKBONE)}res{i}\.(\d+)\..+") for i in (2, 3, 4, 5))
     found = {
         "STEM_OUT_CHANNELS": stem.shape[0],
@@ -122,9 +113,8 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return max((int(match[1]) + 1 for x in names if (match := re.fullmatch(pattern, x))), default=0)
 
 
-@dataclass(frozen=True)
-class Differences:
-    """Why tensors can't be loaded; false if they can."""
+class Differences(NamedTuple):
+    """Names of tensors, by the reason why a file does not fit a model; it fits if ``not any(differences)``."""
 
     missing: list[str]
     """In the model, not in the file."""
@@ -132,9 +122,6 @@ class Differences:
     """In the file, not in the model."""
     reshaped: list[str]
     """In both, of different shapes."""
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
 
 
 def compare(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Differences:
@@ -147,23 +134,14 @@ def compare(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Diffe
 
 
 def explain(
-    differences: Differences,
-    tensors: Mapping[str, Tensor],
-    model: Mapping[str, Tensor],
-    *,
-    ignore: Collection[str] = (),
+    differences: Differences, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], ignore: Collection[str] = ()
 ) -> str:
-    """Describe how a file and a model differ, in config keys where tensors reveal them, and in tensors.
-
-    Args:
-        ignore: config keys that may differ.
-    """
+    """Describe how a file and a model differ, in config keys except those to ``ignore``, and in tensors."""
     in_file, in_model = infer_architecture(tensors), infer_architecture(model)
     keys = [x for x in in_file if x in in_model and x not in ignore and in_file[x] != in_model[x]]
     lines = [f"{key}: {in_file[key]} in the file, {in_model[key]} in the model" for key in keys]
-    for names, where in ((differences.missing, "model"), (differences.unexpected, "file")):
-        if names:
-            lines.append(f"only in the {where}: {group_names(names)}")
+    only = (("model", differences.missing), ("file", differences.unexpected))
+    lines += [f"only in the {where}: {group_names(names)}" for where, names in only if names]
     if differences.reshaped:
         name = differences.reshaped[0]
         shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(model[name].shape)} in the model"
@@ -175,8 +153,7 @@ def group_names(names: Collection[str]) -> str:
     """Count names by their module, such as "2 detr.class_embed, 24 detr.transformer.decoder"; list up to three."""
     if len(names) <= 3:
         return ", ".join(names)
-    groups = Counter(_module(name) for name in names)
-    return ", ".join(f"{count} {module}" for module, count in groups.items())
+    return ", ".join(f"{count} {module}" for module, count in Counter(map(_module, names)).items())
 
 
 def _module(name: str) -> str:

@@ -7,12 +7,12 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor, nn
+from torch import nn
 
 from detr_d2.checkpoint.adapter import NOTHING, Allowed, WeightsAdapter
 from detr_d2.checkpoint.architecture import group_names
 from detr_d2.checkpoint.class_head import HEAD, head_rows
-from detr_d2.checkpoint.formats import NativeWeights, is_of_mask_head, to_native
+from detr_d2.checkpoint.formats import NativeWeights, to_native, without_mask_head
 from detr_d2.checkpoint.huggingface import read_config, read_labels
 from detr_d2.checkpoint.key_maps import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
@@ -27,8 +27,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without executing what a
     file contains. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
-    initialization. Weights of a backbone must fill the backbone. Anything else is a UserError, unless surgery is
-    requested. A run that is resumed must find exactly what it saved.
+    initialization. Weights of a backbone must fill the backbone. A run that is resumed must find exactly what it saved.
     """
 
     def __init__(
@@ -44,21 +43,20 @@ class DetrCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
-        """Prepare to load and save ``model``.
+        """Prepare to load and save ``model``; ``save_to_disk`` and ``checkpointables`` are Detectron2's.
 
         Args:
             model: a Detr, or its data-parallel wrapper.
             save_dir: a local folder that exists.
-            class_names: of the foreground classes, in the order of the class head's rows. Stored in the files that
-                are saved, and compared with those in the files that are loaded.
+            class_names: of the foreground classes, by row of the class head. Stored in the files that are saved, and
+                compared with those in the files that are loaded.
             allow_new_head: False refuses a file whose class head has another size, and backbone weights: for
                 evaluation, where an untrained head would only give bad results.
             resize_queries: load as many object queries as fit, where the file has more or fewer.
-            classes_by_name: load the rows of the class head by the names of the classes; those that the file does
-                not hold stay at their initialization. COCO's heads need hold no names.
+            classes_by_name: load the rows of the class head by the classes' names; those that the file does not hold
+                stay at their initialization. COCO's heads need hold no names.
             frozen_weights: a file or URL whose box model replaces the model's after every :meth:`resume_or_load` of
                 other weights, the class head included. A resumed run must have been trained over the same one.
-            save_to_disk, checkpointables: as in Detectron2.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = None if class_names is None else list(class_names)
@@ -87,26 +85,22 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load as Detectron2 does, then the frozen weights. A resumed run must find its own class head and queries."""
-        if not (resume and self.has_checkpoint()):
-            rest = super().resume_or_load(path, resume=resume)
-            if self._frozen_weights:
-                self.model.load_state_dict(self._frozen_tensors(), strict=False)
-            return rest
-        allowed, self._allowed = self._allowed, NOTHING
+        resumed = resume and self.has_checkpoint()
+        allowed = self._allowed
+        self._allowed = NOTHING if resumed else allowed
         try:
             rest = super().resume_or_load(path, resume=resume)
         finally:
             self._allowed = allowed
         if self._frozen_weights:
-            self._compare_frozen_tensors()
+            self._load_frozen_weights(resumed)
         return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
         if not self.save_dir or not self.save_to_disk:
             return
-        states = {"model": self.model, **self.checkpointables}
-        data = {key: x.state_dict() for key, x in states.items()}
+        data = {key: x.state_dict() for key, x in {"model": self.model, **self.checkpointables}.items()}
         if self.class_names is not None:
             data["class_names"] = self.class_names
         data.update(kwargs)
@@ -143,32 +137,23 @@ class DetrCheckpointer(DetectionCheckpointer):
         if HEAD[0] in tensors and not self._allowed.classes_by_name:
             self._compare_class_names(checkpoint.get("class_names"))
 
-    def _frozen_tensors(self) -> dict[str, Tensor]:
-        """Return the box model in the file of frozen weights.
-
-        Raises:
-            UserError: it does not fit, in every tensor, the box model that the config builds.
-        """
+    def _load_frozen_weights(self, resumed: bool) -> None:
+        """Load the box model in the file of frozen weights, which fits in every tensor and is that of a resumed run."""
         self._source = f"MODEL.DETR.FROZEN_WEIGHTS {self._frozen_weights}"
         checkpoint = self._load_file(local_path(self._frozen_weights))
         weights: NativeWeights = checkpoint["model"]
         class_names = checkpoint.get("class_names")
-        box_model = {name: x for name, x in self.model.state_dict().items() if not is_of_mask_head(name)}
-        tensors = WeightsAdapter(box_model, self._source, NOTHING).adapt(weights, class_names, self.class_names)
+        model = without_mask_head(self.model.state_dict())
+        tensors = WeightsAdapter(model, self._source, NOTHING).adapt(weights, class_names, self.class_names)
         logger.info(f"loaded {len(tensors)} tensors, the box model, from {self._source} ({weights.format.name})")
         self._compare_class_names(class_names)
-        return tensors
-
-    def _compare_frozen_tensors(self) -> None:
-        model = self.model.state_dict()
-        differing = [
-            name for name, x in self._frozen_tensors().items() if not torch.equal(x.to(model[name]), model[name])
-        ]
-        if differing:
+        differing = [name for name, x in tensors.items() if not torch.equal(x.to(model[name]), model[name])]
+        if resumed and differing:
             raise UserError(
                 f"The run in {self.save_dir} was trained over another box model than that of {self._source}: "
                 f"{group_names(differing)} differ. Set MODEL.DETR.FROZEN_WEIGHTS as in that run, or another OUTPUT_DIR."
             )
+        self.model.load_state_dict(tensors, strict=False)
 
     def _compare_class_names(self, names: list[str] | None) -> None:
         ours = self.class_names

@@ -1,7 +1,7 @@
 """The class head, the one part of a checkpoint whose size depends on the data."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -33,7 +33,7 @@ class CocoHead(NamedTuple):
 
     @property
     def names_by_id(self) -> list[str | None]:
-        """Return the names by row without no-object; None for a row that is no class."""
+        """Names by row without no-object; None for a row that is no class."""
         names = dict(zip(self.rows[:-1], self.names, strict=True))
         return [names.get(i) for i in range(self.rows[-1])]
 
@@ -42,10 +42,7 @@ class CocoHead(NamedTuple):
         return {name: x[self.rows] if name in HEAD else x for name, x in tensors.items()}
 
     def to_ids(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring a head over the contiguous classes to category ids: the inverse of :meth:`to_contiguous`.
-
-        Rows that are no class get the weight 0 and the bias :data:`UNUSED_BIAS`.
-        """
+        """Invert :meth:`to_contiguous`. Rows that are no class get the weight 0 and the bias :data:`UNUSED_BIAS`."""
         spread = dict(tensors)
         for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
             spread[name] = tensors[name].new_full((self.num_id_rows, *tensors[name].shape[1:]), fill)
@@ -71,9 +68,9 @@ def coco_head_contiguous(rows: int | None) -> CocoHead | None:
 
 
 def coco_names(rows: int) -> list[str | None] | None:
-    """Return the class names by row of a head over COCO, contiguous or by category id; None for other heads.
+    """Return the names of COCO's classes by row of a head of either kind, without no-object; None for other heads.
 
-    No-object is left out, and None stands for a row that is no class.
+    In the list, None stands for a row that is no class.
     """
     if coco := coco_head_contiguous(rows):
         return list(coco.names)
@@ -84,50 +81,3 @@ def head_rows(tensors: Mapping[str, Tensor]) -> int | None:
     """Return the number of rows of the class head, classes and no-object; None if there is no head."""
     weight = tensors.get(HEAD[0])
     return None if weight is None else weight.shape[0]
-
-
-class ClassMatch(NamedTuple):
-    """The classes of a model that a file contains, and those that it does not."""
-
-    found: list[str]
-    new: list[str]
-
-    def __str__(self) -> str:
-        text = f"class_embed by name: {len(self.found)} of {len(self.found) + len(self.new)} classes loaded"
-        found = f" ({_shorten(self.found)})" if self.found else ""
-        return text + found + (f", new: {_shorten(self.new)}" if self.new else "")
-
-
-def select_classes(
-    tensors: Mapping[str, Tensor],
-    model: Mapping[str, Tensor],
-    names_in_file: Sequence[str | None],
-    model_names: Sequence[str],
-) -> tuple[dict[str, Tensor], ClassMatch]:
-    """Bring the rows of the class head to the model's order by the classes' names, regardless of case.
-
-    Args:
-        tensors, model: each with a head. The last row, no-object, goes to the last one.
-        names_in_file: of the rows in ``tensors``, without no-object; None for a row that is no class.
-        model_names: of the classes of ``model``. Rows of new classes stay as in ``model``.
-    """
-    rows: dict[str, int] = {}
-    for row, name in enumerate(names_in_file):
-        if name is not None:
-            rows.setdefault(_key(name), row)
-    found = [i for i, name in enumerate(model_names) if _key(name) in rows]
-    source = [rows[_key(model_names[i])] for i in found]
-    selected = dict(tensors)
-    for name in HEAD:
-        selected[name] = model[name].detach().clone()
-        selected[name][[*found, -1]] = tensors[name][[*source, -1]].to(selected[name])
-    new = [name for i, name in enumerate(model_names) if i not in found]
-    return selected, ClassMatch([model_names[i] for i in found], new)
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold()
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

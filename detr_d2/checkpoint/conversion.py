@@ -1,23 +1,32 @@
-"""Conversion of a checkpoint of one format to another."""
+"""Conversion of a checkpoint to our format, the original's, or that of the transformers library."""
 
 import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from detr_d2.checkpoint import huggingface
 from detr_d2.checkpoint.architecture import compare, describe_architecture, explain, group_names, infer_architecture
 from detr_d2.checkpoint.class_head import HEAD, coco_head_by_ids, coco_head_contiguous, coco_names, head_rows
-from detr_d2.checkpoint.export import check_output, write_checkpoint
-from detr_d2.checkpoint.formats import NativeWeights, to_native
-from detr_d2.checkpoint.huggingface import DEFAULT_HEADS, read_config, read_labels, read_settings
-from detr_d2.checkpoint.reading import local_path, read_checkpoint
+from detr_d2.checkpoint.formats import EXPORTS, NativeWeights, from_native, has_mask_head, to_native
+from detr_d2.checkpoint.key_maps import ORIGINAL_SEGMENTATION
+from detr_d2.checkpoint.reading import SAFETENSORS, import_safetensors, local_path, read_checkpoint
 from detr_d2.config import add_detr_config
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
 
+TARGETS = ("d2", *EXPORTS)
+"""The formats that can be written."""
+_HUGGINGFACE_FILES = (f"model{SAFETENSORS}", "pytorch_model.bin")
 _NEW_HEAD = "it is initialized when the file is loaded for training"
 
 
@@ -32,7 +41,6 @@ class ConversionSummary:
     """Config keys of the model that the output fits."""
     num_tensors: int
     head: str
-    """What became of the class head."""
     left_out: list[str]
     """Tensors, by their names in the source, that the output does not hold."""
     usage: str
@@ -68,13 +76,12 @@ def convert_checkpoint(
     Args:
         source: a file or URL in one of :data:`~detr_d2.checkpoint.formats.FORMATS`.
         output: the file to write; its folder is created if need be.
-        to: one of :data:`~detr_d2.checkpoint.export.TARGETS`.
+        to: one of :data:`TARGETS`.
         num_classes: foreground classes of the model to be loaded. None keeps the head, except that "d2" brings one over
             COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or 250
             keep these too. A head that does not fit the number is left out of "d2", and refused for the others.
-        coco_ids: bring a head over COCO's 80 contiguous classes to the 92 rows that the published models have, or one
-            over 133 to the 251 rows of the panoptic ones, as
-            :meth:`~detr_d2.checkpoint.class_head.CocoHead.to_ids` does. Not for "d2".
+        coco_ids: bring a head over COCO's contiguous classes, 80 or 133, to the 92 or 251 rows by category id that the
+            published models have. Not for "d2".
         settings: config keys that no tensor reveals and that the source may not report either: MODEL.DETR.NHEADS,
             MODEL.RESNETS.RES5_DILATION.
         force: overwrite ``output``.
@@ -83,7 +90,7 @@ def convert_checkpoint(
     Raises:
         UserError: ``source`` can't be read or is no DETR, or ``output`` can't be written; nothing is written then.
     """
-    check_output(output, to, force)
+    _check_output(output, to, force)
     checkpoint = read_checkpoint(source, trust=trust)
     weights = to_native(checkpoint, num_classes, source, contiguous=to == "d2" and num_classes is None)
     if weights.format.backbone_only:
@@ -91,10 +98,10 @@ def convert_checkpoint(
             f"{source} holds the weights of a backbone ({weights.format.name}), which need no conversion: "
             f"set MODEL.WEIGHTS {source}."
         )
-    config = read_config(local_path(source)) if weights.format.splits_in_proj else {}
+    config = huggingface.read_config(local_path(source)) if weights.format.splits_in_proj else {}
     labels = _labels(weights, checkpoint, config)
     tensors, head = _select_head(weights, num_classes)
-    reported = _reported_settings(checkpoint, config)
+    reported = {**huggingface.read_settings(config), **_original_settings(checkpoint)}
     architecture = {**infer_architecture(tensors), **weights.format.implies, **reported, **(settings or {})}
     if num_classes is not None:
         architecture["MODEL.DETR.NUM_CLASSES"] = num_classes
@@ -165,24 +172,23 @@ def _labels(weights: NativeWeights, checkpoint: dict[str, Any], config: dict[str
     rows = head_rows(weights.tensors)
     if rows is None or weights.class_names is not None:
         return weights.class_names
-    names = read_labels(config, rows - 1) or checkpoint.get("class_names")
+    names = huggingface.read_labels(config, rows - 1) or checkpoint.get("class_names")
     if names is None and weights.format.has_coco_ids and coco_head_by_ids(rows):
         return coco_names(rows)
     return list(names) if names is not None and len(names) == rows - 1 else None
 
 
-def _reported_settings(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config keys in what else a file of the original or of transformers comes with."""
+def _original_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the config keys in the options of the original's training run."""
     args = checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else {}
-    original = {"encoder_attention_heads": options.get("nheads"), "dilation": options.get("dilation")}
-    return {**read_settings(config), **read_settings(original)}
+    return huggingface.read_settings({**options, "encoder_attention_heads": options.get("nheads")})
 
 
 def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
     """Refuse settings that no tensor reveals and that can't be true."""
     hidden_dim = architecture.get("MODEL.DETR.HIDDEN_DIM", 0)
-    heads = architecture.get("MODEL.DETR.NHEADS", DEFAULT_HEADS if to == "huggingface" else 1)
+    heads = architecture.get("MODEL.DETR.NHEADS", huggingface.DEFAULT_HEADS if to == "huggingface" else 1)
     if hidden_dim % heads:
         raise UserError(f"{source}: {heads} attention heads do not divide {hidden_dim} channels. Set --nheads.")
     if architecture.get("MODEL.RESNETS.RES5_DILATION") == 2 and architecture.get("MODEL.RESNETS.DEPTH") in (18, 34):
@@ -196,8 +202,81 @@ def _check_tensors(tensors: dict[str, Tensor], architecture: dict[str, Any], sou
     model = build_model(target_config(architecture)).state_dict()
     if HEAD[0] not in tensors:
         model = {name: x for name, x in model.items() if name not in HEAD}
-    if differences := compare(tensors, model):
+    differences = compare(tensors, model)
+    if any(differences):
         raise UserError(
             f"{source} is no complete DETR, or a variant of it: it does not fit the model that its shapes belong to "
             f"({describe_architecture(architecture)}).\n{explain(differences, tensors, model)}"
         )
+
+
+def _check_output(output: str, to: str, force: bool) -> None:
+    """Refuse an output that can't be written, or exists and is not to be overwritten."""
+    if to not in TARGETS:
+        raise UserError(f"--to {to!r} is no format: choose one of {', '.join(TARGETS)}.")
+    if os.path.isdir(output):
+        raise UserError(f"{output} is a folder: name the file to write.")
+    if output.endswith(SAFETENSORS):
+        if to != "huggingface":
+            raise UserError(f"{output}: safetensors files are written with --to huggingface only. Name a .pth file.")
+        import_safetensors(output)
+    for path in [output, huggingface.config_path(output)] if to == "huggingface" else [output]:
+        if os.path.exists(path) and not force:
+            raise UserError(f"{path} exists: choose another name, or overwrite it with --force (force=True).")
+
+
+def write_checkpoint(
+    tensors: dict[str, Tensor],
+    output: str,
+    to: str,
+    *,
+    architecture: Mapping[str, Any],
+    labels: Sequence[str | None] | None,
+) -> str:
+    """Write ``tensors``, under our names, in the format ``to``, and return how to load the file, for people.
+
+    Args:
+        output: the file; for "huggingface", a config.json is written beside it.
+        architecture: config keys and values of the model.
+        labels: class names by row of the head, without no-object; None for a row that is no class.
+
+    Raises:
+        UserError: the format has no such model, or the file can't be written; nothing is written then.
+    """
+    if to == "d2":
+        named = labels is not None and None not in labels
+        _write({output: {"model": tensors, **({"class_names": list(labels)} if named else {})}})
+        return ""
+    if to == "original":
+        target = ORIGINAL_SEGMENTATION if has_mask_head(tensors) else EXPORTS[to]
+        _write({output: {"model": from_native(tensors, target)}})
+        return "main.py --resume FILE in the original's repository, with the options that make this model"
+    config = huggingface.make_config(architecture, labels)
+    foreign = from_native(tensors, EXPORTS[to])
+    _write({output: {**foreign, **huggingface.release_4_names(foreign)}, huggingface.config_path(output): config})
+    folder, name = os.path.split(output)
+    rename = "" if name in _HUGGINGFACE_FILES else f", once the file is called {' or '.join(_HUGGINGFACE_FILES)}"
+    return f"{config['architectures'][0]}.from_pretrained({folder or '.'!r}), with timm installed{rename}"
+
+
+def _write(contents: Mapping[str, Any]) -> None:
+    """Write all files or none, each in the form that its name implies."""
+    try:
+        with ExitStack() as files:
+            for path, content in contents.items():
+                os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+                _save(content, path, files.enter_context(atomic_file(path)))
+    # torch reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as e:
+        path = next(iter(contents))
+        raise UserError(f"{path} can't be written ({e}): check the folder and the space left. Nothing stays.") from e
+
+
+def _save(content: dict[str, Any], path: str, file: BinaryIO) -> None:
+    if path.endswith(SAFETENSORS):
+        tensors = {name: x.contiguous() for name, x in content.items()}
+        file.write(import_safetensors(path).save(tensors, metadata={"format": "pt"}))
+    elif path == huggingface.config_path(path):
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    else:
+        torch.save(content, file)

@@ -6,6 +6,7 @@ Table Transformers have the same names; they are pre-norm models.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,32 +14,31 @@ from torch import Tensor
 from detr_d2.checkpoint.key_maps import BACKBONE, CheckpointFormat, Rules, torchvision_rules, with_prefixes
 from detr_d2.utils.errors import UserError
 
-CONFIG_NAME = "config.json"
-"""Name of the file beside a model's weights that holds its config."""
+# Attention heads of a model that nothing is known of: as published.
 DEFAULT_HEADS = 8
-"""Attention heads of a model that nothing is known of: as published."""
 
 # Widths of timm's ResNets, which are the library's image encoders.
 _RESNET = {"STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "NUM_GROUPS": 1}
 
-_LAYER, _OUR_LAYER = "model.<coder>.layers.<n>", "detr.transformer.<coder>.layers.<n>"
-_DECODER, _OUR_DECODER = (x.replace("<coder>", "decoder") for x in (_LAYER, _OUR_LAYER))
-
 # Where the releases have different names for a tensor, the first one is that of the files, which either reads.
-_TRANSFORMER: Rules = (
-    (f"{_LAYER}.self_attn.<qkv>_proj.<wb>", f"{_OUR_LAYER}.self_attn.<qkv>_proj.<wb>"),
-    (f"{_LAYER}.self_attn.out_proj.<wb>", f"{_OUR_LAYER}.self_attn.out_proj.<wb>"),
-    (f"{_LAYER}.self_attn.o_proj.<wb>", f"{_OUR_LAYER}.self_attn.out_proj.<wb>"),
-    (f"{_LAYER}.fc<i>.<wb>", f"{_OUR_LAYER}.linear<i>.<wb>"),
-    (f"{_LAYER}.mlp.fc<i>.<wb>", f"{_OUR_LAYER}.linear<i>.<wb>"),
-    (f"{_LAYER}.self_attn_layer_norm.<wb>", f"{_OUR_LAYER}.norm1.<wb>"),
-    (f"{_DECODER}.encoder_attn.<qkv>_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.<qkv>_proj.<wb>"),
-    (f"{_DECODER}.encoder_attn.out_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.out_proj.<wb>"),
-    (f"{_DECODER}.encoder_attn.o_proj.<wb>", f"{_OUR_DECODER}.multihead_attn.out_proj.<wb>"),
-    (f"{_DECODER}.encoder_attn_layer_norm.<wb>", f"{_OUR_DECODER}.norm2.<wb>"),
-    (f"{_DECODER}.final_layer_norm.<wb>", f"{_OUR_DECODER}.norm3.<wb>"),
-    ("model.encoder.layers.<n>.final_layer_norm.<wb>", "detr.transformer.encoder.layers.<n>.norm2.<wb>"),
-    ("model.<coder>.layernorm.<wb>", "detr.transformer.<coder>.norm.<wb>"),
+_TRANSFORMER = with_prefixes(
+    "model.",
+    "detr.transformer.",
+    (
+        ("<coder>.layers.<n>.self_attn.<qkv>_proj.<wb>", "<coder>.layers.<n>.self_attn.<qkv>_proj.<wb>"),
+        ("<coder>.layers.<n>.self_attn.out_proj.<wb>", "<coder>.layers.<n>.self_attn.out_proj.<wb>"),
+        ("<coder>.layers.<n>.self_attn.o_proj.<wb>", "<coder>.layers.<n>.self_attn.out_proj.<wb>"),
+        ("<coder>.layers.<n>.fc<i>.<wb>", "<coder>.layers.<n>.linear<i>.<wb>"),
+        ("<coder>.layers.<n>.mlp.fc<i>.<wb>", "<coder>.layers.<n>.linear<i>.<wb>"),
+        ("<coder>.layers.<n>.self_attn_layer_norm.<wb>", "<coder>.layers.<n>.norm1.<wb>"),
+        ("decoder.layers.<n>.encoder_attn.<qkv>_proj.<wb>", "decoder.layers.<n>.multihead_attn.<qkv>_proj.<wb>"),
+        ("decoder.layers.<n>.encoder_attn.out_proj.<wb>", "decoder.layers.<n>.multihead_attn.out_proj.<wb>"),
+        ("decoder.layers.<n>.encoder_attn.o_proj.<wb>", "decoder.layers.<n>.multihead_attn.out_proj.<wb>"),
+        ("decoder.layers.<n>.encoder_attn_layer_norm.<wb>", "decoder.layers.<n>.norm2.<wb>"),
+        ("decoder.layers.<n>.final_layer_norm.<wb>", "decoder.layers.<n>.norm3.<wb>"),
+        ("encoder.layers.<n>.final_layer_norm.<wb>", "encoder.layers.<n>.norm2.<wb>"),
+        ("<coder>.layernorm.<wb>", "<coder>.norm.<wb>"),
+    ),
 )
 
 _HEADS_AND_EMBEDDINGS: Rules = (
@@ -78,12 +78,11 @@ HUGGINGFACE = CheckpointFormat(
     splits_in_proj=True,
 )
 
-HUGGINGFACE_SEGMENTATION = CheckpointFormat(
+HUGGINGFACE_SEGMENTATION = replace(
+    HUGGINGFACE,
     name="transformers DETR segmentation",
     signature=tuple(rf"detr\.{x}" for x in HUGGINGFACE.signature),
     rules=(*with_prefixes("detr.", "", HUGGINGFACE.rules), ("<mask_module>.<rest>", None)),
-    has_coco_ids=True,
-    splits_in_proj=True,
 )
 
 
@@ -97,16 +96,11 @@ def release_4_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | None) -> dict[str, Any]:
-    """Return the library's config of a model.
+    """Return the library's config of a model from our config keys, or raise a UserError if it has no such model.
 
-    Args:
-        architecture: our config keys and their values.
-        labels: class names by row of the head, without no-object; by default those of the library for unnamed classes.
-
-    Raises:
-        UserError: the library has no such model.
+    ``labels`` are the class names by row of the head, without no-object; None: the library's for unnamed classes.
     """
-    detr = {key.removeprefix("MODEL.DETR."): x for key, x in architecture.items() if key.startswith("MODEL.DETR.")}
+    detr = {key.removeprefix("MODEL.DETR."): x for key, x in architecture.items()}
     resnet = {key.removeprefix("MODEL.RESNETS."): x for key, x in architecture.items() if "RESNETS" in key}
     if detr["TRANSFORMER"] != "DetrTransformer":
         raise UserError("transformers has no SMCA: write this model with --to d2 or --to original.")
@@ -138,10 +132,15 @@ def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | 
     }
 
 
+def config_path(weights: str) -> str:
+    """Return the path of the config.json in the folder of a weights file."""
+    return os.path.join(os.path.dirname(weights), "config.json")
+
+
 def read_config(weights: str) -> dict[str, Any]:
     """Read the config.json in the folder of a weights file; empty if there is none that can be read."""
     try:
-        with open(os.path.join(os.path.dirname(weights), CONFIG_NAME), encoding="utf-8") as file:
+        with open(config_path(weights), encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError):
         return {}

@@ -1,12 +1,9 @@
-"""How the tensors of other projects' checkpoints are named, and the rules that lead to our names and back.
+"""How tensors are named in other projects' checkpoints, and the rules that lead to our names and back."""
 
-The format of the transformers library is in :mod:`detr_d2.checkpoint.huggingface`.
-"""
-
+import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BACKBONE = "detr.backbone.0.backbone."
@@ -39,8 +36,8 @@ class CheckpointFormat:
     signature: tuple[str, ...]
     """Regular expressions. A checkpoint is of this format if each matches one of its names in full."""
     rules: Rules = ()
-    """The first rule that matches a name counts. A name that none matches is kept: comparing with the model finds it.
-    In the other direction, too, the first rule counts."""
+    """In either direction the first rule that matches a name counts. A name of theirs that none matches is kept:
+    comparing with the model finds it."""
     backbone_only: bool = False
     has_coco_ids: bool = False
     """The rows of the class head may be COCO's category ids instead of contiguous classes."""
@@ -55,30 +52,26 @@ class CheckpointFormat:
 
     def native_name(self, name: str) -> str | None:
         """Return our name of a tensor, None if our model has no such tensor."""
-        return _rename(name, self._to_native, default=name)
+        return _rename(name, self.rules, default=name)
 
     def foreign_name(self, name: str) -> str | None:
         """Return the format's name of our tensor, None if it has none."""
-        return _rename(name, self._to_foreign, default=None)
+        return _rename(name, self._rules_to_foreign, default=None)
 
-    @cached_property
-    def _to_native(self) -> list[tuple[re.Pattern, str | None]]:
-        return [_compile(theirs, ours) for theirs, ours in self.rules]
-
-    @cached_property
-    def _to_foreign(self) -> list[tuple[re.Pattern, str | None]]:
-        return [_compile(ours, theirs) for theirs, ours in self.rules if ours is not None]
+    @functools.cached_property
+    def _rules_to_foreign(self) -> Rules:
+        return tuple((ours, theirs) for theirs, ours in self.rules if ours is not None)
 
 
-def _compile(source: str, target: str | None) -> tuple[re.Pattern, str | None]:
-    pattern = re.sub("<(.+?)>", lambda x: f"(?P<{x[1]}>{_WILDCARDS[x[1]]})", re.escape(source))
-    return re.compile(pattern), None if target is None else re.sub("<(.+?)>", r"\\g<\1>", target)
+@functools.cache
+def _pattern(name: str) -> re.Pattern:
+    return re.compile(re.sub("<(.+?)>", lambda x: f"(?P<{x[1]}>{_WILDCARDS[x[1]]})", re.escape(name)))
 
 
-def _rename(name: str, rules: list[tuple[re.Pattern, str | None]], default: str | None) -> str | None:
-    for pattern, target in rules:
-        if match := pattern.fullmatch(name):
-            return None if target is None else match.expand(target)
+def _rename(name: str, rules: Rules, default: str | None) -> str | None:
+    for source, target in rules:
+        if match := _pattern(source).fullmatch(name):
+            return None if target is None else re.sub("<(.+?)>", lambda x: match[x[1]], target)
     return default
 
 
@@ -99,6 +92,10 @@ def torchvision_rules(prefix: str = "") -> Rules:
             (f"{theirs}.downsample.1.<norm>", f"{ours}.shortcut.norm.<norm>"),
         ]
     return with_prefixes(prefix, BACKBONE, (*rules, ("<rest>.num_batches_tracked", None), ("fc.<wb>", None)))
+
+
+def _original_rules(prefix: str = "") -> Rules:
+    return ((f"{prefix}<module>.<rest>", "detr.<module>.<rest>"), *torchvision_rules(f"{prefix}backbone.0.body."))
 
 
 TORCHVISION_RESNET = CheckpointFormat(
@@ -137,11 +134,6 @@ WRAPPER_SEGMENTATION = CheckpointFormat(
     rules=(_WRAPPER_BUFFER, ("detr.detr.<rest>", "detr.<rest>")),
 )
 
-
-def _original_rules(prefix: str = "") -> Rules:
-    return ((f"{prefix}<module>.<rest>", "detr.<module>.<rest>"), *torchvision_rules(f"{prefix}backbone.0.body."))
-
-
 ORIGINAL = CheckpointFormat(
     name="original DETR",
     signature=(r"transformer\.decoder\..+", r"backbone\.0\.body\..+"),
@@ -150,18 +142,17 @@ ORIGINAL = CheckpointFormat(
 )
 """Box models of github.com/facebookresearch/detr."""
 
-ORIGINAL_SEGMENTATION = CheckpointFormat(
+ORIGINAL_SEGMENTATION = replace(
+    ORIGINAL,
     name="original DETR segmentation",
     signature=tuple(rf"detr\.{x}" for x in ORIGINAL.signature),
     rules=(*_original_rules("detr."), ("<mask_module>.<rest>", "detr.<mask_module>.<rest>")),
-    has_coco_ids=True,
 )
 
-SMCA = CheckpointFormat(
+SMCA = replace(
+    ORIGINAL,
     name="SMCA",
     signature=(*ORIGINAL.signature, r"transformer\.decoder\.layers\.\d+\.point2\..+"),
-    rules=ORIGINAL.rules,
-    has_coco_ids=True,
     implies={"MODEL.DETR.CLASS_LOSS": "focal"},
 )
 

@@ -25,20 +25,12 @@ _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config.
-
-    Raises:
-        UserError: there is no such config; the message lists names like it.
-    """
+    """Return the path of a config; a UserError lists names like an unknown one."""
     return packaged_config(name)
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Return the URL of the published weights of a config or model.
-
-    Raises:
-        UserError: none are published.
-    """
+    """Return the URL of the published weights of a config or model; a UserError if none are published."""
     file = f"{name.removesuffix('.yaml')}.yaml"
     for model in PUBLISHED.values():
         if name == model.name or file == model.config:
@@ -53,12 +45,9 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """Return Detectron2's defaults, DETR's, and those of the config, each over the one before.
 
     Args:
-        name: of a config or published model.
+        name: of a config or published model; a UserError if there is none, or no weights to ``trained``.
         trained: set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS`` and
             ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
-
-    Raises:
-        UserError: there is no such config, or no weights are published for it.
     """
     cfg = load_config(get_config_file(name), [])
     if trained:
@@ -69,39 +58,26 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """Return a model in training mode with its weights loaded.
+    """Return a model in training mode with its weights loaded, or raise a UserError if they can't be downloaded.
 
     Args:
         name, trained: see :func:`get_config`.
         device: overrides ``MODEL.DEVICE``; by default the CPU where there is no CUDA GPU.
-
-    Raises:
-        UserError: as :func:`get_config`; or the weights can't be downloaded.
     """
     cfg = get_config(name, trained)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
-    if device is not None:
-        cfg.MODEL.DEVICE = device
+    if device is not None or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = device or "cpu"
     model = build_model(cfg)
     checkpointer = DetrCheckpointer(model, allow_new_head=not trained, frozen_weights=cfg.MODEL.DETR.FROZEN_WEIGHTS)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return model
 
 
-def detr_url(name: str) -> str:
-    """Return the URL of a model in :data:`~detr_d2.config.published.PUBLISHED`."""
-    return published_model(name).url
-
-
 def torchvision_url(name: str) -> str:
-    """Return the URL of torchvision's ImageNet weights of a ResNet.
+    """Return the URL of torchvision's ImageNet weights of a ResNet; a UserError lists what there is.
 
     Args:
         name: "resnet101", with the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" with others.
-
-    Raises:
-        UserError: torchvision has no such model or weights; the message lists what it has.
     """
     model, _, tag = name.partition("/")
     if model not in _RESNETS:
@@ -117,12 +93,7 @@ class NamedWeightsHandler(PathHandler):
     """Handler that downloads the file of a name as PathManager does with its URL, and caches it."""
 
     def __init__(self, prefix: str, url: Callable[[str], str]):
-        """Handle paths that begin with ``prefix``, such as "detr://".
-
-        Args:
-            prefix: of the paths.
-            url: returns the URL of a name without the prefix, and raises a UserError for unknown names.
-        """
+        """Handle paths that begin with ``prefix``; ``url`` returns the URL of the rest, or raises a UserError."""
         super().__init__()
         self.prefix = prefix
         self.url = url
@@ -136,9 +107,6 @@ class NamedWeightsHandler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
         return PathManager.open(self._url(path), mode, buffering=buffering, **kwargs)
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs)
-
     def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
             self._url(path)
@@ -146,11 +114,13 @@ class NamedWeightsHandler(PathHandler):
             return False
         return True
 
+    _isfile = _exists
+
     def _url(self, path: str) -> str:
         return self.url(path.removeprefix(self.prefix))
 
 
 def register_path_handlers() -> None:
     """Let Detectron2's PathManager understand ``detr://NAME`` and ``torchvision://NAME``. Can be called again."""
-    for prefix, url in (("detr://", detr_url), ("torchvision://", torchvision_url)):
-        PathManager.register_handler(NamedWeightsHandler(prefix, url))
+    PathManager.register_handler(NamedWeightsHandler("detr://", lambda name: published_model(name).url))
+    PathManager.register_handler(NamedWeightsHandler("torchvision://", torchvision_url))

@@ -7,7 +7,7 @@ from detr_d2.cli.arguments import CommandParser, at_least
 from detr_d2.cli.command import run_command
 
 TARGETS = ("d2", "original", "huggingface")
-"""Values of --to: those of :data:`detr_d2.checkpoint.export.TARGETS`, which takes long to import."""
+"""Values of --to: those of :data:`detr_d2.checkpoint.conversion.TARGETS`, which takes long to import."""
 
 DESCRIPTION = """\
 Convert a checkpoint of a DETR (R18 to R152, box models; of segmentation and panoptic models the box part) or SMCA:

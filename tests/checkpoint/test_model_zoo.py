@@ -23,7 +23,7 @@ def test_all_published_models_are_listed():
 @pytest.mark.parametrize("name", BOX)
 def test_config_of_a_published_model(name):
     cfg = model_zoo.get_config(name, trained=True)
-    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == model_zoo.detr_url(name)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == model_zoo.PUBLISHED[name].url
     assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
     assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
 
@@ -32,7 +32,7 @@ def test_configs_by_file(repository):
     name = "detr_256_6_6_torchvision_dc5"
     expected = repository / "configs" / f"{name}.yaml"
     assert Path(model_zoo.get_config_file(name)) == Path(model_zoo.get_config_file(f"{name}.yaml")) == expected
-    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == model_zoo.detr_url("detr-r50-dc5")
+    assert model_zoo.get_checkpoint_url(f"{name}.yaml") == model_zoo.PUBLISHED["detr-r50-dc5"].url
 
 
 def test_untrained_starts_as_the_config_says():
@@ -42,15 +42,15 @@ def test_untrained_starts_as_the_config_says():
 @pytest.mark.parametrize("name", PANOPTIC)
 def test_config_of_a_panoptic_model(name, repository):
     cfg = model_zoo.get_config(name, trained=True)
-    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == model_zoo.detr_url(name)
+    assert cfg.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(name) == model_zoo.PUBLISHED[name].url
     assert cfg.MODEL.DETR.FROZEN_WEIGHTS == ""
     assert cfg.MODEL.RESNETS.DEPTH == (101 if "r101" in name else 50)
     assert cfg.MODEL.RESNETS.RES5_DILATION == (2 if "dc5" in name else 1)
     assert (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED, cfg.MODEL.DETR.NUM_CLASSES) == (True, True, 133)
     file = Path(model_zoo.get_config_file(name)).name
-    assert model_zoo.get_checkpoint_url(file) == model_zoo.detr_url(name)
+    assert model_zoo.get_checkpoint_url(file) == model_zoo.PUBLISHED[name].url
     # Untrained, the mask head learns over the box model in the same file.
-    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == model_zoo.detr_url(name)
+    assert model_zoo.get_config(file).MODEL.DETR.FROZEN_WEIGHTS == model_zoo.PUBLISHED[name].url
 
 
 def test_results_are_those_of_the_authors():
@@ -139,7 +139,7 @@ def test_torchvision_urls_are_torchvisions():
 
 
 def test_detr_urls():
-    assert model_zoo.detr_url("detr-r101-dc5") == "https://dl.fbaipublicfiles.com/detr/detr-r101-dc5-a2e86def.pth"
+    assert model_zoo.PUBLISHED["detr-r101-dc5"].url == "https://dl.fbaipublicfiles.com/detr/detr-r101-dc5-a2e86def.pth"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_names_exist_without_a_download(downloads):
 
 def test_a_short_name_is_opened(downloads, tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
-    downloads[model_zoo.detr_url("detr-r50")] = str(tmp_path / "file")
+    downloads[model_zoo.PUBLISHED["detr-r50"].url] = str(tmp_path / "file")
     with Path(PathManager.get_local_path("detr://detr-r50")).open("rb") as file:
         assert file.read() == b"weights"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from detr_d2.checkpoint.export import TARGETS
+from detr_d2.checkpoint.conversion import TARGETS
 from detr_d2.cli import convert
 from detr_d2.cli.convert import main
 
