@@ -10,13 +10,13 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Expectations:
-    """Use that a dataset is meant for.
+    """Use that a dataset is meant for; None is unknown.
 
     Attributes:
         train: whether it is trained on, not only evaluated on.
-        num_classes: labels are in [0, num_classes); None if unknown.
-        num_queries: the maximum number of objects that a model finds in an image; None if unknown.
-        classes: names by label; None if unknown.
+        num_classes: labels are in [0, num_classes).
+        num_queries: the maximum number of objects that the model finds in an image.
+        classes: names by label.
         masks: whether every object needs a mask.
     """
 
@@ -37,7 +37,7 @@ class Finding:
         code: a short name that stays the same, for programs.
         message: what is wrong, where, and what to do.
         count: how often it occurs.
-        example: the annotation, image or class that was met first.
+        example: the first annotation, image or class.
     """
 
     severity: Severity

@@ -1,6 +1,7 @@
 """Report of a dataset: its statistics and findings, as text and for JSON."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -36,19 +37,21 @@ class SmallBox:
     height: float
     annotation: str
 
+    def __str__(self) -> str:
+        return f"{self.width:g} x {self.height:g}"
+
 
 @dataclass(frozen=True)
 class DatasetStatistics:
     """Statistics of the boxes that training keeps: readable, not crowds, clipped to their image with an area left.
 
     Attributes:
-        images, objects: how many.
-        images_without_objects: of the images, those without any such box.
+        images_without_objects: images without any such box.
         crowds: annotations with "iscrowd" 1.
         median_objects, max_objects: of the images.
         most_objects_in: the image with the maximum.
         small, medium, large: objects by area of their box: under 32 x 32 pixels, up to 96 x 96, above.
-        smallest_boxes: in pixels, by area.
+        smallest_boxes: by area.
         smallest_image, largest_image: width and height, by area; None if the dataset has no sizes.
         classes: by label.
     """
@@ -79,14 +82,7 @@ class DatasetStatistics:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Statistics and findings of one dataset.
-
-    Attributes:
-        name: of the dataset, or its file.
-        num_queries: of the model, if known.
-        statistics: of its images, objects and classes.
-        findings: what is wrong with it, errors first.
-    """
+    """Statistics and findings, errors first, of one dataset; the number of queries is the model's, if known."""
 
     name: str
     num_queries: int | None
@@ -97,7 +93,7 @@ class DatasetReport:
         """Return the statistics in one line."""
         x = self.statistics
         queries = f" ({self.num_queries} queries)" if self.num_queries else ""
-        smallest = f"; smallest box {_size(x.smallest_boxes[0])}" if x.smallest_boxes else ""
+        smallest = f"; smallest box {x.smallest_boxes[0]}" if x.smallest_boxes else ""
         return (
             f"{x.images} images, {x.images_without_objects} ({x.empty_share:.1%}) without objects; {x.objects} objects "
             f"of {sum(c.objects > 0 for c in x.classes)} classes; {x.crowds} crowds ({x.crowd_share:.1%}); objects "
@@ -146,28 +142,18 @@ def compute_statistics(
         small=small,
         medium=len(keep) - small - large,
         large=large,
-        smallest_boxes=[
-            SmallBox(*(round(x, 2) for x in sides[i].tolist()), table.name(int(keep[i]))) for i in smallest
-        ],
+        smallest_boxes=[SmallBox(*np.round(sides[i].tolist(), 2).tolist(), table.name(int(keep[i]))) for i in smallest],
         smallest_image=sizes[0] if sizes else None,
         largest_image=sizes[-1] if sizes else None,
-        classes=_count_classes(table, keep, classes),
+        classes=_count_classes(table.classes[keep], table.image_index[keep], classes),
     )
 
 
-def _count_classes(table: AnnotationTable, keep: np.ndarray, names: Sequence[str] | None) -> list[ClassCount]:
-    labels = table.classes[keep]
-    objects = _occurrences(labels)
-    # One number for each pair of image and label, so that a pair counts once.
-    span = int(labels.max(initial=0)) + 1
-    images = _occurrences(np.unique(table.image_index[keep] * span + labels) % span)
+def _count_classes(labels: np.ndarray, images: np.ndarray, names: Sequence[str] | None) -> list[ClassCount]:
+    objects = Counter(labels.tolist())
+    images_with = Counter(label for label, _ in set(zip(labels.tolist(), images.tolist(), strict=True)))
     shown = enumerate(names) if names is not None else ((label, str(label)) for label in sorted(objects))
-    return [ClassCount(label, str(name), objects.get(label, 0), images.get(label, 0)) for label, name in shown]
-
-
-def _occurrences(values: np.ndarray) -> dict[int, int]:
-    found, counts = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return [ClassCount(label, str(name), objects[label], images_with[label]) for label, name in shown]
 
 
 def format_result(result: CheckResult) -> str:
@@ -181,27 +167,19 @@ def format_result(result: CheckResult) -> str:
 
 
 def _format_report(report: DatasetReport) -> str:
-    parts = (
-        f"{report.name}\n{'=' * len(report.name)}",
-        _format_statistics(report.statistics, report.num_queries),
-        _format_classes(report.statistics),
-        _format_findings(report.findings),
+    heading = f"{report.name}\n{'=' * len(report.name)}"
+    statistics = _format_statistics(report.statistics, report.num_queries)
+    return "\n\n".join(
+        [heading, statistics, _format_classes(report.statistics.classes), _format_findings(report.findings)]
     )
-    return "\n\n".join(parts)
 
 
 def _format_findings(findings: Sequence[Finding]) -> str:
     """Format one paragraph per finding, and the number of findings of each severity."""
-    paragraphs = [
-        textwrap.fill(
-            f"{x.severity:<8}[{x.code}] {x.message}",
-            LINE_LENGTH,
-            subsequent_indent=" " * 8,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for x in findings
-    ]
+    wrapper = textwrap.TextWrapper(
+        LINE_LENGTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
+    )
+    paragraphs = [wrapper.fill(f"{x.severity:<8}[{x.code}] {x.message}") for x in findings]
     return "\n".join([*paragraphs, _describe_counts(findings)])
 
 
@@ -223,22 +201,18 @@ def _format_statistics(x: DatasetStatistics, num_queries: int | None) -> str:
     ]
     for title, size in (("smallest image", x.smallest_image), ("largest image", x.largest_image)):
         rows += [(title, f"{size[0]} x {size[1]}", "width x height")] if size else []
-    rows += [("smallest box" if i == 0 else "", _size(box), box.annotation) for i, box in enumerate(x.smallest_boxes)]
+    rows += [("" if i else "smallest box", box, box.annotation) for i, box in enumerate(x.smallest_boxes)]
     return tabulate(rows, tablefmt="plain", colalign=("left", "right", "left"), disable_numparse=True)
 
 
-def _format_classes(x: DatasetStatistics) -> str:
-    if not x.classes:
+def _format_classes(classes: Sequence[ClassCount]) -> str:
+    if not classes:
         return "no classes"
-    rows = [(c.label, c.name, c.objects, c.images) for c in x.classes]
-    columns = min(2, -(-len(rows) // CLASSES_IN_A_COLUMN))
+    rows = [(c.label, c.name, c.objects, c.images) for c in classes]
+    columns = 2 if len(rows) > CLASSES_IN_A_COLUMN else 1
     length = -(-len(rows) // columns)
     rows += [("",) * 4] * (columns * length - len(rows))
     lines = [sum(rows[line::length], ()) for line in range(length)]
     headers = ("label", "class", "objects", "images") * columns
     align = ("right", "left", "right", "right") * columns
     return tabulate(lines, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def _size(box: SmallBox) -> str:
-    return f"{box.width:g} x {box.height:g}"
