@@ -214,8 +214,7 @@ def _check(dataset: LoadedDataset, expected: Expectations, open_images: bool) ->
     if open_images:
         findings += check_image_files(records, dataset.name)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    statistics = compute_statistics(records, table, expected.classes)
-    return DatasetReport(dataset.name, expected.num_queries, statistics, findings)
+    return DatasetReport(dataset.name, expected.num_queries, compute_statistics(table, expected.classes), findings)
 
 
 def _check_num_classes(datasets: Sequence[LoadedDataset], num_classes: int | None) -> Iterator[Finding]:

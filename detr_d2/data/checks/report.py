@@ -1,5 +1,6 @@
 """Report of a dataset: its statistics and findings, as text and for JSON."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -117,19 +118,16 @@ class CheckResult:
         return {**asdict(self), "counts": count_severities(self.findings())}
 
 
-def compute_statistics(
-    records: Sequence[dict], table: AnnotationTable, classes: Sequence[str] | None
-) -> DatasetStatistics:
+def compute_statistics(table: AnnotationTable, classes: Sequence[str] | None) -> DatasetStatistics:
     """Compute statistics. ``classes`` are the names by label; if None, labels are their own names."""
+    records = table.records
     keep = np.flatnonzero(table.usable())
-    boxes = table.clipped()[keep]
+    boxes = table.clipped[keep]
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(axis=1)
     objects = np.bincount(table.image_index[keep], minlength=len(records))
     smallest = np.argsort(areas, kind="stable")[:NUM_SMALLEST]
-    sizes = sorted(
-        ((x["width"], x["height"]) for x in records if x.get("width") and x.get("height")), key=lambda s: s[0] * s[1]
-    )
+    sizes = sorted(((x["width"], x["height"]) for x in records if x.get("width") and x.get("height")), key=math.prod)
     small, large = int((areas < SMALL_AREA).sum()), int((areas > LARGE_AREA).sum())
     return DatasetStatistics(
         images=len(records),
@@ -138,7 +136,7 @@ def compute_statistics(
         crowds=table.num_crowds,
         median_objects=float(np.median(objects)) if len(records) else 0.0,
         max_objects=int(objects.max(initial=0)),
-        most_objects_in=table.image_name(int(objects.argmax())) if len(keep) else "",
+        most_objects_in=records[objects.argmax()]["file_name"] if len(keep) else "",
         small=small,
         medium=len(keep) - small - large,
         large=large,
