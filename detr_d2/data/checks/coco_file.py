@@ -14,12 +14,10 @@ MAX_CHARACTERS_SHOWN = 80
 
 
 class Fault(NamedTuple):
-    """Wording of a fault and its severity.
+    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities.
 
-    Attributes:
-        text: formatted with ``count``, ``total``, ``items`` and ``example``.
-        train: severity in training data; None: not reported.
-        evaluation: severity in evaluation data; None: as in training data.
+    ``train`` is the severity in training data, None if not reported there; ``evaluation`` the one in evaluation data,
+    None if it is the same.
     """
 
     text: str
@@ -41,8 +39,7 @@ FAULTS = {
     "category-name-repeated": _some("have the name of another", "the model treats them as two classes", "warning"),
     "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1"),
     "image-id-repeated": _some(
-        "have the id of another",
-        "only one of the images would be used. Renumber them, with their annotations",
+        "have the id of another", "only one of the images would be used. Renumber them, with their annotations"
     ),
     "image-ids-mixed": Fault("some image ids are numbers, others strings, e.g. {example}: use one type."),
     "image-file-repeated": _some("have the file of another", "merge their annotations under one id", "warning"),
@@ -63,10 +60,7 @@ FAULTS = {
         "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
     ),
     "annotation-area-missing": _some(
-        "have no 'area', which COCO's evaluation needs",
-        "add it; without masks it is width times height",
-        None,
-        "error",
+        "have no 'area', which COCO's evaluation needs", "add it; without masks it is width times height", None, "error"
     ),
     "annotation-id-zero": _some(
         "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
@@ -114,11 +108,6 @@ def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[d
     labels, classes = _read_categories(content["categories"], faults)
     records = _read_images(content["images"], image_root, faults)
     _read_annotations(content.get("annotations", []), records, labels, faults)
-    return list(records.values()), classes, _report(faults, content, train)
-
-
-def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]:
-    """Convert faults to findings, in the order of ``FAULTS``."""
     findings = []
     for code, fault in FAULTS.items():
         severity = fault.train if train else fault.evaluation or fault.train
@@ -127,14 +116,14 @@ def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]
             items = _LISTS.get(code.split("-")[0], "")
             text = fault.text.format(count=count, total=len(content.get(items, ())), items=items, example=example)
             findings.append(Finding(severity, code, text, count, example))
-    return findings
+    return list(records.values()), classes, findings
 
 
 def _read_categories(items: list, faults: ExampleCounter) -> tuple[dict[int, int], list[str]]:
     """Return the label of each category id, and the names by label: in the order of the ids, as in Detectron2."""
     names: dict[int, str] = {}
     for number, item in enumerate(items):
-        if not (isinstance(item, dict) and _is_whole(item.get("id")) and isinstance(item.get("name"), str)):
+        if not (isinstance(item, dict) and type(item.get("id")) is int and isinstance(item.get("name"), str)):
             faults.add("category-malformed", _show(number, item))
         elif item["id"] in names:
             faults.add("category-id-repeated", str(item["id"]))
@@ -144,8 +133,8 @@ def _read_categories(items: list, faults: ExampleCounter) -> tuple[dict[int, int
             names[item["id"]] = item["name"]
     if not items:
         faults.add("categories-missing", "")
-    ids = sorted(names)
-    return {category: label for label, category in enumerate(ids)}, [names[category] for category in ids]
+    names = dict(sorted(names.items()))
+    return {category: label for label, category in enumerate(names)}, list(names.values())
 
 
 def _read_images(items: list, image_root: str, faults: ExampleCounter) -> dict[Any, dict]:
@@ -241,14 +230,10 @@ def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
 def _is_image(item: Any) -> bool:
     return (
         isinstance(item, dict)
-        and (_is_whole(item.get("id")) or isinstance(item.get("id"), str))
+        and type(item.get("id")) in (int, str)
         and isinstance(item.get("file_name"), str)
-        and all(_is_whole(item.get(key)) and item[key] > 0 for key in ("height", "width"))
+        and all(type(item.get(key)) is int and item[key] > 0 for key in ("height", "width"))
     )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _show(number: int, item: object) -> str:
