@@ -8,7 +8,7 @@ from detr_d2.data.checks.dataset_checks import (
     load_coco,
     load_registered,
 )
-from detr_d2.data.checks.report import CheckResult, format_result
+from detr_d2.data.checks.findings import CheckResult, format_result
 
 __all__ = [
     "CheckResult",

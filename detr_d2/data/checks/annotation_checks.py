@@ -1,6 +1,9 @@
-"""Checks of boxes, labels and their numbers, on all annotations of a dataset at once."""
+"""Checks and statistics of boxes, labels and their numbers, on all annotations of a dataset at once."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -17,11 +20,14 @@ from detr_d2.data.annotations import (
     read_box,
     read_category,
 )
-from detr_d2.data.checks.findings import Expectations, Finding, Severity
+from detr_d2.data.checks.findings import Finding, Severity
 from detr_d2.utils.errors import UserError
 
 # Of correct XYWH boxes hardly one leaves its image; of XYXY boxes mistaken for XYWH about half do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25
+NUM_SMALLEST = 3
+# COCO calls objects of under 32 x 32 pixels small, and of over 96 x 96 large.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
 
 
 class AnnotationTable:
@@ -130,30 +136,99 @@ def _is_plain(item: dict, mode: BoxMode) -> bool:
     return item.get("bbox_mode") == mode and isinstance(box, Sequence | np.ndarray) and len(box) == 4
 
 
-def check_annotations(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    """Return all findings about the annotations of a dataset."""
+def compute_statistics(table: AnnotationTable, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Compute statistics of the boxes that training keeps: readable, not crowds, with an area inside their image.
+
+    Args:
+        table: the annotations.
+        classes: names by label; if None, labels are their own names.
+
+    Returns:
+        Values for JSON. Sizes are widths and heights in pixels; those of images are None if the dataset has no sizes.
+    """
+    records = table.records
+    keep = np.flatnonzero(table.usable())
+    boxes = table.clipped[keep]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(axis=1)
+    objects = np.bincount(table.image_index[keep], minlength=len(records))
+    sizes = sorted(((x["width"], x["height"]) for x in records if x.get("width") and x.get("height")), key=math.prod)
+    small, large = int((areas < SMALL_AREA).sum()), int((areas > LARGE_AREA).sum())
+    smallest = np.argsort(areas, kind="stable")[:NUM_SMALLEST]
+    names = [table.name(row) for row in keep[smallest]]
+    smallest_sides = np.round(sides[smallest].astype(np.float64), 2).tolist()
+    return {
+        "images": len(records),
+        "images_without_objects": int((objects == 0).sum()),
+        "objects": len(keep),
+        "crowds": table.num_crowds,
+        "median_objects": float(np.median(objects)) if len(records) else 0.0,
+        "max_objects": int(objects.max(initial=0)),
+        "most_objects_in": records[objects.argmax()]["file_name"] if len(keep) else "",
+        "small": small,
+        "medium": len(keep) - small - large,
+        "large": large,
+        "smallest_boxes": [
+            {"width": width, "height": height, "annotation": name}
+            for (width, height), name in zip(smallest_sides, names, strict=True)
+        ],
+        "smallest_image": sizes[0] if sizes else None,
+        "largest_image": sizes[-1] if sizes else None,
+        "classes": _count_classes(table.classes[keep].tolist(), table.image_index[keep].tolist(), classes),
+    }
+
+
+def _count_classes(labels: list[int], images: list[int], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Count the objects of each class, and the images with one."""
+    objects = Counter(labels)
+    images_with = Counter(label for label, _ in set(zip(labels, images, strict=True)))
+    shown = enumerate(names) if names is not None else ((label, label) for label in sorted(objects))
     return [
-        *_check_values(table, expected),
-        *_check_objects(table, expected.train),
-        *_check_boxes(table),
-        *_check_queries(table, expected.num_queries),
-        *_check_repetition(table),
-        *(_check_masks(table) if expected.masks else ()),
-        *_check_unused_classes(table, expected.classes),
+        {"label": label, "name": str(name), "objects": objects[label], "images": images_with[label]}
+        for label, name in shown
     ]
 
 
-def _check_values(table: AnnotationTable, expected: Expectations) -> Iterator[Finding]:
+def check_annotations(
+    table: AnnotationTable,
+    train: bool,
+    num_classes: int | None = None,
+    num_queries: int | None = None,
+    classes: Sequence[str] | None = None,
+    masks: bool = False,
+) -> list[Finding]:
+    """Return all findings about the annotations of a dataset.
+
+    Args:
+        table: the annotations.
+        train: whether the dataset is trained on, not only evaluated on.
+        num_classes: labels are in [0, num_classes); None if unknown.
+        num_queries: the maximum number of objects that the model finds in an image; None if unknown.
+        classes: names by label; None if unknown.
+        masks: whether every object needs a mask.
+    """
+    return [
+        *_check_values(table, num_classes, classes),
+        *_check_objects(table, train),
+        *_check_boxes(table),
+        *_check_queries(table, num_queries),
+        *_check_repetition(table),
+        *(_check_masks(table) if masks else ()),
+        *_check_unused_classes(table, classes),
+    ]
+
+
+def _check_values(table: AnnotationTable, num_classes: int | None, classes: Sequence[str] | None) -> Iterator[Finding]:
     """Check that boxes and categories can be read, and that the categories have a row in the class head."""
     rows = [row for row, _ in table.unreadable]
     message = table.unreadable[0][1] if rows else ""
     more = f" So are {len(rows) - 1} other values that can't be used." if len(rows) > 1 else ""
     yield from _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
 
-    limit = expected.num_classes if expected.classes is None else len(expected.classes)
+    limit = num_classes if classes is None else len(classes)
     rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
     label = table.classes[rows[0]] if len(rows) else None
-    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
+    key = "the number of classes" if num_classes is None else "MODEL.DETR.NUM_CLASSES"
     text = (
         "category_id {label} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
         "categories from 0, or correct {key} (now {limit})."

@@ -10,11 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.annotations import abbreviate, is_panoptic
-from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
+from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations, compute_statistics
 from detr_d2.data.checks.coco_file import read_coco_file
-from detr_d2.data.checks.findings import SEVERITIES, Expectations, Finding
+from detr_d2.data.checks.findings import SEVERITIES, CheckResult, DatasetReport, Finding
 from detr_d2.data.checks.image_checks import check_files_exist, check_image_files, is_missing
-from detr_d2.data.checks.report import CheckResult, DatasetReport, compute_statistics
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.utils.errors import UserError
 
@@ -67,10 +66,15 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
             logger.warning("Dataset %r is not a list of records: its annotations are not checked.", dataset.name)
     detr = cfg.MODEL.DETR
     result = check_loaded(datasets, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks=cfg.MODEL.MASK_ON)
-    errors = _log_or_return(result.between_datasets)
     for report in result.datasets:
         logger.info("Dataset %r: %s.", report.name, report.summary())
-        errors += _log_or_return(report.findings, prefix=f"Dataset {report.name!r}: ")
+    groups = [("", result.between_datasets), *((f"Dataset {x.name!r}: ", x.findings) for x in result.datasets)]
+    errors = []
+    for prefix, finding in ((prefix, finding) for prefix, findings in groups for finding in findings):
+        if finding.severity == "error":
+            errors.append(prefix + finding.message)
+        else:
+            logger.log(_LEVELS[finding.severity], "%s%s", prefix, finding.message)
     if len(errors) > MAX_ERRORS_SHOWN:
         more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: tools/check_dataset.py lists all."
         errors = [*errors[:MAX_ERRORS_SHOWN], more]
@@ -84,14 +88,6 @@ def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[s
     if not cfg.DATASETS[required]:
         raise UserError(f"DATASETS.{required} is empty: name at least one registered dataset.")
     return list(dict.fromkeys([*(cfg.DATASETS.TRAIN if train else ()), *(cfg.DATASETS.TEST if test else ())]))
-
-
-def _log_or_return(findings: Sequence[Finding], prefix: str = "") -> list[str]:
-    """Log warnings and notes; return the messages of errors."""
-    for finding in findings:
-        if finding.severity in _LEVELS:
-            logger.log(_LEVELS[finding.severity], "%s%s", prefix, finding.message)
-    return [prefix + finding.message for finding in findings if finding.severity == "error"]
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
@@ -178,7 +174,7 @@ def _find_faults(json_file: str, image_root: str) -> str:
         records, _, findings = read_coco_file(json_file, image_root, train=True)
     except UserError as error:
         return str(error)
-    findings += check_annotations(AnnotationTable(records), Expectations(train=False))
+    findings += check_annotations(AnnotationTable(records), train=False)
     errors = [x.message for x in findings if x.severity == "error"]
     return "Found in it: " + " ".join(errors[:MAX_FAULTS_SHOWN]) if errors else ""
 
@@ -202,19 +198,19 @@ def check_loaded(
     lists = [x for x in datasets if isinstance(x.records, list)]
     named = list({x.name: x for x in datasets if x.classes is not None}.values())
     between = [*_check_same_classes(named), *_check_num_classes(named, num_classes), *_check_shared_images(lists)]
-    expectations = [Expectations(x.train, num_classes, num_queries, x.classes, masks and x.train) for x in lists]
-    return CheckResult([_check(x, y, open_images) for x, y in zip(lists, expectations, strict=True)], between)
-
-
-def _check(dataset: LoadedDataset, expected: Expectations, open_images: bool) -> DatasetReport:
-    records = dataset.records
-    table = AnnotationTable(records)
-    files = [*check_files_exist(records), *check_files_exist(records, "pan_seg_file_name", "panoptic map")]
-    findings = [*dataset.findings, *files, *check_annotations(table, expected)]
-    if open_images:
-        findings += check_image_files(records, dataset.name)
-    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return DatasetReport(dataset.name, expected.num_queries, compute_statistics(table, expected.classes), findings)
+    reports = []
+    for x in lists:
+        table = AnnotationTable(x.records)
+        findings = [
+            *x.findings,
+            *check_files_exist(x.records),
+            *check_files_exist(x.records, "pan_seg_file_name", "panoptic map"),
+            *check_annotations(table, x.train, num_classes, num_queries, x.classes, masks and x.train),
+            *(check_image_files(x.records, x.name) if open_images else ()),
+        ]
+        findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+        reports.append(DatasetReport(x.name, num_queries, compute_statistics(table, x.classes), findings))
+    return CheckResult(reports, between)
 
 
 def _check_num_classes(datasets: Sequence[LoadedDataset], num_classes: int | None) -> Iterator[Finding]:
