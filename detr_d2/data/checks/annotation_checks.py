@@ -50,6 +50,7 @@ class AnnotationTable:
 
     def __init__(self, records: Sequence[dict]) -> None:
         self.records = records
+        self.num_images = len(records)
         lists = self._lists = [annotations_of(record) for record in records]
         objects = [[item for item in items if not is_crowd(item)] for items in lists]
         self._items = [item for items in objects for item in items]
@@ -67,10 +68,6 @@ class AnnotationTable:
 
     def __len__(self) -> int:
         return len(self._items)
-
-    @property
-    def num_images(self) -> int:
-        return len(self.records)
 
     def name(self, row: int) -> str:
         """Return what to call the annotation of a row in a message."""
@@ -139,9 +136,7 @@ def _is_plain(item: dict, mode: BoxMode) -> bool:
 def compute_statistics(table: AnnotationTable, classes: Sequence[str] | None) -> dict[str, Any]:
     """Compute statistics of the boxes that training keeps: readable, not crowds, with an area inside their image.
 
-    Args:
-        table: the annotations.
-        classes: names by label; if None, labels are their own names.
+    ``classes`` are the names by label; if None, labels are their own names.
 
     Returns:
         Values for JSON. Sizes are widths and heights in pixels; those of images are None if the dataset has no sizes.
@@ -197,16 +192,7 @@ def check_annotations(
     classes: Sequence[str] | None = None,
     masks: bool = False,
 ) -> list[Finding]:
-    """Return all findings about the annotations of a dataset.
-
-    Args:
-        table: the annotations.
-        train: whether the dataset is trained on, not only evaluated on.
-        num_classes: labels are in [0, num_classes); None if unknown.
-        num_queries: the maximum number of objects that the model finds in an image; None if unknown.
-        classes: names by label; None if unknown.
-        masks: whether every object needs a mask.
-    """
+    """Return all findings about annotations to train on or to evaluate on; ``masks``: whether objects need one."""
     return [
         *_check_values(table, num_classes, classes),
         *_check_objects(table, train),

@@ -84,19 +84,14 @@ _LISTS = {"category": "categories", "image": "images", "annotation": "annotation
 
 
 def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[dict], list[str], list[Finding]]:
-    """Read a file in COCO's instances format.
+    """Read a file in COCO's instances format, to train on or only to evaluate on.
 
     What Detectron2 drops (objects whose polygons all have under six numbers, annotations of unknown images)
     and what it refuses is left out of the records and is among the findings.
 
-    Args:
-        json_file: a path, or an address that Detectron2's ``PathManager`` supports.
-        image_root: the folder that "file_name" is relative to.
-        train: whether the data is to be trained on, not only evaluated on.
-
     Returns:
-        The records, as Detectron2's reader makes them, with annotation ids; the names of the classes in the order of
-        the labels, empty if the file lists none; and what is wrong with the file's structure.
+        The records, as Detectron2's reader makes them, with annotation ids; the names of the classes by label, empty
+        if the file lists none; and what is wrong with the file's structure.
 
     Raises:
         UserError: the file is missing, is not valid JSON, or lacks the lists that the format consists of.
@@ -168,42 +163,34 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
     seen: set = set()
     for number, item in enumerate(items):
         try:
-            record = records.get(item["image_id"])
-            repeated = item["id"] in seen
+            record, label = records.get(item["image_id"]), labels.get(item["category_id"])
+            is_repeated = item["id"] in seen
             seen.add(item["id"])
-            label = labels.get(item["category_id"])
         except (TypeError, KeyError):
             faults.add("annotation-malformed", _show(number, item))
             continue
         if record is None:
             faults.add("annotation-image-unknown", f"id {item['id']} with image_id {item['image_id']!r}")
             continue
-        dropped = _check_annotation(item, record, repeated, labels, faults)
+        name = f"annotation id {item['id']} of image {record['file_name']}"
+        mask_fault, dropped = _check_mask(item.get("segmentation"), record)
+        found = {
+            "annotation-id-repeated": is_repeated,
+            "annotation-id-zero": item["id"] == 0,
+            "annotation-iscrowd-missing": "iscrowd" not in item,
+            "annotation-area-missing": "area" not in item,
+            "annotation-ignore": item.get("ignore", 0) != 0,
+            mask_fault: mask_fault is not None,
+        }
+        for code in [code for code, is_fault in found.items() if is_fault]:
+            faults.add(code, name)
+        if label is None and labels:
+            faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
+        if item.get("iscrowd", 0) not in (0, 1):
+            faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
         if not dropped and (label is not None or not labels):
             item.update(bbox_mode=BoxMode.XYWH_ABS, category_id=item["category_id"] if label is None else label)
             record["annotations"].append(item)
-
-
-def _check_annotation(item: dict, record: dict, repeated: bool, labels: dict[int, int], faults: ExampleCounter) -> bool:
-    """Count the faults of an annotation; return whether Detectron2 drops it because of its mask."""
-    name = f"annotation id {item['id']} of image {record['file_name']}"
-    mask_fault, dropped = _check_mask(item.get("segmentation"), record)
-    found = {
-        "annotation-id-repeated": repeated,
-        "annotation-id-zero": item["id"] == 0,
-        "annotation-iscrowd-missing": "iscrowd" not in item,
-        "annotation-area-missing": "area" not in item,
-        "annotation-ignore": item.get("ignore", 0) != 0,
-        mask_fault: mask_fault is not None,
-    }
-    for code, is_fault in found.items():
-        if is_fault:
-            faults.add(code, name)
-    if labels and item["category_id"] not in labels:
-        faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-    if item.get("iscrowd", 0) not in (0, 1):
-        faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
-    return dropped
 
 
 def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:

@@ -29,7 +29,6 @@ class LoadedDataset:
     """A dataset to check.
 
     Attributes:
-        name: for messages.
         train: whether it is trained on, not only evaluated on.
         records: in Detectron2's format.
         classes: names by label; None if unknown.
@@ -52,12 +51,12 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
 
     Args:
         cfg: with the keys of ``add_detr_config``.
-        train: whether the config is used for training. False checks ``DATASETS.TEST`` only.
-        test: whether ``DATASETS.TEST`` is evaluated on. False checks ``DATASETS.TRAIN`` only.
+        train: whether to check ``DATASETS.TRAIN``.
+        test: whether to check ``DATASETS.TEST``.
 
     Raises:
-        UserError: a dataset that is unknown, missing, malformed, without objects to learn from, or
-            whose classes don't fit ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
+        UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
+            ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
     """
     names = dataset_names(cfg, train, test)
     datasets = [load_registered(name, train and name in cfg.DATASETS.TRAIN) for name in names]
@@ -91,11 +90,7 @@ def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[s
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
-    """Load a COCO file in spite of faults, which ``findings`` list.
-
-    Raises:
-        UserError: the file or the folder is missing, or the file is not in COCO's format at all.
-    """
+    """Load a COCO file in spite of faults, as findings; a UserError if it or the folder is missing, or has no lists."""
     if is_missing(image_root):
         raise UserError(f"The image folder {image_root} does not exist: correct its path.")
     return LoadedDataset(name or json_file, train, *read_coco_file(json_file, image_root, train))
@@ -107,8 +102,7 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
     Args:
         name: as registered.
         train: whether it is trained on.
-        from_json: read the JSON file of a dataset in COCO's format with ``load_coco``, which finds more faults than
-            Detectron2's reader; datasets of other formats are loaded as registered.
+        from_json: read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
 
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
@@ -191,7 +185,7 @@ def check_loaded(
     Args:
         datasets: of those that are not lists of records only the classes are checked.
         num_classes: of the model; None if unknown.
-        num_queries: the maximum number of objects that the model finds in an image; None if unknown.
+        num_queries: of the model, the maximum number of objects that it finds in an image; None if unknown.
         open_images: whether to open and decode all image files, which takes minutes for 100,000.
         masks: whether the model learns masks.
     """

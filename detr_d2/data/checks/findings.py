@@ -51,14 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Statistics and findings of one dataset.
-
-    Attributes:
-        name: of the dataset, or its file.
-        num_queries: of the model, if known.
-        statistics: see :func:`~detr_d2.data.checks.annotation_checks.compute_statistics`.
-        findings: errors first.
-    """
+    """Statistics, see ``annotation_checks.compute_statistics``, and findings, errors first, of one dataset."""
 
     name: str
     num_queries: int | None

@@ -16,7 +16,7 @@ from detr_d2.utils.errors import UserError
 _SIDEWAYS = (5, 6, 7, 8)
 # By code, in the order of the report: the severity and the message. {total} counts the images that can be read.
 _FAULTS: dict[str, tuple[Severity, str]] = {
-    "image-unreadable": ("error", "{example}{others}"),
+    "image-unreadable": ("error", "{example}{more}"),
     "exif-rotation": (
         "error",
         "{count} of {total} images are upright only after the rotation in their EXIF data, but are annotated without "
@@ -34,7 +34,7 @@ _FAULTS: dict[str, tuple[Severity, str]] = {
     ),
     "image-converted": ("note", "{count} of {total} images are {conversion}, e.g. {example}."),
 }
-# Conversions that read_image makes, by Pillow's mode; "RGB" needs none.
+# Conversions that read_image makes, by Pillow's mode up to ";", as in "I;16B"; "RGB" needs none.
 _CONVERSIONS = {
     "1": "black and white, repeated over the channels",
     "L": "grayscale, repeated over the channels",
@@ -42,8 +42,8 @@ _CONVERSIONS = {
     "P": "of a palette, which is looked up",
     "RGBA": "with alpha, which is dropped",
     "CMYK": "in CMYK, converted to RGB",
+    "I": "of 16 or 32 bits, scaled to 8",
 }
-_16_BITS = "of 16 or 32 bits, scaled to 8"
 
 
 def check_files_exist(records: Sequence[dict], key: str = "file_name", kind: str = "image") -> list[Finding]:
@@ -70,12 +70,7 @@ def is_missing(path: str) -> bool:
 
 
 def check_image_files(records: Sequence[dict], name: str) -> list[Finding]:
-    """Open and decode every image file that exists, in several threads, with a progress bar on a terminal.
-
-    Args:
-        records: with "file_name" and, where the dataset has them, "height" and "width".
-        name: of the dataset, for the progress bar.
-    """
+    """Open and decode every image file that exists, in several threads, with a progress bar of the dataset's name."""
     records = [x for x in records if x.get("file_name") and not is_missing(x["file_name"])]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         faults = pool.map(_inspect_image, records)
@@ -88,17 +83,11 @@ def check_image_files(records: Sequence[dict], name: str) -> list[Finding]:
     findings = []
     for code, mode in sorted(found, key=lambda kind: (list(_FAULTS).index(kind[0]), kind[1])):
         severity, text = _FAULTS[code]
-        files = found[code, mode]
-        message = text.format(
-            count=len(files),
-            total=total,
-            example=files[0][1],
-            others=f" So are {len(files) - 1} others." if len(files) > 1 else "",
-            conversion=_16_BITS
-            if mode.startswith("I")
-            else _CONVERSIONS.get(mode, f"of mode {mode}, converted to RGB"),
-        )
-        findings.append(Finding(severity, code, message, len(files), files[0][0]))
+        (path, example), *others = found[code, mode]
+        conversion = _CONVERSIONS.get(mode.split(";")[0], f"of mode {mode}, converted to RGB")
+        more = f" So are {len(others)} others." if others else ""
+        message = text.format(count=len(others) + 1, total=total, example=example, more=more, conversion=conversion)
+        findings.append(Finding(severity, code, message, len(others) + 1, path))
     return findings
 
 
