@@ -16,7 +16,7 @@ MAX_NAMES_SHOWN = 5
 
 
 class ImageTargets(NamedTuple):
-    """The usable annotations of one image, in its own coordinates.
+    """Usable annotations of one image, in its own coordinates.
 
     Attributes:
         boxes: (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
@@ -86,16 +86,16 @@ def read_targets(
 ) -> ImageTargets:
     """Read the annotations of one image, without changing them.
 
-    Crowds are left out. Boxes are clipped to the image, and left out and counted if nothing remains.
+    Crowds are left out. Boxes are clipped to the image, and left out if nothing remains.
 
     Args:
         annotations: dicts with "bbox", "bbox_mode" and "category_id".
         file_name: the image, for messages.
         image_size: height and width in pixels.
-        dropped: counts boxes without area, which are left out.
+        dropped: counts the boxes that are left out.
 
     Raises:
-        UserError: a box or a category that is missing, malformed or not finite.
+        UserError: a box or a category is missing, malformed or not finite.
     """
     items = [item for item in annotations if not is_crowd(item)]
     names = [name_annotation(item, i, file_name) for i, item in enumerate(annotations) if not is_crowd(item)]
@@ -109,14 +109,7 @@ def read_targets(
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
-    """Read the box of an annotation.
-
-    Returns:
-        (4,) float32, absolute XYXY.
-
-    Raises:
-        UserError: see ``read_targets``.
-    """
+    """Read the box of an annotation, as (4,) float32, absolute XYXY; raise a UserError as ``read_targets`` does."""
     try:
         with np.errstate(over="ignore"):
             box = np.array(annotation["bbox"], dtype=np.float32)[None]
@@ -136,11 +129,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
 
 
 def read_category(annotation: dict, name: str) -> int:
-    """Read the category of an annotation, a whole number from 0. ``"3"`` and ``3.0`` count as 3.
-
-    Raises:
-        UserError: see ``read_targets``.
-    """
+    """Read the category of an annotation, a whole number from 0: ``"3"`` and ``3.0`` count as 3. Errors as above."""
     value = annotation.get("category_id")
     try:
         category = int(value)
@@ -187,7 +176,7 @@ def build_instances(
     instances = Instances(image_size)
     if rasterize_masks is not None:
         masks = rasterize_masks(kept) if len(kept) else np.zeros((0, *image_size), dtype=bool)
-        visible = masks.reshape(len(kept), -1).any(axis=1) if len(kept) else np.zeros(0, dtype=bool)
+        visible = masks.any(axis=(1, 2))
         masks, kept = masks if visible.all() else masks[visible], kept[visible]
         instances.gt_masks = BitMasks(torch.from_numpy(masks))
     instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept]))

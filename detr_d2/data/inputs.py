@@ -1,7 +1,6 @@
 """Search for the images and videos that are named on a command line."""
 
 import glob
-import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -44,15 +43,12 @@ def find_inputs(names: Sequence[str]) -> list[InputFile]:
     Raises:
         UserError: a path does not exist, a pattern matches nothing, or a folder holds no image and no video.
     """
-    found, paths, used = [], set(), set()
+    found: dict[Path, InputFile] = {}
+    used: set[str] = set()
     for path, name in (x for text in names for x in _find(text)):
-        if (resolved := path.resolve()) in paths:
-            continue
-        paths.add(resolved)
-        name = _unused_name(name, used)
-        used.add(name.lower())
-        found.append(InputFile(path, name))
-    return found
+        if path.resolve() not in found:
+            found[path.resolve()] = InputFile(path, _unused_name(name, used))
+    return list(found.values())
 
 
 def _find(text: str) -> list[tuple[Path, str]]:
@@ -71,7 +67,9 @@ def _find(text: str) -> list[tuple[Path, str]]:
 
 
 def _usable(files: list[Path], source: str) -> list[Path]:
-    extensions = _extensions()
+    images = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
+    # Pillow also opens documents and videos, which a folder of photographs may hold too.
+    extensions = images - {".pdf", ".eps", ".ps", ".mpeg", ".mpg"} | set(VIDEO_EXTENSIONS)
     visible = [x for x in files if not x.name.startswith(".")]
     usable = [x for x in visible if x.suffix.lower() in extensions]
     others = [x for x in visible if x.suffix.lower() not in extensions]
@@ -83,19 +81,17 @@ def _usable(files: list[Path], source: str) -> list[Path]:
         )
     if others:
         logger.info(
-            f"{source}: {len(others)} of its files are not images or videos and are left out, e.g. {others[0]}."
+            "%s: %d of its files are not images or videos and are left out, e.g. %s.", source, len(others), others[0]
         )
     return usable
 
 
-def _extensions() -> set[str]:
-    images = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
-    # Pillow also opens documents and videos, which a folder of photographs may hold too.
-    return images - {".pdf", ".eps", ".ps", ".mpeg", ".mpg"} | set(VIDEO_EXTENSIONS)
-
-
 def _unused_name(name: str, used: set[str]) -> str:
-    """Return ``name``, or with a number before its extension; case does not count, as on some file systems."""
+    """Return ``name``, if used with a number before its extension; case does not count, as on some file systems."""
     stem, extension = os.path.splitext(name)
-    names = itertools.chain([name], (f"{stem}_{number}{extension}" for number in itertools.count(2)))
-    return next(x for x in names if x.lower() not in used)
+    number = 1
+    while name.lower() in used:
+        number += 1
+        name = f"{stem}_{number}{extension}"
+    used.add(name.lower())
+    return name

@@ -56,11 +56,9 @@ def unregister(name: str, paths: Mapping[str, str]) -> None:
     """
     if name not in DatasetCatalog:
         return
-    metadata = MetadataCatalog.get(name)
-    registered = {key: metadata.get(key) for key in paths}
-    has_files = None not in registered.values()
-    if not has_files or any(_absolute(registered[key]) != _absolute(path) for key, path in paths.items()):
-        source = _describe(registered) if has_files else "a dataset from another source"
+    registered = {key: MetadataCatalog.get(name).get(key) or "" for key in paths}
+    if any(_absolute(registered[key]) != _absolute(path) for key, path in paths.items()):
+        source = _describe(registered) if all(registered.values()) else "a dataset from another source"
         raise UserError(
             f"The dataset name {name!r} is registered for {source}; it can't be used for {_describe(paths)} too: "
             "choose another name."
@@ -70,11 +68,7 @@ def unregister(name: str, paths: Mapping[str, str]) -> None:
 
 
 def read_annotation_file(json_file: str) -> dict[str, Any]:
-    """Read the object in a JSON file of annotations.
-
-    Raises:
-        UserError: the file is missing, is not valid JSON, or its JSON is not an object.
-    """
+    """Read the object in a JSON file of annotations; raise a UserError if it is missing or not such a file."""
     content = read_json(json_file, "a JSON file in COCO's format")
     if not isinstance(content, dict):
         raise UserError(f"{json_file} holds a JSON {type(content).__name__}, where COCO's format has an object.")

@@ -21,7 +21,7 @@ def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: E
         segmentation: polygons, whose union counts; an RLE, compressed or not; or an (H, W) array, not 0 in the object.
         image_size: height and width in pixels.
         name: the annotation, for messages.
-        dropped: counts polygons that are not valid, see :func:`is_polygon`.
+        dropped: counts polygons of under three points, or with a coordinate too many.
 
     Returns:
         The RLE; None if there is no polygon.
@@ -30,20 +30,16 @@ def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: E
         UserError: its format is not one of these, or its size is not the image's.
     """
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
-        return _from_bitmap(segmentation, image_size, name)
+        _check_size(segmentation.shape, image_size, name)
+        return coco_mask.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8))
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, image_size, name)
     if segmentation is None or (isinstance(segmentation, Sequence | np.ndarray) and len(segmentation) == 0):
         return None
     polygons = _read_polygons(segmentation, name)
-    valid = [polygon for polygon in polygons if is_polygon(polygon)]
+    valid = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     count_dropped(dropped, "a polygon of under three points", [name] * (len(polygons) - len(valid)))
     return coco_mask.merge(coco_mask.frPyObjects(valid, *image_size)) if valid else None
-
-
-def is_polygon(coordinates: Sequence[float]) -> bool:
-    """Check whether x1, y1, x2, y2, … are three points or more, each with an x and a y."""
-    return len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
 def _read_polygons(segmentation: Any, name: str) -> list[np.ndarray]:
@@ -62,11 +58,6 @@ def _read_polygons(segmentation: Any, name: str) -> list[np.ndarray]:
             "correct or remove it."
         )
     return polygons
-
-
-def _from_bitmap(bitmap: np.ndarray, image_size: tuple[int, int], name: str) -> dict:
-    _check_size(bitmap.shape, image_size, name)
-    return coco_mask.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8))
 
 
 def _from_rle(rle: dict, image_size: tuple[int, int], name: str) -> dict:
@@ -102,18 +93,17 @@ def _decompress(counts: str | bytes) -> np.ndarray:
     digits = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8)
     digits = digits.astype(np.int64) - 48
     ends = np.flatnonzero((digits & 32) == 0)
-    if len(digits) == 0 or ends.size == 0 or ends[-1] != len(digits) - 1 or (digits < 0).any() or (digits > 63).any():
+    if ends.size == 0 or ends[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63:
         raise ValueError("not a compressed RLE")
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends - starts + 1
     if sizes.max() > 7:
         raise ValueError("a run of over 32 bits")
     shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, sizes))
-    values = np.add.reduceat((digits & 31) << shifts, starts)
-    values -= np.where(digits[ends] & 16, 1 << (5 * sizes), 0)
-    lengths = values.copy()
-    lengths[1::2] = np.cumsum(values[1::2])
-    lengths[2::2] = np.cumsum(values[2::2])
+    lengths = np.add.reduceat((digits & 31) << shifts, starts)
+    lengths -= np.where(digits[ends] & 16, 1 << (5 * sizes), 0)
+    for first in (1, 2):
+        lengths[first::2] = np.cumsum(lengths[first::2])
     return lengths
 
 

@@ -1,8 +1,14 @@
 """Checks of a dataset before training: its statistics and faults."""
 
-from detr_d2.data.checks.dataset_checks import check_datasets, check_loaded, dataset_names
-from detr_d2.data.checks.dataset_loading import LoadedDataset, load_coco, load_registered
-from detr_d2.data.checks.report import CheckResult, format_result
+from detr_d2.data.checks.dataset_checks import (
+    LoadedDataset,
+    check_datasets,
+    check_loaded,
+    dataset_names,
+    load_coco,
+    load_registered,
+)
+from detr_d2.data.checks.findings import CheckResult, format_result
 
 __all__ = [
     "CheckResult",

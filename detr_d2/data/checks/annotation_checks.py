@@ -1,6 +1,9 @@
-"""Checks of boxes, labels and their numbers, on all annotations of a dataset at once."""
+"""Checks and statistics of boxes, labels and their numbers, on all annotations of a dataset at once."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -17,12 +20,14 @@ from detr_d2.data.annotations import (
     read_box,
     read_category,
 )
-from detr_d2.data.checks.findings import Expectations, Finding, Severity
+from detr_d2.data.checks.findings import Finding, Severity
 from detr_d2.utils.errors import UserError
 
 # Of correct XYWH boxes hardly one leaves its image; of XYXY boxes mistaken for XYWH about half do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25
-_COMMON_MODES = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+NUM_SMALLEST = 3
+# COCO calls objects of under 32 x 32 pixels small, and of over 96 x 96 large.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
 
 
 class AnnotationTable:
@@ -31,7 +36,9 @@ class AnnotationTable:
     A row is an annotation that is not a crowd; in panoptic records, a segment.
 
     Attributes:
+        records: the dataset, in Detectron2's format.
         boxes: (N, 4) float32, absolute XYXY, as annotated; NaN where unreadable.
+        clipped: (N, 4), the boxes clipped to their images.
         classes: (N,) int64; -1 where unreadable.
         image_index: (N,) int64, which record the annotation belongs to.
         image_sizes: (N, 2) float32, height and width; infinite where the dataset has none.
@@ -42,12 +49,12 @@ class AnnotationTable:
     """
 
     def __init__(self, records: Sequence[dict]) -> None:
-        self._records = records
+        self.records = records
+        self.num_images = len(records)
         lists = self._lists = [annotations_of(record) for record in records]
         objects = [[item for item in items if not is_crowd(item)] for items in lists]
         self._items = [item for items in objects for item in items]
         self.image_index = np.repeat(np.arange(len(records)), [len(items) for items in objects])
-        self.num_images = len(records)
         self.num_crowds = sum(map(len, lists)) - len(self._items)
         self.unreadable: list[tuple[int, str]] = []
 
@@ -56,6 +63,7 @@ class AnnotationTable:
         self.declared_xywh = np.array([item.get("bbox_mode") == BoxMode.XYWH_ABS for item in self._items], bool)
         self.of_segments = np.array([is_panoptic(record) for record in records], bool)[self.image_index]
         self.boxes = self._read_boxes()
+        self.clipped = clip_boxes(self.boxes, self.image_sizes.T)
         self.classes = self._read_classes()
 
     def __len__(self) -> int:
@@ -64,42 +72,34 @@ class AnnotationTable:
     def name(self, row: int) -> str:
         """Return what to call the annotation of a row in a message."""
         item, image = self._items[row], self.image_index[row]
-        record = self._records[image]
+        record = self.records[image]
         if self.of_segments[row]:
             return name_segment(item, record)
         position = next(index for index, other in enumerate(self._lists[image]) if other is item)
         return name_annotation(item, position, record["file_name"])
 
-    def image_name(self, index: int) -> str:
-        return self._records[index]["file_name"]
-
-    def lacks_mask(self, row: int) -> bool:
-        """Check whether a row has no segmentation to rasterize."""
-        segmentation = self._items[row].get("segmentation")
-        missing = segmentation is None or (isinstance(segmentation, Sequence) and len(segmentation) == 0)
-        return missing and not self.of_segments[row]
+    def without_mask(self) -> np.ndarray:
+        """Return the rows without a segmentation to rasterize."""
+        segmentations = [item.get("segmentation") for item in self._items]
+        missing = [x is None or (isinstance(x, Sequence) and len(x) == 0) for x in segmentations]
+        return np.flatnonzero(np.array(missing, bool) & ~self.of_segments)
 
     def is_readable(self) -> np.ndarray:
         """Return (N,) bool: whether all four numbers of the box are known."""
         return np.isfinite(self.boxes).all(axis=1)
 
-    def clipped(self) -> np.ndarray:
-        """Return (N, 4) boxes, clipped to their images."""
-        return clip_boxes(self.boxes, self.image_sizes.T)
-
     def usable(self) -> np.ndarray:
         """Return (N,) bool: whether the box is readable and has an area inside its image, and the class is known."""
-        return self.is_readable() & has_area(self.clipped()) & (self.classes >= 0)
+        return self.is_readable() & has_area(self.clipped) & (self.classes >= 0)
 
     def without_area(self) -> np.ndarray:
         """Return the rows whose box has no area inside its image."""
-        return np.flatnonzero(self.is_readable() & ~has_area(self.clipped()))
+        return np.flatnonzero(self.is_readable() & ~has_area(self.clipped))
 
     def _read_boxes(self) -> np.ndarray:
         """Read all well-formed boxes of a mode at once; the others one by one, for the message."""
         boxes = np.full((len(self), 4), np.nan, dtype=np.float32)
-        left = np.ones(len(self), dtype=bool)
-        for mode in _COMMON_MODES:
+        for mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
             rows = [row for row, item in enumerate(self._items) if _is_plain(item, mode)]
             try:
                 with np.errstate(over="ignore"):
@@ -107,8 +107,7 @@ class AnnotationTable:
             except (ValueError, TypeError):
                 continue
             boxes[rows] = BoxMode.convert(values, mode, BoxMode.XYXY_ABS) if rows else values
-            left[rows] = ~np.isfinite(boxes[rows]).all(axis=1)
-        for row in np.flatnonzero(left):
+        for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
             try:
                 boxes[row] = read_box(self._items[row], self.name(row))
             except UserError as error:
@@ -134,98 +133,158 @@ def _is_plain(item: dict, mode: BoxMode) -> bool:
     return item.get("bbox_mode") == mode and isinstance(box, Sequence | np.ndarray) and len(box) == 4
 
 
-def check_annotations(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    """Return all findings about the annotations of a dataset, in the order of ``_CHECKS``."""
-    return [finding for check in _CHECKS for finding in check(table, expected)]
+def compute_statistics(table: AnnotationTable, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Compute statistics of the boxes that training keeps: readable, not crowds, with an area inside their image.
+
+    ``classes`` are the names by label; if None, labels are their own names.
+
+    Returns:
+        Values for JSON. Sizes are widths and heights in pixels; those of images are None if the dataset has no sizes.
+    """
+    records = table.records
+    keep = np.flatnonzero(table.usable())
+    boxes = table.clipped[keep]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(axis=1)
+    objects = np.bincount(table.image_index[keep], minlength=len(records))
+    sizes = sorted(((x["width"], x["height"]) for x in records if x.get("width") and x.get("height")), key=math.prod)
+    small, large = int((areas < SMALL_AREA).sum()), int((areas > LARGE_AREA).sum())
+    smallest = np.argsort(areas, kind="stable")[:NUM_SMALLEST]
+    names = [table.name(row) for row in keep[smallest]]
+    smallest_sides = np.round(sides[smallest].astype(np.float64), 2).tolist()
+    return {
+        "images": len(records),
+        "images_without_objects": int((objects == 0).sum()),
+        "objects": len(keep),
+        "crowds": table.num_crowds,
+        "median_objects": float(np.median(objects)) if len(records) else 0.0,
+        "max_objects": int(objects.max(initial=0)),
+        "most_objects_in": records[objects.argmax()]["file_name"] if len(keep) else "",
+        "small": small,
+        "medium": len(keep) - small - large,
+        "large": large,
+        "smallest_boxes": [
+            {"width": width, "height": height, "annotation": name}
+            for (width, height), name in zip(smallest_sides, names, strict=True)
+        ],
+        "smallest_image": sizes[0] if sizes else None,
+        "largest_image": sizes[-1] if sizes else None,
+        "classes": _count_classes(table.classes[keep].tolist(), table.image_index[keep].tolist(), classes),
+    }
 
 
-def _check_readable(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+def _count_classes(labels: list[int], images: list[int], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Count the objects of each class, and the images with one."""
+    objects = Counter(labels)
+    images_with = Counter(label for label, _ in set(zip(labels, images, strict=True)))
+    shown = enumerate(names) if names is not None else ((label, label) for label in sorted(objects))
+    return [
+        {"label": label, "name": str(name), "objects": objects[label], "images": images_with[label]}
+        for label, name in shown
+    ]
+
+
+def check_annotations(
+    table: AnnotationTable,
+    train: bool,
+    num_classes: int | None = None,
+    num_queries: int | None = None,
+    classes: Sequence[str] | None = None,
+    masks: bool = False,
+) -> list[Finding]:
+    """Return all findings about annotations to train on or to evaluate on; ``masks``: whether objects need one."""
+    return [
+        *_check_values(table, num_classes, classes),
+        *_check_objects(table, train),
+        *_check_boxes(table),
+        *_check_queries(table, num_queries),
+        *_check_repetition(table),
+        *(_check_masks(table) if masks else ()),
+        *_check_unused_classes(table, classes),
+    ]
+
+
+def _check_values(table: AnnotationTable, num_classes: int | None, classes: Sequence[str] | None) -> Iterator[Finding]:
+    """Check that boxes and categories can be read, and that the categories have a row in the class head."""
     rows = [row for row, _ in table.unreadable]
     message = table.unreadable[0][1] if rows else ""
     more = f" So are {len(rows) - 1} other values that can't be used." if len(rows) > 1 else ""
-    return _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
+    yield from _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
 
-
-def _check_labels(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    limit = expected.num_classes if expected.classes is None else len(expected.classes)
+    limit = num_classes if classes is None else len(classes)
     rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
+    label = table.classes[rows[0]] if len(rows) else None
+    key = "the number of classes" if num_classes is None else "MODEL.DETR.NUM_CLASSES"
     text = (
         "category_id {label} of {example} is not in [0, {limit}), as for {count} of {total} annotations: count "
         "categories from 0, or correct {key} (now {limit})."
     )
-    key = "the number of classes" if expected.num_classes is None else "MODEL.DETR.NUM_CLASSES"
-    label = table.classes[rows[0]] if len(rows) else None
-    return _about(rows, table, "error", "label-range", text, label=label, limit=limit, key=key)
+    yield from _about(rows, table, "error", "label-range", text, label=label, limit=limit, key=key)
 
 
-def _check_objects(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+def _check_objects(table: AnnotationTable, train: bool) -> Iterator[Finding]:
     without_area = len(table.without_area())
     if without_area < len(table):
-        return []
+        return
     found = f"its annotations: {table.num_crowds} crowds, {without_area} boxes without area"
-    if expected.train:
-        message = f"no object to learn from ({found}): annotate objects, with 'iscrowd' 0, or don't train on it."
-        return [Finding("error", "no-objects", message)]
     message = (
-        f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated data, and "
-        "don't choose the best checkpoint by this dataset."
+        f"no object to learn from ({found}): annotate objects, with 'iscrowd' 0, or don't train on it."
+        if train
+        else f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated data, "
+        "and don't choose the best checkpoint by this dataset."
     )
-    return [Finding("warning", "no-objects", message)]
+    yield Finding("error" if train else "warning", "no-objects", message)
 
 
-def _check_area(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+def _check_boxes(table: AnnotationTable) -> Iterator[Finding]:
+    """Check that boxes lie in their images, and have the unit and the order of numbers that they are declared with."""
     rows = table.without_area()
-    flat = int((table.boxes[rows, 2:] <= table.boxes[rows, :2]).any(axis=1).sum())
+    flat = int((~has_area(table.boxes[rows])).sum())
     text = (
         "{count} of {total} boxes have no area inside their image and are dropped, e.g. {example} ({flat} without "
         "width or height, {outside} outside): correct or remove them."
     )
-    return _about(rows, table, "warning", "box-without-area", text, flat=flat, outside=len(rows) - flat)
+    yield from _about(rows, table, "warning", "box-without-area", text, flat=flat, outside=len(rows) - flat)
 
-
-def _check_position(table: AnnotationTable, expected: Expectations) -> list[Finding]:
     rows = np.flatnonzero((table.boxes[:, 2:] > table.image_sizes[:, ::-1] + 1).any(axis=1))
     if table.declared_xywh[rows].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
+        code = "xyxy-as-xywh"
         text = (
             "{count} of {total} boxes reach beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
             "COCO's 'bbox' is [left, top, width, height]."
         )
-        return _about(rows, table, "warning", "xyxy-as-xywh", text)
-    clipped = table.clipped()
-    rows = np.flatnonzero((np.abs(table.boxes - clipped) > 1).any(axis=1) & has_area(clipped))
-    text = (
-        "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
-        "{example}: were they annotated on another size of the image?"
-    )
-    return _about(rows, table, "warning", "box-partly-outside", text)
+    else:
+        code = "box-partly-outside"
+        rows = np.flatnonzero((np.abs(table.boxes - table.clipped) > 1).any(axis=1) & has_area(table.clipped))
+        text = (
+            "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
+            "{example}: were they annotated on another size of the image?"
+        )
+    yield from _about(rows, table, "warning", code, text)
+
+    rows = np.flatnonzero(table.is_readable())
+    if len(rows) and 0 < table.boxes[rows].max() <= 2 and table.image_sizes.min() >= 8:
+        text = (
+            "all {count} boxes lie within two pixels of the corner of their image, e.g. {example}: are they fractions "
+            "of the image's sides, as in YOLO's format? Multiply them by width and height."
+        )
+        yield from _about(rows, table, "warning", "box-in-fractions", text)
 
 
-def _check_fractions(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    boxes = table.boxes[table.is_readable()]
-    if len(boxes) == 0 or boxes.max() > 2 or boxes.max() <= 0 or table.image_sizes.min() < 8:
-        return []
-    message = (
-        f"all {len(boxes)} boxes lie within two pixels of the corner of their image, e.g. {table.name(0)}: are they "
-        "fractions of the image's sides, as in YOLO's format? Multiply them by width and height."
-    )
-    return [Finding("warning", "box-in-fractions", message, len(boxes), table.name(0))]
-
-
-def _check_queries(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+def _check_queries(table: AnnotationTable, num_queries: int | None) -> Iterator[Finding]:
     objects = np.bincount(table.image_index, minlength=table.num_images)
-    count = int((objects > expected.num_queries).sum()) if expected.num_queries else 0
-    if count == 0:
-        return []
-    example = table.image_name(int(objects.argmax()))
-    message = (
-        f"{count} of {table.num_images} images have more objects than the model has queries ({expected.num_queries}), "
-        f"at most {objects.max()}, in {example}: the surplus is never found. "
-        "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
-    )
-    return [Finding("warning", "more-objects-than-queries", message, count, example)]
+    count = int((objects > num_queries).sum()) if num_queries else 0
+    if count:
+        example = table.records[objects.argmax()]["file_name"]
+        message = (
+            f"{count} of {table.num_images} images have more objects than the model has queries ({num_queries}), "
+            f"at most {objects.max()}, in {example}: the surplus is never found. "
+            "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
+        )
+        yield Finding("warning", "more-objects-than-queries", message, count, example)
 
 
-def _check_repetition(table: AnnotationTable, expected: Expectations) -> list[Finding]:
+def _check_repetition(table: AnnotationTable) -> list[Finding]:
     # Two segments can't lie on the same pixels, whatever their boxes.
     rows = np.flatnonzero(table.is_readable() & ~table.of_segments)
     keys = np.column_stack([table.image_index, table.classes, table.boxes])[rows]
@@ -238,8 +297,8 @@ def _check_repetition(table: AnnotationTable, expected: Expectations) -> list[Fi
     return _about(repeated, table, "note", "object-repeated", text)
 
 
-def _check_masks(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    rows = [row for row in range(len(table)) if table.lacks_mask(row)] if expected.masks else []
+def _check_masks(table: AnnotationTable) -> list[Finding]:
+    rows = table.without_mask()
     text = (
         "{count} of {total} objects have no mask and are dropped, with their boxes, e.g. {example}: add "
         "'segmentation', or set MODEL.MASK_ON False to train on boxes."
@@ -247,15 +306,12 @@ def _check_masks(table: AnnotationTable, expected: Expectations) -> list[Finding
     return _about(rows, table, "error" if len(rows) == len(table) else "warning", "object-without-mask", text)
 
 
-def _check_unused_classes(table: AnnotationTable, expected: Expectations) -> list[Finding]:
-    if expected.classes is None or len(table) == 0:
-        return []
-    used = set(np.unique(table.classes).tolist())
-    unused = [name for label, name in enumerate(expected.classes) if label not in used]
-    if not unused:
-        return []
-    message = f"{len(unused)} of {len(expected.classes)} classes have no object: {abbreviate(unused)}."
-    return [Finding("note", "class-without-objects", message, len(unused), str(unused[0]))]
+def _check_unused_classes(table: AnnotationTable, classes: Sequence[str] | None) -> Iterator[Finding]:
+    used = set(table.classes.tolist())
+    unused = [name for label, name in enumerate(classes or ()) if label not in used]
+    if unused and len(table):
+        message = f"{len(unused)} of {len(classes)} classes have no object: {abbreviate(unused)}."
+        yield Finding("note", "class-without-objects", message, len(unused), str(unused[0]))
 
 
 def _about(
@@ -267,17 +323,3 @@ def _about(
     count, example = len(rows), table.name(int(rows[0]))
     message = text.format(count=count, total=len(table), example=example, **values)
     return [Finding(severity, code, message, count, example)]
-
-
-_CHECKS = (
-    _check_readable,
-    _check_labels,
-    _check_objects,
-    _check_area,
-    _check_position,
-    _check_fractions,
-    _check_queries,
-    _check_repetition,
-    _check_masks,
-    _check_unused_classes,
-)

@@ -14,12 +14,10 @@ MAX_CHARACTERS_SHOWN = 80
 
 
 class Fault(NamedTuple):
-    """Wording of a fault and its severity.
+    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities.
 
-    Attributes:
-        text: formatted with ``count``, ``total``, ``items`` and ``example``.
-        train: severity in training data; None: not reported.
-        evaluation: severity in evaluation data; None: as in training data.
+    ``train`` is the severity in training data, None if not reported there; ``evaluation`` the one in evaluation data,
+    None if it is the same.
     """
 
     text: str
@@ -41,8 +39,7 @@ FAULTS = {
     "category-name-repeated": _some("have the name of another", "the model treats them as two classes", "warning"),
     "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1"),
     "image-id-repeated": _some(
-        "have the id of another",
-        "only one of the images would be used. Renumber them, with their annotations",
+        "have the id of another", "only one of the images would be used. Renumber them, with their annotations"
     ),
     "image-ids-mixed": Fault("some image ids are numbers, others strings, e.g. {example}: use one type."),
     "image-file-repeated": _some("have the file of another", "merge their annotations under one id", "warning"),
@@ -63,10 +60,7 @@ FAULTS = {
         "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
     ),
     "annotation-area-missing": _some(
-        "have no 'area', which COCO's evaluation needs",
-        "add it; without masks it is width times height",
-        None,
-        "error",
+        "have no 'area', which COCO's evaluation needs", "add it; without masks it is width times height", None, "error"
     ),
     "annotation-id-zero": _some(
         "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
@@ -90,19 +84,14 @@ _LISTS = {"category": "categories", "image": "images", "annotation": "annotation
 
 
 def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[dict], list[str], list[Finding]]:
-    """Read a file in COCO's instances format.
+    """Read a file in COCO's instances format, to train on or only to evaluate on.
 
     What Detectron2 drops (objects whose polygons all have under six numbers, annotations of unknown images)
     and what it refuses is left out of the records and is among the findings.
 
-    Args:
-        json_file: a path, or an address that Detectron2's ``PathManager`` supports.
-        image_root: the folder that "file_name" is relative to.
-        train: whether the data is to be trained on, not only evaluated on.
-
     Returns:
-        The records, as Detectron2's reader makes them, with annotation ids; the names of the classes in the order of
-        the labels, empty if the file lists none; and what is wrong with the file's structure.
+        The records, as Detectron2's reader makes them, with annotation ids; the names of the classes by label, empty
+        if the file lists none; and what is wrong with the file's structure.
 
     Raises:
         UserError: the file is missing, is not valid JSON, or lacks the lists that the format consists of.
@@ -114,11 +103,6 @@ def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[d
     labels, classes = _read_categories(content["categories"], faults)
     records = _read_images(content["images"], image_root, faults)
     _read_annotations(content.get("annotations", []), records, labels, faults)
-    return list(records.values()), classes, _report(faults, content, train)
-
-
-def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]:
-    """Convert faults to findings, in the order of ``FAULTS``."""
     findings = []
     for code, fault in FAULTS.items():
         severity = fault.train if train else fault.evaluation or fault.train
@@ -127,14 +111,14 @@ def _report(faults: ExampleCounter, content: dict, train: bool) -> list[Finding]
             items = _LISTS.get(code.split("-")[0], "")
             text = fault.text.format(count=count, total=len(content.get(items, ())), items=items, example=example)
             findings.append(Finding(severity, code, text, count, example))
-    return findings
+    return list(records.values()), classes, findings
 
 
 def _read_categories(items: list, faults: ExampleCounter) -> tuple[dict[int, int], list[str]]:
     """Return the label of each category id, and the names by label: in the order of the ids, as in Detectron2."""
     names: dict[int, str] = {}
     for number, item in enumerate(items):
-        if not (isinstance(item, dict) and _is_whole(item.get("id")) and isinstance(item.get("name"), str)):
+        if not (isinstance(item, dict) and type(item.get("id")) is int and isinstance(item.get("name"), str)):
             faults.add("category-malformed", _show(number, item))
         elif item["id"] in names:
             faults.add("category-id-repeated", str(item["id"]))
@@ -144,8 +128,8 @@ def _read_categories(items: list, faults: ExampleCounter) -> tuple[dict[int, int
             names[item["id"]] = item["name"]
     if not items:
         faults.add("categories-missing", "")
-    ids = sorted(names)
-    return {category: label for label, category in enumerate(ids)}, [names[category] for category in ids]
+    names = dict(sorted(names.items()))
+    return {category: label for label, category in enumerate(names)}, list(names.values())
 
 
 def _read_images(items: list, image_root: str, faults: ExampleCounter) -> dict[Any, dict]:
@@ -179,42 +163,34 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
     seen: set = set()
     for number, item in enumerate(items):
         try:
-            record = records.get(item["image_id"])
-            repeated = item["id"] in seen
+            record, label = records.get(item["image_id"]), labels.get(item["category_id"])
+            is_repeated = item["id"] in seen
             seen.add(item["id"])
-            label = labels.get(item["category_id"])
         except (TypeError, KeyError):
             faults.add("annotation-malformed", _show(number, item))
             continue
         if record is None:
             faults.add("annotation-image-unknown", f"id {item['id']} with image_id {item['image_id']!r}")
             continue
-        dropped = _check_annotation(item, record, repeated, labels, faults)
+        name = f"annotation id {item['id']} of image {record['file_name']}"
+        mask_fault, dropped = _check_mask(item.get("segmentation"), record)
+        found = {
+            "annotation-id-repeated": is_repeated,
+            "annotation-id-zero": item["id"] == 0,
+            "annotation-iscrowd-missing": "iscrowd" not in item,
+            "annotation-area-missing": "area" not in item,
+            "annotation-ignore": item.get("ignore", 0) != 0,
+            mask_fault: mask_fault is not None,
+        }
+        for code in [code for code, is_fault in found.items() if is_fault]:
+            faults.add(code, name)
+        if label is None and labels:
+            faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
+        if item.get("iscrowd", 0) not in (0, 1):
+            faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
         if not dropped and (label is not None or not labels):
             item.update(bbox_mode=BoxMode.XYWH_ABS, category_id=item["category_id"] if label is None else label)
             record["annotations"].append(item)
-
-
-def _check_annotation(item: dict, record: dict, repeated: bool, labels: dict[int, int], faults: ExampleCounter) -> bool:
-    """Count the faults of an annotation; return whether Detectron2 drops it because of its mask."""
-    name = f"annotation id {item['id']} of image {record['file_name']}"
-    mask_fault, dropped = _check_mask(item.get("segmentation"), record)
-    found = {
-        "annotation-id-repeated": repeated,
-        "annotation-id-zero": item["id"] == 0,
-        "annotation-iscrowd-missing": "iscrowd" not in item,
-        "annotation-area-missing": "area" not in item,
-        "annotation-ignore": item.get("ignore", 0) != 0,
-        mask_fault: mask_fault is not None,
-    }
-    for code, is_fault in found.items():
-        if is_fault:
-            faults.add(code, name)
-    if labels and item["category_id"] not in labels:
-        faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-    if item.get("iscrowd", 0) not in (0, 1):
-        faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
-    return dropped
 
 
 def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
@@ -241,14 +217,10 @@ def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
 def _is_image(item: Any) -> bool:
     return (
         isinstance(item, dict)
-        and (_is_whole(item.get("id")) or isinstance(item.get("id"), str))
+        and type(item.get("id")) in (int, str)
         and isinstance(item.get("file_name"), str)
-        and all(_is_whole(item.get(key)) and item[key] > 0 for key in ("height", "width"))
+        and all(type(item.get(key)) is int and item[key] > 0 for key in ("height", "width"))
     )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _show(number: int, item: object) -> str:

@@ -1,22 +1,47 @@
 """Checks before a model is built, of faults that would make training fail late or go wrong silently."""
 
+import difflib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data.annotations import abbreviate
-from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
-from detr_d2.data.checks.dataset_loading import LoadedDataset, load_registered
-from detr_d2.data.checks.findings import SEVERITIES, Expectations, Finding
-from detr_d2.data.checks.image_checks import check_files_exist, check_image_files
-from detr_d2.data.checks.report import CheckResult, DatasetReport, compute_statistics
+from detr_d2.data.annotations import abbreviate, is_panoptic
+from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations, compute_statistics
+from detr_d2.data.checks.coco_file import read_coco_file
+from detr_d2.data.checks.findings import SEVERITIES, CheckResult, DatasetReport, Finding
+from detr_d2.data.checks.image_checks import check_files_exist, check_image_files, is_missing
+from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 MAX_ERRORS_SHOWN = 5
+MAX_FAULTS_SHOWN = 3
 _LEVELS = {"warning": logging.WARNING, "note": logging.INFO}
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A dataset to check.
+
+    Attributes:
+        train: whether it is trained on, not only evaluated on.
+        records: in Detectron2's format.
+        classes: names by label; None if unknown.
+        findings: what was found while loading.
+        panoptic: whether ``classes`` are things and stuff.
+    """
+
+    name: str
+    train: bool
+    records: Sequence[dict]
+    classes: Sequence[str] | None
+    findings: Sequence[Finding] = ()
+    panoptic: bool = False
 
 
 def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
@@ -26,12 +51,12 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
 
     Args:
         cfg: with the keys of ``add_detr_config``.
-        train: whether the config is used for training. False checks ``DATASETS.TEST`` only.
-        test: whether ``DATASETS.TEST`` is evaluated on. False checks ``DATASETS.TRAIN`` only.
+        train: whether to check ``DATASETS.TRAIN``.
+        test: whether to check ``DATASETS.TEST``.
 
     Raises:
-        UserError: a dataset that is unknown, missing, malformed, without objects to learn from, or
-            whose classes don't fit ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
+        UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
+            ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
     """
     names = dataset_names(cfg, train, test)
     datasets = [load_registered(name, train and name in cfg.DATASETS.TRAIN) for name in names]
@@ -40,10 +65,15 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
             logger.warning("Dataset %r is not a list of records: its annotations are not checked.", dataset.name)
     detr = cfg.MODEL.DETR
     result = check_loaded(datasets, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks=cfg.MODEL.MASK_ON)
-    errors = _log_or_return(result.between_datasets)
     for report in result.datasets:
         logger.info("Dataset %r: %s.", report.name, report.summary())
-        errors += _log_or_return(report.findings, prefix=f"Dataset {report.name!r}: ")
+    groups = [("", result.between_datasets), *((f"Dataset {x.name!r}: ", x.findings) for x in result.datasets)]
+    errors = []
+    for prefix, finding in ((prefix, finding) for prefix, findings in groups for finding in findings):
+        if finding.severity == "error":
+            errors.append(prefix + finding.message)
+        else:
+            logger.log(_LEVELS[finding.severity], "%s%s", prefix, finding.message)
     if len(errors) > MAX_ERRORS_SHOWN:
         more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: tools/check_dataset.py lists all."
         errors = [*errors[:MAX_ERRORS_SHOWN], more]
@@ -52,25 +82,95 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
 
 
 def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[str]:
-    """Return the datasets of a config, each once.
-
-    Args:
-        cfg: with ``DATASETS``.
-        train: include those to train on.
-        test: include those to evaluate on.
-    """
+    """Return the datasets of a config to train on and to evaluate on, each once."""
     required = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[required]:
         raise UserError(f"DATASETS.{required} is empty: name at least one registered dataset.")
     return list(dict.fromkeys([*(cfg.DATASETS.TRAIN if train else ()), *(cfg.DATASETS.TEST if test else ())]))
 
 
-def _log_or_return(findings: Sequence[Finding], prefix: str = "") -> list[str]:
-    """Log warnings and notes; return the messages of errors."""
-    for finding in findings:
-        if finding.severity in _LEVELS:
-            logger.log(_LEVELS[finding.severity], "%s%s", prefix, finding.message)
-    return [prefix + finding.message for finding in findings if finding.severity == "error"]
+def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
+    """Load a COCO file in spite of faults, as findings; a UserError if it or the folder is missing, or has no lists."""
+    if is_missing(image_root):
+        raise UserError(f"The image folder {image_root} does not exist: correct its path.")
+    return LoadedDataset(name or json_file, train, *read_coco_file(json_file, image_root, train))
+
+
+def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDataset:
+    """Load a registered dataset.
+
+    Args:
+        name: as registered.
+        train: whether it is trained on.
+        from_json: read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
+
+    Raises:
+        UserError: it is unknown, its files are missing, or its loader fails.
+    """
+    if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        raise UserError(
+            f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
+            f"detectron2.data.datasets.register_coco_instances.{hint}"
+        )
+    metadata = MetadataCatalog.get(name)
+    evaluator = metadata.get("evaluator_type")
+    json_file = metadata.get("panoptic_json" if evaluator == "coco_panoptic_seg" else "json_file")
+    _check_paths(name, [json_file, metadata.get("image_root"), metadata.get("panoptic_root")])
+    coco_file = (json_file, metadata.get("image_root") or "") if evaluator == "coco" and json_file else None
+    if from_json and coco_file:
+        return load_coco(*coco_file, train, name)
+    records = _load(name, json_file, coco_file)
+    panoptic = isinstance(records, list) and any(map(is_panoptic, records))
+    if panoptic:
+        # Raises if things and stuff are not counted as rows of one class head.
+        PanopticCategories.from_metadata(metadata)
+    return LoadedDataset(name, train, records, metadata.get("thing_classes"), panoptic=panoptic)
+
+
+def _check_paths(name: str, paths: Sequence[str | None]) -> None:
+    root = os.getenv("DETECTRON2_DATASETS")
+    for path in paths:
+        if not path or not is_missing(path):
+            continue
+        hint = "correct the path it was registered with."
+        if path.startswith(os.path.join(os.path.expanduser(root or "datasets"), "")):
+            state = f"it is {root}" if root else "it is not set, which means ./datasets"
+            hint = f"set the environment variable DETECTRON2_DATASETS to the folder that holds your datasets ({state})."
+        raise UserError(f"Dataset {name!r} needs {path}, which does not exist: {hint}")
+
+
+def _load(name: str, json_file: str | None, coco_file: tuple[str, str] | None) -> Sequence[dict]:
+    """Load the records of a dataset; add the path and the faults to errors of Detectron2's JSON reader."""
+    try:
+        records = DatasetCatalog.get(name)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        if json_file is None and not isinstance(error, OSError):
+            raise
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        faults = _find_faults(*coco_file) if coco_file else ""
+        hint = faults or "In COCO's format category ids are whole numbers that 'categories' lists."
+        raise UserError(
+            f"Dataset {name!r} can't be loaded from {json_file or 'its files'} "
+            f"({type(error).__name__}: {reason}): correct the file. {hint}"
+        ) from error
+    if len(records) == 0:
+        raise UserError(f"Dataset {name!r} has no images: correct {json_file or 'its source'}.")
+    return records
+
+
+def _find_faults(json_file: str, image_root: str) -> str:
+    """Describe the errors in a COCO file that Detectron2 can't read, if any are found."""
+    try:
+        records, _, findings = read_coco_file(json_file, image_root, train=True)
+    except UserError as error:
+        return str(error)
+    findings += check_annotations(AnnotationTable(records), train=False)
+    errors = [x.message for x in findings if x.severity == "error"]
+    return "Found in it: " + " ".join(errors[:MAX_FAULTS_SHOWN]) if errors else ""
 
 
 def check_loaded(
@@ -85,91 +185,70 @@ def check_loaded(
     Args:
         datasets: of those that are not lists of records only the classes are checked.
         num_classes: of the model; None if unknown.
-        num_queries: the maximum number of objects that the model finds in an image; None if unknown.
+        num_queries: of the model, the maximum number of objects that it finds in an image; None if unknown.
         open_images: whether to open and decode all image files, which takes minutes for 100,000.
         masks: whether the model learns masks.
     """
-    classes = {x.name: x.classes for x in datasets}
     lists = [x for x in datasets if isinstance(x.records, list)]
-    between = [
-        *_check_same_classes(classes),
-        *_check_num_classes(classes, num_classes, [x.name for x in lists if x.panoptic]),
-        *_check_shared_images(
-            {x.name: x.records for x in lists if x.train}, {x.name: x.records for x in lists if not x.train}
-        ),
-    ]
-    expectations = [Expectations(x.train, num_classes, num_queries, x.classes, masks and x.train) for x in lists]
-    return CheckResult([_check(x, y, open_images) for x, y in zip(lists, expectations, strict=True)], between)
+    named = list({x.name: x for x in datasets if x.classes is not None}.values())
+    between = [*_check_same_classes(named), *_check_num_classes(named, num_classes), *_check_shared_images(lists)]
+    reports = []
+    for x in lists:
+        table = AnnotationTable(x.records)
+        findings = [
+            *x.findings,
+            *check_files_exist(x.records),
+            *check_files_exist(x.records, "pan_seg_file_name", "panoptic map"),
+            *check_annotations(table, x.train, num_classes, num_queries, x.classes, masks and x.train),
+            *(check_image_files(x.records, x.name) if open_images else ()),
+        ]
+        findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+        reports.append(DatasetReport(x.name, num_queries, compute_statistics(table, x.classes), findings))
+    return CheckResult(reports, between)
 
 
-def _check(dataset: LoadedDataset, expected: Expectations, open_images: bool) -> DatasetReport:
-    records = dataset.records
-    table = AnnotationTable(records)
-    files = [*check_files_exist(records), *check_files_exist(records, "pan_seg_file_name", "panoptic map")]
-    findings = [*dataset.findings, *files, *check_annotations(table, expected)]
-    if open_images:
-        findings += check_image_files(records, dataset.name)
-    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    statistics = compute_statistics(records, table, expected.classes)
-    return DatasetReport(dataset.name, expected.num_queries, statistics, findings)
-
-
-def _check_num_classes(
-    classes: Mapping[str, Sequence[str] | None], num_classes: int | None, panoptic: Collection[str]
-) -> list[Finding]:
-    """Check that each dataset, by name, has ``num_classes`` classes (None: unknown); stuff counts in ``panoptic``."""
-    findings = []
-    for name, names in classes.items():
-        if names is None or num_classes is None or len(names) == num_classes:
+def _check_num_classes(datasets: Sequence[LoadedDataset], num_classes: int | None) -> Iterator[Finding]:
+    for dataset in datasets:
+        count = len(dataset.classes)
+        if num_classes in (None, count):
             continue
-        noun = "class" if len(names) == 1 else "classes"
-        noun = f"{noun} of things and stuff" if name in panoptic else f"thing {noun}"
+        noun = "class" if count == 1 else "classes"
+        noun = f"{noun} of things and stuff" if dataset.panoptic else f"thing {noun}"
         message = (
-            f"MODEL.DETR.NUM_CLASSES is {num_classes} but dataset {name!r} has {len(names)} {noun} "
-            f"({abbreviate(names)}): set MODEL.DETR.NUM_CLASSES {len(names)}. "
-            "Do not count a no-object class."
+            f"MODEL.DETR.NUM_CLASSES is {num_classes} but dataset {dataset.name!r} has {count} {noun} "
+            f"({abbreviate(dataset.classes)}): set MODEL.DETR.NUM_CLASSES {count}. Do not count a no-object class."
         )
-        findings.append(Finding("error", "num-classes", message, 1, name))
-    return findings
+        yield Finding("error", "num-classes", message, 1, dataset.name)
 
 
-def _check_same_classes(classes: Mapping[str, Sequence[str] | None]) -> list[Finding]:
-    """Check that a class index means the same in all datasets, by name."""
-    known = [(name, list(names)) for name, names in classes.items() if names is not None]
-    findings = []
-    for name, names in known[1:]:
-        first, expected = known[0]
-        if names != expected:
-            message = (
-                f"Datasets {first!r} and {name!r} have different classes: "
-                f"{_describe_difference(first, expected, name, names)}. "
-                "Give them the same categories in the same order."
-            )
-            findings.append(Finding("error", "classes-differ", message, 1, name))
-    return findings
+def _check_same_classes(datasets: Sequence[LoadedDataset]) -> Iterator[Finding]:
+    """Check that a class index means the same in all datasets."""
+    for dataset in datasets[1:]:
+        first, classes, others = datasets[0], list(datasets[0].classes), list(dataset.classes)
+        if classes == others:
+            continue
+        only = {
+            first.name: [x for x in classes if x not in others],
+            dataset.name: [x for x in others if x not in classes],
+        }
+        parts = [f"only {name!r} has {abbreviate(names)}" for name, names in only.items() if names]
+        reordered = f"the same names in another order, {abbreviate(classes)} and {abbreviate(others)}"
+        message = (
+            f"Datasets {first.name!r} and {dataset.name!r} have different classes: {'; '.join(parts) or reordered}. "
+            "Give them the same categories in the same order."
+        )
+        yield Finding("error", "classes-differ", message, 1, dataset.name)
 
 
-def _describe_difference(first: str, expected: Sequence[str], second: str, names: Sequence[str]) -> str:
-    """Describe how the class names of the datasets ``first`` and ``second`` differ."""
-    only_first = [item for item in expected if item not in names]
-    only_second = [item for item in names if item not in expected]
-    parts = [f"only {x!r} has {abbreviate(only)}" for x, only in ((first, only_first), (second, only_second)) if only]
-    return "; ".join(parts) or f"the same names in another order, {abbreviate(expected)} and {abbreviate(names)}"
-
-
-def _check_shared_images(
-    trained: Mapping[str, Sequence[dict]], evaluated: Mapping[str, Sequence[dict]]
-) -> list[Finding]:
-    """Check that datasets which are only evaluated on share no image file with training datasets, by name."""
-    files = {name: {record.get("file_name") for record in records} for name, records in trained.items()}
-    findings = []
-    for name, records in evaluated.items():
-        for first, others in files.items():
-            shared = [x["file_name"] for x in records if x.get("file_name") and x["file_name"] in others]
+def _check_shared_images(datasets: Sequence[LoadedDataset]) -> Iterator[Finding]:
+    """Check that datasets which are only evaluated on share no image file with training datasets."""
+    trained = {x.name: {record.get("file_name") for record in x.records} for x in datasets if x.train}
+    for dataset in [x for x in datasets if not x.train]:
+        for name, files in trained.items():
+            shared = [x["file_name"] for x in dataset.records if x.get("file_name") and x["file_name"] in files]
             if shared:
                 message = (
-                    f"{len(shared)} of {len(records)} images of dataset {name!r} are trained on in dataset {first!r}, "
-                    f"e.g. {shared[0]}: AP on them says nothing about new images."
+                    f"{len(shared)} of {len(dataset.records)} images of dataset {dataset.name!r} are trained on in "
+                    f"dataset {name!r}, e.g. {shared[0]}: AP on them says nothing about new images."
                 )
-                findings.append(Finding("warning", "images-shared", message, len(shared), shared[0]))
-    return findings
+                yield Finding("warning", "images-shared", message, len(shared), shared[0])

@@ -5,15 +5,14 @@ import math
 from detectron2.structures import BoxMode
 
 from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
-from detr_d2.data.checks.findings import Expectations
 
 
 def check(*objects: tuple[list[float], int], classes: tuple[str, ...] = ("cat", "dog", "cow")) -> dict[str, tuple]:
     """Check the boxes and classes of one image; return count and message of each finding, by its code."""
     annotations = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label} for box, label in objects]
     table = AnnotationTable([{"file_name": "a.jpg", "height": 60, "width": 80, "annotations": annotations}])
-    expected = Expectations(train=True, classes=list(classes))
-    return {x.code: (x.count, x.message) for x in check_annotations(table, expected)}
+    found = check_annotations(table, train=True, classes=list(classes))
+    return {x.code: (x.count, x.message) for x in found}
 
 
 def test_the_same_box_and_class_twice():
