@@ -91,6 +91,11 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
     return red + 256 * green + 65536 * blue
 
 
+def segment_ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """Return (H, W) segment ids under 2^24 as the colors of a panoptic PNG, (H, W, 3) uint8."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
 def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tuple[np.ndarray, list[tuple]]:
     """Return each pixel's segment, (H, W) counted from 1, 0 for none; and each segment's (x0, y0, x1, y1)."""
     flat = ids.ravel()
