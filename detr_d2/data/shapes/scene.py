@@ -54,6 +54,21 @@ class ShapesSpec:
             if found:
                 raise UserError(f"ShapesSpec: {problem}.")
 
+    @property
+    def min_visible(self) -> float:
+        """Smallest share of an object that neither other objects nor the border hide."""
+        return 0.8 - 0.5 * self.difficulty
+
+    @property
+    def min_contrast(self) -> float:
+        """Smallest distance of an object's color from the mean color behind it, in [0, 255 √3]."""
+        return 180 - 100 * self.difficulty
+
+    @property
+    def texture_contrast(self) -> float:
+        """Contrast of the background's patterns, in (0, 1]."""
+        return 0.25 + 0.75 * self.difficulty
+
 
 class Scene(NamedTuple):
     """Image of shapes with its segments."""
@@ -72,21 +87,20 @@ def sample_scene(spec: ShapesSpec, index: int) -> Scene:
     """Return the image ``index`` of a dataset, which depends on ``spec.seed`` and ``index`` alone."""
     rng = np.random.default_rng((spec.seed, index))
     size = tuple(rng.integers(spec.sides[0], spec.sides[1] + 1, 2).tolist())
-    canvas, segments, stuff = _sample_background(rng, size, contrast=0.25 + 0.75 * spec.difficulty)
+    canvas, segments, stuff = _sample_background(rng, size, spec.texture_contrast)
     things = []
     count = 0 if rng.random() < _EMPTY_SHARE else rng.integers(1, spec.max_objects + 1)
     # The whole area of each thing, to compute how much of it others or the border hide.
     areas = []
-    min_visible_share = 0.8 - 0.5 * spec.difficulty
     for _ in range(count * _MAX_TRIES_PER_THING):
         if len(things) == count:
             break
         thing = int(rng.integers(len(THING_CLASSES)))
         coverage, area = _sample_outline(rng, size, thing, spec.difficulty)
         candidate = np.where(coverage > 0.5, len(stuff) + len(things), segments)
-        if not _all_visible(candidate, len(stuff), [*areas, area], min_visible_share):
+        if not _all_visible(candidate, len(stuff), [*areas, area], spec.min_visible):
             continue
-        canvas = _paint_thing(rng, canvas, coverage, thing, spec.difficulty)
+        canvas = _paint_thing(rng, spec, canvas, coverage, thing)
         segments = candidate
         things.append(thing)
         areas.append(area)
@@ -108,9 +122,7 @@ def _sample_background(
     return np.take_along_axis(textures, segments[None, ..., None], axis=0)[0], segments, stuff
 
 
-def _sample_outline(
-    rng: Generator, size: tuple[int, int], thing: int, difficulty: float
-) -> tuple[np.ndarray, float]:
+def _sample_outline(rng: Generator, size: tuple[int, int], thing: int, difficulty: float) -> tuple[np.ndarray, float]:
     diameter = min(size) * rng.uniform(0.22 - 0.14 * difficulty, 0.45 + 0.2 * difficulty)
     center = (rng.uniform(0, size[1]), rng.uniform(0, size[0]))
     max_angle = math.radians(4 + 20 * difficulty)
@@ -176,14 +188,11 @@ def _all_visible(segments: np.ndarray, num_stuff: int, areas: list[float], min_s
     return bool(visible[:num_stuff].all() and (visible[num_stuff:] >= min_pixels).all())
 
 
-def _paint_thing(
-    rng: Generator, canvas: np.ndarray, coverage: np.ndarray, thing: int, difficulty: float
-) -> np.ndarray:
+def _paint_thing(rng: Generator, spec: ShapesSpec, canvas: np.ndarray, coverage: np.ndarray, thing: int) -> np.ndarray:
     behind = canvas[coverage > 0.5].mean(axis=0)
-    colors = _sample_colors(rng, thing, hue_spread=min(1, 0.1 + difficulty))
-    # The first color that differs enough from the mean color behind the thing, in [0, 255 √3].
+    colors = _sample_colors(rng, thing, hue_spread=min(1, 0.1 + spec.difficulty))
     distances = np.linalg.norm(colors - behind, axis=1)
-    color = colors[np.argmax(distances >= 180 - 100 * difficulty)]
+    color = colors[np.argmax(distances >= spec.min_contrast)]
     shading = 0.75 + 0.5 * _sample_noise(rng, coverage.shape, 4)[..., None]
     return canvas + coverage[..., None] * (color * shading - canvas)
 
