@@ -219,8 +219,8 @@ def test_cut_off_rle_is_named():
     generator = np.random.default_rng(0)
     rle = coco_mask.encode(np.asfortranarray(generator.integers(0, 2, (40, 60), dtype=np.uint8)))
     for end in (1, 5, len(rle["counts"]) - 1):
+        cut_off = {"segmentation": {**rle, "counts": rle["counts"][:end]}}
         with pytest.raises(UserError, match="annotation 1"):
-            cut_off = {"segmentation": {**rle, "counts": rle["counts"][:end]}}
             read_masks([cut_off], ["annotation 1"], (40, 60), ExampleCounter())
 
 
