@@ -11,9 +11,7 @@ from detr_d2.utils.errors import UserError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """Values of MODEL.DETR.TEST.PRECISION; the names are PyTorch's."""
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-CHECKPOINTED_PARTS = ("backbone", "transformer")
-"""Values in ``SOLVER.ACTIVATION_CHECKPOINTS``."""
+_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _Range = tuple[str, Callable[[Any], bool]]
 _POSITIVE: _Range = ("1 or more", lambda x: x >= 1)
@@ -45,13 +43,8 @@ _TRAINING_NAMES = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
 }
 # The default is None, for which Detectron2 accepts a value of any type.
-_OPTIONAL_NUMBERS = {
-    "MODEL.DETR.COST_CLASS": (int, float),
-    "MODEL.DETR.COST_L1": (int, float),
-    "MODEL.DETR.COST_GIOU": (int, float),
-    "MODEL.DETR.MASK.CHUNK": (int,),
-    "MODEL.DETR.PANOPTIC.NUM_THINGS": (int,),
-}
+_OPTIONAL_NUMBERS = ("MODEL.DETR.COST_CLASS", "MODEL.DETR.COST_L1", "MODEL.DETR.COST_GIOU")
+_OPTIONAL_WHOLE_NUMBERS = ("MODEL.DETR.MASK.CHUNK", "MODEL.DETR.PANOPTIC.NUM_THINGS")
 
 
 def check_model_config(cfg: CfgNode) -> None:
@@ -62,7 +55,11 @@ def check_model_config(cfg: CfgNode) -> None:
     """
     if "DETR" not in cfg.MODEL:
         raise UserError("The config has no MODEL.DETR: call detr_d2.add_detr_config(cfg) before merging a YAML file.")
-    _check_optional_numbers(cfg)
+    for key in (*_OPTIONAL_NUMBERS, *_OPTIONAL_WHOLE_NUMBERS):
+        kind, types = ("number", (int, float)) if key in _OPTIONAL_NUMBERS else ("whole number", (int,))
+        value = config_value(cfg, key)
+        if value is not None and type(value) not in types:
+            raise UserError(f"{key} is {value!r}: set a {kind}, or None.")
     _check_ranges(cfg, _MODEL_RANGES)
     check_precision(cfg.MODEL.DETR.TEST.PRECISION)
     detr = cfg.MODEL.DETR
@@ -116,7 +113,7 @@ def check_training_config(cfg: CfgNode, num_processes: int) -> None:
         )
     _check_ranges(cfg, _TRAINING_RANGES)
     for key, names in _TRAINING_NAMES.items():
-        _check_name(names, key, _value(cfg, key))
+        _check_name(names, key, config_value(cfg, key))
     check_amp(cfg)
     check_parts(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
     if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
@@ -127,11 +124,7 @@ def check_training_config(cfg: CfgNode, num_processes: int) -> None:
 
 
 def check_device(cfg: CfgNode) -> None:
-    """Check that this machine has the device ``MODEL.DEVICE``.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Raise a UserError if this machine does not have the device ``MODEL.DEVICE``."""
     device = cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
@@ -140,15 +133,9 @@ def check_device(cfg: CfgNode) -> None:
 
 
 def check_amp(cfg: CfgNode) -> None:
-    """Check that ``MODEL.DEVICE`` can train in the precision of ``SOLVER.AMP``.
-
-    Raises:
-        UserError: it can't.
-    """
+    """Raise a UserError if ``MODEL.DEVICE`` can't train in the precision of ``SOLVER.AMP``."""
     device, dtype = torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg)
-    if dtype is None:
-        return
-    if device not in ("cpu", "cuda"):
+    if dtype is not None and device not in ("cpu", "cuda"):
         raise UserError(
             f"SOLVER.AMP.ENABLED True needs a CUDA GPU or a CPU, and MODEL.DEVICE is {device}: set it False."
         )
@@ -161,36 +148,24 @@ def check_amp(cfg: CfgNode) -> None:
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Return the data type in which ``SOLVER.AMP`` computes the network; None for float32."""
     amp = cfg.SOLVER.AMP
-    return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
+    return choice(_AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
 
 
 def check_parts(names: Sequence[str] | None) -> None:
-    """Check the value of ``SOLVER.ACTIVATION_CHECKPOINTS``.
-
-    Raises:
-        UserError: ``names`` is None, or not all are in :data:`CHECKPOINTED_PARTS`.
-    """
+    """Raise a UserError if ``names`` is not a valid value of ``SOLVER.ACTIVATION_CHECKPOINTS``."""
     if names is None:
         raise UserError("SOLVER.ACTIVATION_CHECKPOINTS is None: set (), or name parts of the model.")
     for name in names:
-        _check_name(CHECKPOINTED_PARTS, "SOLVER.ACTIVATION_CHECKPOINTS", name)
+        _check_name(("backbone", "transformer"), "SOLVER.ACTIVATION_CHECKPOINTS", name)
 
 
 def check_precision(name: str) -> None:
-    """Check that ``name`` is in :data:`PRECISIONS`.
-
-    Raises:
-        UserError: lists them.
-    """
+    """Raise a UserError that lists :data:`PRECISIONS` if ``name`` is not one of them."""
     _check_name(PRECISIONS, "MODEL.DETR.TEST.PRECISION", name)
 
 
 def choice(table: Mapping[str, Any] | Registry, key: str, name: str) -> Any:
-    """Return the entry of ``table`` that the config key ``key`` names.
-
-    Raises:
-        UserError: there is no such entry; the message lists all.
-    """
+    """Return the entry of ``table`` that the value ``name`` of ``key`` stands for; a UserError lists all entries."""
     _check_name(dict(table), key, name)
     return table.get(name)
 
@@ -202,19 +177,14 @@ def _check_name(names: Iterable[str], key: str, name: str) -> None:
 
 def _check_ranges(cfg: CfgNode, ranges: Mapping[str, _Range]) -> None:
     for key, (valid, is_valid) in ranges.items():
-        if not is_valid(_value(cfg, key)):
-            raise UserError(f"{key} is {_value(cfg, key)}: set {valid}.")
+        value = config_value(cfg, key)
+        if not is_valid(value):
+            raise UserError(f"{key} is {value}: set {valid}.")
 
 
-def _check_optional_numbers(cfg: CfgNode) -> None:
-    for key, types in _OPTIONAL_NUMBERS.items():
-        value = _value(cfg, key)
-        if value is not None and type(value) not in types:
-            kind = "number" if float in types else "whole number"
-            raise UserError(f"{key} is {value!r}: set a {kind}, or None.")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
+def config_value(cfg: CfgNode, key: str) -> Any:
+    """Return what ``cfg`` holds under ``key`` ("MODEL.DEVICE"); None if it has no such key."""
+    value = cfg
     for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
+        value = value.get(name) if isinstance(value, CfgNode) else None
+    return value

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
+from detr_d2.config.checks import config_value
 from detr_d2.config.defaults import add_detr_config
 from detr_d2.config.published import PUBLISHED
 from detr_d2.utils.errors import UserError
@@ -55,7 +56,9 @@ def packaged_config(name: str) -> str:
     Raises:
         UserError: there is no such config; the message lists names like it.
     """
-    folder = _config_folder()
+    # Installed, the configs lie in the package; in a checkout they lie beside it.
+    package = Path(__file__).resolve().parents[1]
+    folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
     file = PUBLISHED[name].config if name in PUBLISHED else f"{name.removesuffix('.yaml')}.yaml"
     path = folder / file
     if path.is_file():
@@ -68,12 +71,6 @@ def packaged_config(name: str) -> str:
     )
 
 
-def _config_folder() -> Path:
-    # Installed, the configs lie in the package; in a checkout they lie beside it.
-    package = Path(__file__).resolve().parents[1]
-    return next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
-
-
 def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str) -> None:
     try:
         merge(values)
@@ -81,9 +78,7 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
     except AttributeError as e:
         # From fvcore, of a file that is a single text or list in YAML.
-        raise UserError(
-            f"In {source}: there are no keys with values in it; give a YAML file such as configs/*.yaml."
-        ) from e
+        raise UserError(f"In {source}: there are no keys with values in it; give a YAML file as configs/*.yaml.") from e
     except Exception as e:
         if type(e).__module__.startswith("yaml"):
             raise UserError(f"In {source}: not valid YAML: {e}") from e
@@ -92,38 +87,28 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:
     """Return "1.0" for "1" where a key is a fraction, since Detectron2 refuses a whole number there."""
-    return f"{value}.0" if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value) else value
+    is_float = isinstance(config_value(cfg, key), float)
+    return f"{value}.0" if is_float and re.fullmatch(r"[+-]?\d+", value) else value
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    """Return what ``cfg`` holds under ``key``; None if it has no such key."""
-    value = cfg
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, CfgNode) else None
-    return value
-
-
-# Of an exception of yacs: the type of the given value, the value, and the key.
+# The type of the given value, the value, and the key.
 _MISMATCH = r"Type mismatch .*<class '([\w.]+)'>\) with values .* vs\. (.*)\) for config key: ([\w.]+)"
+# By the type of a key's default.
 _FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number", "str": "a text"}
-"""What to set a key to, by the type of its default."""
 
 
 def _explain(cfg: CfgNode, message: str) -> str:
-    if match := re.search(_MISMATCH, message, re.DOTALL):
-        return _explain_type(cfg, *match.groups())
-    match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
+    """Return what to write instead, given the message of an exception of yacs."""
+    if match := re.search(r"Non-existent (?:config )?key: ([\w.]+)", message):
+        similar = difflib.get_close_matches(match[1], _all_keys(cfg), n=1)
+        hint = f"Did you mean {similar[0]}?" if similar else "See docs of the keys in detr_d2/config/defaults.py."
+        return f"there is no config key {match[1]}. {hint}"
+    match = re.search(_MISMATCH, message, re.DOTALL)
     if not match:
         return message
-    key = match[1]
-    similar = difflib.get_close_matches(key, _all_keys(cfg), n=1)
-    hint = f" Did you mean {similar[0]}?" if similar else " See docs of the keys in detr_d2/config/defaults.py."
-    return f"there is no config key {key}.{hint}"
-
-
-def _explain_type(cfg: CfgNode, given: str, value: str, key: str) -> str:
+    given, value, key = match.groups()
     value = repr(value) if given == "str" else value
-    current = _value(cfg, key)
+    current = config_value(cfg, key)
     if isinstance(current, CfgNode):
         return f"{key} is {value}, but holds keys of its own: set one of those."
     form = f'"({value},)"' if isinstance(current, tuple | list) else _FORMS[type(current).__name__]

@@ -2,18 +2,17 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.timm_models import pixel_statistics
+from detr_d2.utils.timm_models import import_timm
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Weights that were trained on images of one format and with the same statistics."""
 
     name: str
@@ -50,12 +49,21 @@ def check_pixel_statistics(cfg: CfgNode) -> list[str]:
     Returns:
         One message per contradiction, which names the keys and their right values.
     """
-    if messages := _check_scale(cfg):
-        return messages
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if len(mean) != len(std):
+        return [
+            f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one per channel in both."
+        ]
+    if any(0 < abs(x) <= 1 for x in mean) or (all(x < 1 for x in std) and any(mean)):
+        scaled = [[round(255 * x, 3) for x in values] if max(values) <= 1 else values for values in (mean, std)]
+        return [
+            f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std} look like those of images on a scale of 0 to 1; here "
+            f"pixels are 0 to 255. Set MODEL.PIXEL_MEAN {scaled[0]} and MODEL.PIXEL_STD {scaled[1]}."
+        ]
     try:
         family = _family(cfg)
-    except UserError:
-        # Building the backbone reports what is wrong with it.
+    except (UserError, RuntimeError):
+        # Building the backbone reports what is wrong with it: timm is missing, or lacks the model or its weights.
         return []
     return _check_order(cfg) if family is None else _check_family(cfg, family)
 
@@ -71,24 +79,11 @@ def _family(cfg: CfgNode) -> Family | None:
     if timm is not None and timm.NAME and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         if not (timm.PRETRAINED or timm.WEIGHTS or cfg.MODEL.WEIGHTS):
             return None
-        return Family(f"timm's weights of {timm.NAME}", "RGB", *pixel_statistics(timm.NAME))
-    path = cfg.MODEL.WEIGHTS
-    return next((family for pattern, family in _FAMILIES_BY_PATH if re.fullmatch(pattern, path)), None)
-
-
-def _check_scale(cfg: CfgNode) -> list[str]:
-    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    if len(mean) != len(std):
-        return [
-            f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one per channel in both."
-        ]
-    if any(0 < abs(x) <= 1 for x in mean) or (all(x < 1 for x in std) and any(mean)):
-        scaled = [[round(255 * x, 3) for x in values] if max(values) <= 1 else values for values in (mean, std)]
-        return [
-            f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std} look like those of images on a scale of 0 to 1; here "
-            f"pixels are 0 to 255. Set MODEL.PIXEL_MEAN {scaled[0]} and MODEL.PIXEL_STD {scaled[1]}."
-        ]
-    return []
+        found = import_timm(timm.NAME).get_pretrained_cfg(timm.NAME, allow_unregistered=False)
+        mean, std = (tuple(round(255 * x, 4) for x in values) for values in (found.mean, found.std))
+        return Family(f"timm's weights of {timm.NAME}", "RGB", mean, std)
+    weights = cfg.MODEL.WEIGHTS
+    return next((family for pattern, family in _FAMILIES_BY_PATH if re.fullmatch(pattern, weights)), None)
 
 
 def _check_family(cfg: CfgNode, family: Family) -> list[str]:

@@ -1,14 +1,11 @@
 """Models that the authors of DETR published."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detr_d2.utils.errors import UserError
 
-_FOLDER = "https://dl.fbaipublicfiles.com/detr/"
 
-
-@dataclass(frozen=True)
-class PublishedModel:
+class PublishedModel(NamedTuple):
     """A checkpoint of the original DETR, with its results on COCO val2017, in percent, as its authors publish them."""
 
     name: str
@@ -22,7 +19,7 @@ class PublishedModel:
 
     @property
     def url(self) -> str:
-        return _FOLDER + self.file
+        return f"https://dl.fbaipublicfiles.com/detr/{self.file}"
 
 
 _R50, _R50_DC5, _R101, _R101_DC5 = (

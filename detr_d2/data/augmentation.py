@@ -13,7 +13,6 @@ from torch.nn.functional import interpolate
 from detr_d2.data.images import to_tensor
 from detr_d2.utils.errors import UserError
 
-CROP_PROBABILITY = 0.5
 # DETR uses the first; the others are Detectron2's.
 CROP_TYPES = ("absolute_range", "absolute", "relative_range", "relative")
 
@@ -39,6 +38,9 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
 
     Detectron2's class rounds the longer edge; here it is truncated, and if it would exceed ``max_size``, the shortest
     edge is first reduced and rounded, which may leave the longer edge slightly over ``max_size``.
+
+    The arguments are those of Detectron2's class, and ``fast``: resize with PyTorch, see :class:`FastResizeTransform`,
+    instead of Pillow like the original.
     """
 
     def __init__(
@@ -49,12 +51,6 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
         interp: int = Image.BILINEAR,
         fast: bool = False,
     ):
-        """Store the options.
-
-        Args:
-            short_edge_length, max_size, sample_style, interp: as of Detectron2's class.
-            fast: resize with PyTorch, see :class:`FastResizeTransform`, instead of Pillow like the original.
-        """
         super().__init__(short_edge_length, max_size, sample_style, interp)
         self.fast = fast
 
@@ -99,19 +95,15 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     keys = cfg.INPUT
     if not is_train:
         return [DetrResizeShortestEdge(keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST, "choice", fast=keys.FAST_RESIZE_TEST)]
-    augmentations = _build_flip(keys.RANDOM_FLIP)
+    augmentations, flip = [], keys.RANDOM_FLIP
+    if flip not in ("horizontal", "vertical", "none"):
+        raise UserError(f"INPUT.RANDOM_FLIP is {flip!r}: set it to horizontal, vertical or none.")
+    if flip != "none":
+        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if keys.CROP.ENABLED:
-        augmentations.append(T.RandomApply(_build_crop(keys), prob=CROP_PROBABILITY))
+        augmentations.append(T.RandomApply(_build_crop(keys), prob=0.5))
     augmentations.append(_build_multi_scale_resize(keys))
     return augmentations
-
-
-def _build_flip(direction: str) -> list[T.Augmentation]:
-    if direction not in ("horizontal", "vertical", "none"):
-        raise UserError(f"INPUT.RANDOM_FLIP is {direction!r}: set it to horizontal, vertical or none.")
-    if direction == "none":
-        return []
-    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
 
 
 def _build_crop(keys: CfgNode) -> T.AugmentationList:

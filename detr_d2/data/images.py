@@ -70,12 +70,7 @@ def explain_errors(name: str, folder: str) -> Iterator[None]:
 def _decode_jpeg(image: Image.Image, content: bytes) -> np.ndarray | None:
     """Decode a JPEG to the same (H, W, 3) pixels as Pillow, in two thirds of the time.
 
-    Args:
-        image: as Pillow has opened it from ``content``, not loaded.
-        content: of the file.
-
-    Returns:
-        None for the files that Pillow must decode: other formats, other colors, images to rotate, damaged files.
+    Return None for the files that Pillow must decode: other formats, other colors, images to rotate, damaged files.
     """
     if image.format != "JPEG" or image.mode != "RGB":
         return None
@@ -111,11 +106,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def check_image_size(record: dict, image: np.ndarray) -> None:
-    """Check that an image has the "height" and "width" of its dataset record, and set those if missing.
-
-    Args:
-        record: dataset record with "file_name"; changed in place.
-        image: (H, W, C), as ``read_image`` returns it.
+    """Check that an (H, W, C) image has the "height" and "width" of its dataset record, and set those if missing.
 
     Raises:
         UserError: the sizes differ.
@@ -124,9 +115,8 @@ def check_image_size(record: dict, image: np.ndarray) -> None:
     expected = record.setdefault("height", height), record.setdefault("width", width)
     if expected == (height, width):
         return
-    hint = ""
-    if expected == (width, height):
-        hint = " The sides are swapped: perhaps the objects were annotated without the file's EXIF rotation."
+    swapped = " The sides are swapped: perhaps the objects were annotated without the file's EXIF rotation."
+    hint = swapped if expected == (width, height) else ""
     raise UserError(
         f"Image {record['file_name']} is {width} x {height} pixels (EXIF rotation applied) but its dataset "
         f"says {expected[1]} x {expected[0]}: correct width and height, or replace the file.{hint}"
@@ -141,12 +131,7 @@ class ImageCache:
     """
 
     def __init__(self, image_format: str, megabytes: float) -> None:
-        """Create an empty cache.
-
-        Args:
-            image_format: as of :func:`read_image`.
-            megabytes: the limit in this process, in 10^6 bytes; 0 turns the cache off.
-        """
+        """Create an empty cache, limited to 10^6 bytes times ``megabytes`` in this process; 0 turns it off."""
         self.image_format = image_format
         self.free_bytes = megabytes * 1e6
         self._images: dict[str, np.ndarray] = {}

@@ -4,21 +4,14 @@ import functools
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-from detr_d2.data.annotations import (
-    ImageTargets,
-    annotations_of,
-    build_instances,
-    is_panoptic,
-    read_targets,
-)
+from detr_d2.data.annotations import ImageTargets, annotations_of, build_instances, is_panoptic, read_targets
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import IMAGE_FORMATS, ImageCache, check_image_size, to_tensor
-from detr_d2.data.masks import MaskReader, RleMasks
+from detr_d2.data.masks import RleMasks, read_masks
 from detr_d2.data.panoptic.segments import SegmentMasks, read_segments
 from detr_d2.utils.errors import ExampleCounter, UserError
 
@@ -45,13 +38,12 @@ class DetrDatasetMapper:
         with_masks: bool = False,
         cache_megabytes: float = 0,
     ):
-        """Build a mapper from values; ``DetrDatasetMapper(cfg, is_train)`` reads them from a config.
+        """Store the values, which ``DetrDatasetMapper(cfg, is_train)`` reads from a config.
 
         Args:
             is_train: whether to build targets; in inference annotations are removed.
             augmentations: applied in order.
-            image_format: "RGB" or "BGR", as the backbone's weights expect it; "L" and "YUV-BT.601" as
-                in Detectron2.
+            image_format: one of Detectron2's, as the backbone's weights expect it.
             with_masks: whether targets have masks.
             cache_megabytes: the memory for decoded images in each process, in 10^6 bytes.
         """
@@ -62,7 +54,6 @@ class DetrDatasetMapper:
         self.images = ImageCache(image_format, cache_megabytes)
         self.dropped = ExampleCounter()
         self.with_masks = with_masks
-        self.mask_reader = MaskReader()
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
 
     @classmethod
@@ -95,17 +86,16 @@ class DetrDatasetMapper:
         sample = {key: dataset_dict[key] for key in dataset_dict if key not in ("annotations", "segments_info")}
         image = self.images.read(sample["file_name"])
         check_image_size(sample, image)
-        if not self.is_train:
-            self._augment(sample, image)
-            return sample
-        targets, masks = self._read_objects(dataset_dict, image.shape[:2])
-        augmented, transforms = self._augment(sample, image, targets.boxes)
-        size = augmented.image.shape[:2]
-        rasterize = None if masks is None else functools.partial(masks.rasterize, transforms=transforms)
-        instances = build_instances(augmented.boxes, targets.classes, size, rasterize)
-        if not self.with_masks and instances.has("gt_masks"):
-            instances.remove("gt_masks")
-        sample["instances"] = instances
+        targets, masks = self._read_objects(dataset_dict, image.shape[:2]) if self.is_train else (None, None)
+        augmented = T.AugInput(image, boxes=targets.boxes if self.is_train else None)
+        transforms = self.augmentations(augmented)
+        sample["image"] = to_tensor(augmented.image).contiguous()
+        if self.is_train:
+            rasterize = None if masks is None else functools.partial(masks.rasterize, transforms=transforms)
+            instances = build_instances(augmented.boxes, targets.classes, augmented.image.shape[:2], rasterize)
+            if not self.with_masks and instances.has("gt_masks"):
+                instances.remove("gt_masks")
+            sample["instances"] = instances
         return sample
 
     def _read_objects(self, record: dict, size: tuple[int, int]) -> tuple[ImageTargets, RleMasks | SegmentMasks | None]:
@@ -114,13 +104,5 @@ class DetrDatasetMapper:
         targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped)
         if not self.with_masks:
             return targets, None
-        kept, masks = self.mask_reader.read(targets.annotations, targets.names, size)
+        kept, masks = read_masks(targets.annotations, targets.names, size, self.dropped)
         return targets.select(kept), masks
-
-    def _augment(
-        self, sample: dict, image: np.ndarray, boxes: np.ndarray | None = None
-    ) -> tuple[T.AugInput, T.TransformList]:
-        augmented = T.AugInput(image, boxes=boxes)
-        transforms = self.augmentations(augmented)
-        sample["image"] = to_tensor(augmented.image).contiguous()
-        return augmented, transforms

@@ -1,13 +1,12 @@
 """Masks of annotated objects, rasterized in the augmented image."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, VFlipTransform
 from torch.nn.functional import interpolate
 
 from detr_d2.data.annotations import count_dropped
@@ -38,67 +37,44 @@ class RleMasks:
         selection = select_pixels(transforms, self.image_size)
         if selection is None:
             return augment_masks(transforms, masks.transpose(2, 0, 1))
-        rasterized = np.zeros((len(rles), len(selection.rows), len(selection.columns)), dtype=np.uint8)
+        rows, columns = selection
+        rasterized = np.zeros((len(rles), len(rows), len(columns)), dtype=np.uint8)
         for number, (left, top, width, height) in enumerate(coco_mask.toBbox(rles).astype(int)):
             # Most objects are small: only their boxes are copied.
-            rows = _between(selection.rows, top, top + height)
-            columns = _between(selection.columns, left, left + width)
+            y, x = _between(rows, top, top + height), _between(columns, left, left + width)
             crop = np.ascontiguousarray(masks[top : top + height, left : left + width, number])
-            selected = PixelSelection(selection.rows[rows], selection.columns[columns])
-            rasterized[number, rows, columns] = selected.take(crop, corner=(top, left))
+            rasterized[number, y, x] = crop.take(rows[y] - top, axis=0).take(columns[x] - left, axis=1)
         return rasterized.view(bool)
 
 
-class MaskReader:
-    """Reader of the masks of annotations: polygons, RLE and bitmaps, in any mixture."""
+def read_masks(
+    annotations: Sequence[dict], names: Sequence[str], image_size: tuple[int, int], dropped: ExampleCounter
+) -> tuple[np.ndarray, RleMasks]:
+    """Read masks: polygons, RLE and bitmaps, in any mixture.
 
-    def __init__(self) -> None:
-        self.dropped = ExampleCounter()
+    Args:
+        annotations: dicts with "segmentation", see :func:`~detr_d2.data.rle.to_rle`.
+        names: of the annotations, for messages.
+        image_size: height and width in pixels.
+        dropped: counts annotations without a pixel in the image, and polygons that are not valid.
 
-    def read(
-        self, annotations: Sequence[dict], names: Sequence[str], image_size: tuple[int, int]
-    ) -> tuple[np.ndarray, RleMasks]:
-        """Read the masks that have a pixel in the image; the other annotations are counted as dropped.
+    Returns:
+        (N,) indices of the annotations with a pixel in the image, and their masks.
 
-        Args:
-            annotations: dicts with "segmentation", see :func:`~detr_d2.data.rle.to_rle`.
-            names: of the annotations, for messages.
-            image_size: height and width in pixels.
-
-        Returns:
-            (N,) indices of the annotations with a pixel in the image, and their masks.
-
-        Raises:
-            UserError: a segmentation that can't be read, or of another size than the image; the message names it.
-        """
-        pairs = list(zip(annotations, names, strict=True))
-        rles = [to_rle(item.get("segmentation"), image_size, name, self.dropped) for item, name in pairs]
-        has_pixel = np.array([rle is not None and coco_mask.area(rle) > 0 for rle in rles], dtype=bool)
-        without_pixel = [names[index] for index in np.flatnonzero(~has_pixel)]
-        count_dropped(self.dropped, "an object without mask, with its box", without_pixel)
-        kept = np.flatnonzero(has_pixel)
-        return kept, RleMasks([rles[index] for index in kept], image_size)
+    Raises:
+        UserError: a segmentation that can't be read, or of another size than the image; the message names it.
+    """
+    pairs = zip(annotations, names, strict=True)
+    rles = [to_rle(item.get("segmentation"), image_size, name, dropped) for item, name in pairs]
+    has_pixel = np.array([rle is not None and coco_mask.area(rle) > 0 for rle in rles], dtype=bool)
+    without_pixel = [names[index] for index in np.flatnonzero(~has_pixel)]
+    count_dropped(dropped, "an object without mask, with its box", without_pixel)
+    kept = np.flatnonzero(has_pixel)
+    return kept, RleMasks([rles[index] for index in kept], image_size)
 
 
-class PixelSelection(NamedTuple):
-    """Rows and columns of an image, in the order in which they form the augmented image."""
-
-    rows: np.ndarray
-    """(H',) int64."""
-    columns: np.ndarray
-    """(W',) int64."""
-
-    def take(self, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """Return the selected pixels of an (H, W) mask.
-
-        ``mask`` may be a crop with its upper left pixel in row and column ``corner`` of the image, if all selected
-        pixels lie in it.
-        """
-        return mask.take(self.rows - corner[0], axis=0).take(self.columns - corner[1], axis=1)
-
-
-def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> PixelSelection | None:
-    """Return the pixels of a mask that the pixels of the augmented mask are copied from.
+def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows and the columns of a mask that form the augmented mask, in its order: (H',) and (W',) int64.
 
     Flips, crops and resizes only select rows and columns. A resize selects the nearest pixel as
     ``torch.nn.functional.interpolate`` finds it, like the original.
@@ -110,13 +86,21 @@ def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> P
     Returns:
         None if one of the transforms is of another kind.
     """
-    selection = PixelSelection(np.arange(image_size[0]), np.arange(image_size[1]))
+    rows, columns = np.arange(image_size[0]), np.arange(image_size[1])
     for transform in transforms.transforms:
-        step = _STEPS.get(type(transform))
-        if step is None:
+        kind = type(transform)
+        if kind is HFlipTransform:
+            columns = columns[::-1]
+        elif kind is VFlipTransform:
+            rows = rows[::-1]
+        elif kind is CropTransform:
+            rows = rows[transform.y0 : transform.y0 + transform.h]
+            columns = columns[transform.x0 : transform.x0 + transform.w]
+        elif kind in (T.ResizeTransform, FastResizeTransform):
+            rows, columns = _nearest(rows, transform.new_h), _nearest(columns, transform.new_w)
+        elif kind is not NoOpTransform:
             return None
-        selection = step(transform, selection)
-    return selection
+    return rows, columns
 
 
 def augment_masks(transforms: T.TransformList, masks: Iterable[np.ndarray]) -> np.ndarray:
@@ -135,22 +119,3 @@ def _between(positions: np.ndarray, low: int, high: int) -> slice:
 def _nearest(positions: np.ndarray, size: int) -> np.ndarray:
     index = torch.arange(len(positions), dtype=torch.float32)[None, None]
     return positions[interpolate(index, size=size, mode="nearest")[0, 0].long().numpy()]
-
-
-def _resize(transform: T.ResizeTransform, x: PixelSelection) -> PixelSelection:
-    return PixelSelection(_nearest(x.rows, transform.new_h), _nearest(x.columns, transform.new_w))
-
-
-def _crop(transform: CropTransform, x: PixelSelection) -> PixelSelection:
-    rows = x.rows[transform.y0 : transform.y0 + transform.h]
-    return PixelSelection(rows, x.columns[transform.x0 : transform.x0 + transform.w])
-
-
-_STEPS: dict[type[Transform], Callable[..., PixelSelection]] = {
-    NoOpTransform: lambda transform, x: x,
-    HFlipTransform: lambda transform, x: PixelSelection(x.rows, x.columns[::-1]),
-    VFlipTransform: lambda transform, x: PixelSelection(x.rows[::-1], x.columns),
-    CropTransform: _crop,
-    T.ResizeTransform: _resize,
-    FastResizeTransform: _resize,
-}

@@ -9,34 +9,24 @@ from numpy.typing import NDArray
 
 from detr_d2.utils.errors import UserError
 
-_DEFAULT_RATE = 25.0
-
 
 class VideoReader:
     """Iterator over the frames of a video, (H, W, 3) RGB arrays."""
 
     def __init__(self, path: str | Path):
-        """Open the file.
-
-        Raises:
-            UserError: the file can't be read as a video.
-        """
+        """Open the file; raise a UserError if it can't be read as a video."""
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise UserError(f"Video {path} can't be read: it is damaged, or OpenCV does not support its format.")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.frames_per_second = rate if 0 < rate < 1000 else _DEFAULT_RATE
+        self.frames_per_second = rate if 0 < rate < 1000 else 25.0
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frame_count = count if count > 0 else None
         """According to the file's header; None if it lacks the number."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Read all frames, then close the file.
-
-        Raises:
-            UserError: the file has no frame.
-        """
+        """Read all frames, then close the file; raise a UserError if there is none."""
         found = False
         try:
             while (read := self._capture.read())[0]:
@@ -57,11 +47,7 @@ class VideoWriter:
         self._writer = None
 
     def write(self, image_rgb: NDArray[np.uint8]) -> None:
-        """Append a frame.
-
-        Raises:
-            UserError: OpenCV can't write the file.
-        """
+        """Append a frame; raise a UserError if OpenCV can't write the file."""
         if self._writer is None:
             height, width = image_rgb.shape[:2]
             codec = cv2.VideoWriter_fourcc(*"mp4v")

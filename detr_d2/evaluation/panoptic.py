@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.data.panoptic.segments import VOID, read_segment_map
+from detr_d2.data.panoptic.segments import VOID, read_segment_map, segment_ids_to_rgb
 from detr_d2.evaluation.coco import read_json
 from detr_d2.evaluation.report import write_csv
 from detr_d2.utils.errors import UserError
@@ -226,9 +226,8 @@ def mean_quality(quality: NDArray) -> NDArray:
 def write_segment_map(path: str, ids: NDArray) -> None:
     """Write (H, W) segment ids under 2^24 as a PNG, R + 256 G + 65536 B; folders are created if needed."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
     with atomic_file(path) as file:
-        Image.fromarray(rgb).save(file, format="PNG")
+        Image.fromarray(segment_ids_to_rgb(ids)).save(file, format="PNG")
 
 
 def _areas(ids: NDArray) -> Counter:

@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.timm_models import import_timm, unknown_model
+from detr_d2.utils.timm_models import import_timm
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +116,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    timm = import_timm()
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(unknown_model(name))
+    timm = import_timm(name)
     # timm raises many kinds of exceptions for wrong arguments, tensors that don't fit, and failed downloads.
     try:
         return timm.create_model(name, pretrained=pretrained, **options)

@@ -28,7 +28,8 @@ def keep_freed_memory() -> bool:
         True if the setting was made.
     """
     libc = _glibc()
-    if libc is None or _is_set_by_user():
+    is_set = any(x in os.environ for x in VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if libc is None or is_set:
         return False
     # Older versions refuse such a high threshold, but can avoid mappings altogether.
     if not (libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(_M_MMAP_MAX, 0)):
@@ -39,20 +40,9 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def return_freed_memory() -> None:
-    """Return free memory to the system; on Linux with glibc."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _is_set_by_user() -> bool:
-    return any(x in os.environ for x in VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-
-
 @functools.cache
 def _return_before_forks() -> None:
-    os.register_at_fork(before=return_freed_memory)
+    os.register_at_fork(before=lambda: _glibc().malloc_trim(0))
 
 
 def _glibc() -> ctypes.CDLL | None:

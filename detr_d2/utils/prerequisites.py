@@ -6,32 +6,14 @@ import shlex
 import sys
 import sysconfig
 
-_NEEDS = (
-    "fvcore",
-    "iopath",
-    "omegaconf<2.4",
-    "hydra-core",
-    "matplotlib",
-    "opencv-python-headless",
-    "pycocotools",
-    "termcolor",
-    "yacs",
-    "tabulate",
-    "cloudpickle",
-    "tqdm",
-    "tensorboard",
-    "black",
-    "packaging",
-    "setuptools<81",
-)
+_NEEDS = """
+    fvcore iopath omegaconf<2.4 hydra-core matplotlib opencv-python-headless pycocotools termcolor yacs tabulate
+    cloudpickle tqdm tensorboard black packaging setuptools<81
+"""
 
 
 def check_detectron2() -> None:
-    """Check that Detectron2 can be imported, without importing it.
-
-    Raises:
-        ImportError: it can't; the message shows the commands that install what is missing.
-    """
+    """Raise an ImportError with the commands that install what Detectron2 lacks, if it can't be imported."""
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(_missing_detectron2(), name="detectron2")
     if importlib.util.find_spec("pkg_resources") is None:
@@ -53,7 +35,7 @@ def _missing_detectron2() -> str:
         f"  {_pip('--no-build-isolation', source)}\n"
         "Where that repository cannot be reached, the package registry has the same sources; their compiled "
         "ops (rotated boxes, deformable convolution) then work with Python 3.10 and torch 2.3.1 only:\n"
-        f"  {_pip(*_NEEDS)}\n"
+        f"  {_pip(*_NEEDS.split())}\n"
         f"  {_pip(*wheel, 'sal-detectron2==0.7.2')}"
     )
 

@@ -87,8 +87,9 @@ def test_bit_with_imagenets_statistics(check):
     assert check(*BIT) == []
 
 
-def test_unknown_timm_model_is_left_to_the_builder(check):
-    assert check(*BIT, "MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.NAME", "no_such_model") == []
+@pytest.mark.parametrize("name", ["no_such_model", "resnetv2_50x1_bit.no_such_weights"])
+def test_unknown_timm_model_is_left_to_the_builder(check, name):
+    assert check(*BIT, "MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.NAME", name) == []
 
 
 def test_contradictions_are_logged_once_when_a_trainer_builds_the_model(make_cfg, caplog):

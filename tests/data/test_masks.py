@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.augmentation import FastResizeTransform
-from detr_d2.data.masks import MaskReader
-from detr_d2.utils.errors import UserError
+from detr_d2.data.masks import read_masks
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 SQUARE = [5, 6, 25, 6, 25, 16, 5, 16]
 """The box of ``make_annotation`` as a polygon."""
@@ -77,7 +77,7 @@ def test_polygons_of_one_object_are_united(mask_mapper, make_image, make_annotat
     expected = np.zeros((40, 60), dtype=bool)
     expected[6:16, 5:25] = expected[10:30, 20:40] = True
     np.testing.assert_array_equal(mapper(record)["instances"].gt_masks.tensor[0], expected)
-    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 1
+    assert mapper.dropped.counts["a polygon of under three points"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_objects_without_mask_are_dropped_and_counted(mask_mapper, make_image, m
     with caplog.at_level(logging.WARNING):
         instances = mapper({"file_name": make_image(), "annotations": annotations})["instances"]
     assert len(instances) == 1
-    assert mapper.mask_reader.dropped.counts["an object without mask, with its box"] == 6
-    assert mapper.mask_reader.dropped.counts["a polygon of under three points"] == 2
+    assert mapper.dropped.counts["an object without mask, with its box"] == 6
+    assert mapper.dropped.counts["a polygon of under three points"] == 2
     assert len(caplog.records) == 2
     assert "annotation id 0 of image" in caplog.text
 
@@ -212,15 +212,16 @@ def test_without_masks_segmentations_are_not_read(make_image, make_annotation):
 def test_bad_masks_are_named(segmentation, message):
     """An RLE of another size than the image, or cut off, which pycocotools would fill with uninitialized memory."""
     with pytest.raises(UserError, match=rf"annotation id 9 of image a\.jpg.*{message}"):
-        MaskReader().read([{"segmentation": segmentation}], ["annotation id 9 of image a.jpg"], (40, 60))
+        read_masks([{"segmentation": segmentation}], ["annotation id 9 of image a.jpg"], (40, 60), ExampleCounter())
 
 
 def test_cut_off_rle_is_named():
     generator = np.random.default_rng(0)
     rle = coco_mask.encode(np.asfortranarray(generator.integers(0, 2, (40, 60), dtype=np.uint8)))
     for end in (1, 5, len(rle["counts"]) - 1):
+        cut_off = {"segmentation": {**rle, "counts": rle["counts"][:end]}}
         with pytest.raises(UserError, match="annotation 1"):
-            MaskReader().read([{"segmentation": {**rle, "counts": rle["counts"][:end]}}], ["annotation 1"], (40, 60))
+            read_masks([cut_off], ["annotation 1"], (40, 60), ExampleCounter())
 
 
 def test_random_compressed_rles_are_accepted():
@@ -229,7 +230,7 @@ def test_random_compressed_rles_are_accepted():
     for share in (0.5, 0.99, 0.9999, 0, 1):
         mask = generator.random((300, 700)) > share
         rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        kept, masks = MaskReader().read([{"segmentation": rle}], ["a"], (300, 700))
+        kept, masks = read_masks([{"segmentation": rle}], ["a"], (300, 700), ExampleCounter())
         assert len(kept) == mask.any()
         if mask.any():
             np.testing.assert_array_equal(masks.rasterize(np.array([0]), T.TransformList([]))[0], mask)

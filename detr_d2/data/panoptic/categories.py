@@ -1,6 +1,7 @@
 """Table of things and stuff: ids in the dataset, rows in the model's class head, names."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -36,21 +37,16 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
     def from_json(cls, items: Sequence[dict], source: str) -> "PanopticCategories":
         """Read "categories" in COCO's panoptic format: things, then stuff, each in the order of their ids.
 
-        Args:
-            items: dicts with "id", "name", "isthing" and optionally "color".
-            source: the file, for messages.
-
         Raises:
-            UserError: a category lacks one of these, or shares its id with another.
+            UserError: an item is not a category, or shares its id with another; the message names ``source``.
         """
         categories = cls(sorted((_read(item, source) for item in items), key=lambda x: (not x.is_thing, x.id)))
         if not categories:
             raise UserError(f"{source} has no categories: list things and stuff in 'categories'.")
-        if len(categories.rows) < len(categories):
-            ids = [category.id for category in categories]
-            repeated = next(i for i in ids if ids.count(i) > 1)
-            names = " and ".join(repr(category.name) for category in categories if category.id == repeated)
-            raise UserError(f"{source} has category id {repeated} more than once, for {names}: make the ids unique.")
+        number, count = Counter(category.id for category in categories).most_common(1)[0]
+        if count > 1:
+            names = " and ".join(repr(category.name) for category in categories if category.id == number)
+            raise UserError(f"{source} has category id {number} more than once, for {names}: make the ids unique.")
         return categories
 
     @classmethod
@@ -96,8 +92,7 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of a dataset with these categories, for ``MetadataCatalog.get(name).set(**…)``.
 
-        As of Detectron2's ``coco_2017_*_panoptic``: things and stuff share the rows, and both lists of names hold all
-        of them, so that Detectron2's Visualizer and evaluators find every row in either.
+        As of Detectron2's ``coco_2017_*_panoptic``: its Visualizer and evaluators find every row in either list of names.
         """
         metadata: dict[str, Any] = {
             "thing_classes": self.names,
@@ -110,10 +105,7 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
         return metadata
 
     def published_rows(self) -> list[int]:
-        """Return the row of each category, and of no-object last, in the published panoptic checkpoints' class heads.
-
-        Their rows are COCO's category ids; no-object is row 250.
-        """
+        """Return the row of each category, and of no-object last, in the published checkpoints: COCO's ids, and 250."""
         return [*(category.id for category in self), 250]
 
 

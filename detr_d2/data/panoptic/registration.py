@@ -40,17 +40,19 @@ def register_coco_panoptic_dataset(
     Raises:
         UserError: a path does not exist, the file is not in COCO's panoptic format, or the name stands for other files.
     """
-    paths = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
-    paths |= {"json_file": instances_json} if instances_json is not None else {}
-    paths = {key: os.fspath(path) for key, path in paths.items()}
-    _, categories = _load(paths["panoptic_json"])
+    files = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
+    files = {key: os.fspath(path) for key, path in files.items()}
+    _, categories = _load(files["panoptic_json"])
     for key in ("panoptic_root", "image_root"):
-        if not PathManager.isdir(paths[key]):
-            raise UserError(f"The folder {paths[key]} of {panoptic_json} does not exist: correct {key}.")
-    if "json_file" in paths and not PathManager.isfile(paths["json_file"]):
-        raise UserError(f"{paths['json_file']} does not exist: correct instances_json.")
+        if not PathManager.isdir(files[key]):
+            raise UserError(f"The folder {files[key]} of {panoptic_json} does not exist: correct {key}.")
+    paths = files
+    if instances_json is not None:
+        paths = {**files, "json_file": os.fspath(instances_json)}
+        if not PathManager.isfile(paths["json_file"]):
+            raise UserError(f"{instances_json} does not exist: correct instances_json.")
     unregister(name, paths)
-    DatasetCatalog.register(name, lambda: load_panoptic_json(*list(paths.values())[:3]))
+    DatasetCatalog.register(name, lambda: load_panoptic_json(**files))
     MetadataCatalog.get(name).set(**paths, **EVALUATION_METADATA, **categories.metadata())
     return categories.names
 
@@ -65,12 +67,12 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
     """
     content, categories = _load(panoptic_json)
     annotations = _list_of(content, "annotations", panoptic_json)
+    if not annotations:
+        raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
     try:
         images = {image["id"]: image for image in _list_of(content, "images", panoptic_json)}
     except (KeyError, TypeError) as error:
         raise UserError(f"An image in {panoptic_json} lacks an 'id': correct it.") from error
-    if not annotations:
-        raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
     rows, is_thing = categories.rows, categories.is_thing
     records = [_read_annotation(item, images, panoptic_json, panoptic_root, image_root) for item in annotations]
     for record in records:
@@ -84,9 +86,7 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
             segment.update(category_id=row, isthing=is_thing[row])
     left_out = len(images) - len({record["image_id"] for record in records})
     if left_out:
-        logger.warning(
-            "%d of %d images in %s have no annotation and are left out.", left_out, len(images), panoptic_json
-        )
+        logger.warning(f"{left_out} of {len(images)} images in {panoptic_json} have no annotation and are left out.")
     return records
 
 

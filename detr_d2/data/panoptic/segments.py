@@ -20,15 +20,10 @@ _FORMAT = "COCO's format requires an RGB PNG of 8 bits, in which a segment's id 
 class SegmentMasks:
     """Masks that do not overlap, stored as one map."""
 
-    def __init__(self, numbers: np.ndarray, objects: Sequence[int]) -> None:
-        """Store the map and the objects in it.
-
-        Args:
-            numbers: (H, W), the number of each pixel's segment.
-            objects: the numbers of the segments that are objects.
-        """
+    def __init__(self, numbers: np.ndarray, objects: np.ndarray) -> None:
+        """Store the number of each pixel's segment, (H, W), and the numbers of the segments that are objects, (N,)."""
         self.numbers = numbers
-        self.objects = np.asarray(objects, dtype=numbers.dtype)
+        self.objects = objects
 
     def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
         """Return the masks of some objects in the augmented image, as :class:`~detr_d2.data.masks.RleMasks` does."""
@@ -36,7 +31,8 @@ class SegmentMasks:
         selection = select_pixels(transforms, self.numbers.shape)
         if selection is None:
             return augment_masks(transforms, self.numbers == numbers)
-        return selection.take(self.numbers) == numbers
+        rows, columns = selection
+        return self.numbers.take(rows, axis=0).take(columns, axis=1) == numbers
 
 
 def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTargets, SegmentMasks]:
@@ -62,7 +58,7 @@ def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTarge
         [segments[index] for index in kept],
         [names[index] for index in kept],
     )
-    return targets, SegmentMasks(numbers, np.array(kept, dtype=np.int64) + 1)
+    return targets, SegmentMasks(numbers, np.array(kept, dtype=np.int32) + 1)
 
 
 def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
@@ -89,6 +85,11 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
         )
     red, green, blue = np.moveaxis(np.asarray(image).astype(np.int32), -1, 0)
     return red + 256 * green + 65536 * blue
+
+
+def segment_ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """Return (H, W) segment ids under 2^24 as the colors of a panoptic PNG, (H, W, 3) uint8."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
 def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tuple[np.ndarray, list[tuple]]:

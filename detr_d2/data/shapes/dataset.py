@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.registration import EVALUATION_METADATA, load_panoptic_json
+from detr_d2.data.panoptic.segments import segment_ids_to_rgb
 from detr_d2.data.shapes.scene import STUFF_CLASSES, THING_CLASSES, Scene, ShapesSpec, sample_scene
 from detr_d2.utils.errors import UserError
 
@@ -140,7 +141,7 @@ def write_dataset(spec: ShapesSpec, folder: Path) -> None:
         Image.fromarray(scene.image).save(image_root / f"{name}.jpg", quality=92, subsampling=0)
         height, width = scene.segments.shape
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width})
-        Image.fromarray(_to_rgb(scene.segments + 1)).save(panoptic_root / f"{name}.png")
+        Image.fromarray(segment_ids_to_rgb(scene.segments + 1)).save(panoptic_root / f"{name}.png")
         segments, rles = _describe_segments(scene)
         panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
         for segment, rle in list(zip(segments, rles, strict=True))[len(scene.stuff) :]:
@@ -169,8 +170,3 @@ def _describe_segments(scene: Scene) -> tuple[list[dict], list[dict]]:
         for number, (category, rle) in enumerate(zip(categories, rles, strict=True), start=1)
     ]
     return segments, rles
-
-
-def _to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Return segment ids as colors, R + 256 G + 65536 B, as in COCO's panoptic PNGs."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)

@@ -52,11 +52,11 @@ def via_to_coco(
         UserError: an image or a region can't be used, or its class is unclear; the message names it.
     """
     notes = ExampleCounter()
-    supported = _supported([region for image in images for region in image.regions], skip_unsupported, notes)
+    regions = _check_regions([region for image in images for region in image.regions], skip_unsupported, notes)
     classes = classes or ViaClasses()
-    categories = _read_categories(supported, classes)
+    categories = _read_categories(regions, classes)
     ids = {name: number for number, name in enumerate(_ordered_names(categories, classes), start=1)}
-    outlines = {region.name: region.outline() for region in supported}
+    outlines = {region.name: region.outline() for region in regions}
     coco_images, annotations = [], []
     pairs = zip(images, _find_files(images, image_root), strict=True)
     for image_id, (image, path) in enumerate(tqdm(pairs, "images", len(images), disable=None, unit="image"), start=1):
@@ -113,16 +113,18 @@ def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple
     return train, val
 
 
-def _supported(regions: Sequence[ViaRegion], skip_unsupported: bool, notes: ExampleCounter) -> list[ViaRegion]:
+def _check_regions(regions: list[ViaRegion], skip_unsupported: bool, notes: ExampleCounter) -> list[ViaRegion]:
     if not regions:
         raise UserError("No image has a region: outline objects in VIA first.")
     if not skip_unsupported:
-        return list(regions)
+        return regions
+    supported = []
     for region in regions:
-        if not region.is_supported:
+        if region.is_supported:
+            supported.append(region)
+        else:
             example = f"a {region.shape.get('name')}, {region.name}"
             notes.add("regions of shapes without an outline were skipped.", example)
-    supported = [region for region in regions if region.is_supported]
     if not supported:
         raise UserError(
             f"All {len(regions)} regions are of shapes without an outline: outline objects as polygons or rectangles."
@@ -222,19 +224,15 @@ def clip(polygon: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """
     height, width = image_size
     for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
-        polygon = _clip_side(polygon, axis, limit, sign)
+        depth = sign * (polygon[:, axis] - limit)
+        kept = []
+        for i, point in enumerate(polygon):
+            if (depth[i - 1] >= 0) != (depth[i] >= 0):
+                share = depth[i - 1] / (depth[i - 1] - depth[i])
+                crossing = polygon[i - 1] + share * (point - polygon[i - 1])
+                crossing[axis] = limit
+                kept.append(crossing)
+            if depth[i] >= 0:
+                kept.append(point)
+        polygon = np.array(kept, dtype=np.float64).reshape(-1, 2)
     return polygon
-
-
-def _clip_side(polygon: np.ndarray, axis: int, limit: float, sign: int) -> np.ndarray:
-    depth = sign * (polygon[:, axis] - limit)
-    kept = []
-    for i, point in enumerate(polygon):
-        if (depth[i - 1] >= 0) != (depth[i] >= 0):
-            share = depth[i - 1] / (depth[i - 1] - depth[i])
-            crossing = polygon[i - 1] + share * (point - polygon[i - 1])
-            crossing[axis] = limit
-            kept.append(crossing)
-        if depth[i] >= 0:
-            kept.append(point)
-    return np.array(kept, dtype=np.float64).reshape(-1, 2)

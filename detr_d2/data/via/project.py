@@ -37,7 +37,7 @@ class ViaRegion:
             UserError: the shape encloses nothing or is unknown, or its numbers are malformed.
         """
         kind = self.shape.get("name")
-        if kind not in _OUTLINES:
+        if not self.is_supported:
             reason = "encloses nothing" if kind in _WITHOUT_AREA else "is unknown"
             raise UserError(
                 f"The shape {kind!r} of {self.name} {reason}: outline it as {', '.join(sorted(_OUTLINES))}, or skip "
@@ -93,10 +93,9 @@ def read_via(path: str) -> list[ViaImage]:
     """
     fix = "in VIA, save the project, or export annotations as JSON (not CSV)"
     entries = _find_entries(read_json(path, "a VIA file in JSON", fix), path)
-    images = [_read_image(entry, path) for entry in entries.values()]
+    images = sorted((_read_image(entry, path) for entry in entries.values()), key=lambda image: image.file_name)
     if not images:
         raise UserError(f"{path} has no images: add images in VIA and save the project.")
-    images.sort(key=lambda image: image.file_name)
     for image, other in pairwise(images):
         if image.file_name == other.file_name:
             raise UserError(
@@ -123,20 +122,18 @@ def _find_entries(content: Any, path: str) -> Mapping[str, Any]:
 
 
 def _read_image(entry: Mapping[str, Any], path: str) -> ViaImage:
-    name, size = str(entry["filename"]), entry.get("size")
+    file_name, size = str(entry["filename"]), entry.get("size")
     # VIA 1 numbers the regions in a dict; VIA 2 has a list.
-    regions = entry.get("regions") or []
-    regions = regions.values() if isinstance(regions, Mapping) else regions
-    regions = [_read_region(x, f"region {i} (counted from 0) of image {name} in {path}") for i, x in enumerate(regions)]
-    return ViaImage(name, size if isinstance(size, int) else -1, regions)
-
-
-def _read_region(region: Any, name: str) -> ViaRegion:
-    shape = region.get("shape_attributes") if isinstance(region, Mapping) else None
-    if not isinstance(shape, Mapping):
-        raise UserError(f"There are no 'shape_attributes' in {name}: remove it, or outline it again.")
-    attributes = region.get("region_attributes")
-    return ViaRegion(name, shape, attributes if isinstance(attributes, Mapping) else {})
+    items = entry.get("regions") or []
+    regions = []
+    for index, item in enumerate(items.values() if isinstance(items, Mapping) else items):
+        name = f"region {index} (counted from 0) of image {file_name} in {path}"
+        shape = item.get("shape_attributes") if isinstance(item, Mapping) else None
+        if not isinstance(shape, Mapping):
+            raise UserError(f"There are no 'shape_attributes' in {name}: remove it, or outline it again.")
+        attributes = item.get("region_attributes")
+        regions.append(ViaRegion(name, shape, attributes if isinstance(attributes, Mapping) else {}))
+    return ViaImage(file_name, size if isinstance(size, int) else -1, regions)
 
 
 def _polygon(shape: Mapping[str, Any]) -> np.ndarray:

@@ -15,8 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detr_d2.data import DetrDatasetMapper, ShapesSpec, check_datasets, register_shapes
+from detr_d2.data.panoptic.segments import segment_ids_to_rgb
 from detr_d2.data.shapes import STUFF_CLASSES, THING_CLASSES
-from detr_d2.data.shapes.dataset import SPLITS, _to_rgb, cached_folder, shapes_folder, write_dataset
+from detr_d2.data.shapes.dataset import SPLITS, cached_folder, shapes_folder, write_dataset
 from detr_d2.data.shapes.scene import sample_scene
 from detr_d2.utils.errors import UserError
 
@@ -77,7 +78,8 @@ def test_panoptic_segments_cover_every_pixel_once(folder):
 
 
 def test_many_segments_fit_the_colors():
-    assert _to_rgb(np.array([[1, 255, 256, 65536 + 3]])).tolist() == [[[1, 0, 0], [255, 0, 0], [0, 1, 0], [3, 0, 1]]]
+    rgb = segment_ids_to_rgb(np.array([[1, 255, 256, 65536 + 3]]))
+    assert rgb.tolist() == [[[1, 0, 0], [255, 0, 0], [0, 1, 0], [3, 0, 1]]]
 
 
 def test_a_folder_is_filled_once(tmp_path):
