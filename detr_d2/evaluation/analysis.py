@@ -92,15 +92,10 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
 
     counted, objects = ~_in_crowd(overlaps, matches), ~overlaps.crowd
     names = [coco_eval.cocoGt.cats[i]["name"] for i in coco_eval.params.catIds]
-    classes = [
-        result(
-            name,
-            slice(k, k + 1),
-            counted & (overlaps.detection_classes == k),
-            objects & (overlaps.object_classes == k),
-        )
-        for k, name in enumerate(names)
-    ]
+    classes = []
+    for k, name in enumerate(names):
+        of_class = counted & (overlaps.detection_classes == k), objects & (overlaps.object_classes == k)
+        classes.append(result(name, slice(k, k + 1), *of_class))
     overall = result("all", slice(None), counted, objects)
     threshold = overall.best.threshold if score_threshold is None else score_threshold
     scores, right, kept = _sweep(overlaps.scores[counted], matches[counted] >= 0)
@@ -179,5 +174,4 @@ def _percent(values: NDArray) -> NDArray:
 
 
 def _mean(values: NDArray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan

@@ -36,8 +36,8 @@ class Overlaps:
     pairs: NDArray
 
 
-def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> Overlaps:
-    """Find the pairs of ``coco_eval``'s images and categories with an IoU from ``iou_threshold``, of any two classes.
+def find_overlaps(coco_eval: COCOeval) -> Overlaps:
+    """Find the pairs, of any two classes, with an IoU from :data:`IOU_THRESHOLD`.
 
     Args:
         coco_eval: evaluated, so that masks are run-length encoded.
@@ -54,7 +54,7 @@ def find_overlaps(coco_eval: COCOeval, iou_threshold: float = IOU_THRESHOLD) -> 
         if found and annotated:
             crowd = [int(x.get("iscrowd", 0)) for x in annotated]
             iou = mask.iou([x[shape] for x in found], [x[shape] for x in annotated], crowd)
-            overlapping = np.argwhere(iou >= iou_threshold)
+            overlapping = np.argwhere(iou >= IOU_THRESHOLD)
             pairs.append(np.add(overlapping, (len(detections), len(objects))))
             ious.append(iou[tuple(overlapping.T)])
         detections += found
@@ -89,9 +89,9 @@ def match(overlaps: Overlaps) -> NDArray:
 
 
 def match_rest(overlaps: Overlaps, matches: NDArray, min_score: float) -> NDArray:
-    """Return (D,) the object of another class for detections from ``min_score`` that :func:`match` left, or -1.
+    """Return (D,) the matched object of each detection from ``min_score`` that :func:`match` left, or -1.
 
-    These are objects that no detection of their class from ``min_score`` matches.
+    These objects, of other classes, are those that no detection of their class from ``min_score`` matches.
     """
     kept = overlaps.scores >= min_score
     found = np.zeros(len(overlaps.crowd), bool)
