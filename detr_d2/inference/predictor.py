@@ -1,14 +1,15 @@
-"""Predictor: a trained model, from a config and a checkpoint, for images without annotations."""
+"""Predictor: a trained model, from a config and a checkpoint, for images without annotations; and its classes."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -17,12 +18,12 @@ from PIL import Image
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
-from detr_d2.checkpoint.class_head import head_rows
+from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import to_tensor
-from detr_d2.inference.categories import Categories, find_categories
+from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
 from detr_d2.utils.errors import UserError
 
@@ -30,11 +31,18 @@ logger = logging.getLogger(__name__)
 
 # How many batches of images are sorted by size together.
 _WINDOW = 4
-
 # Weights that training starts from.
 _BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
 
 Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A name and a category id for every class of a model, in the order of its head's rows."""
+
+    names: list[str]
+    ids: list[int]
 
 
 class Predictor:
@@ -112,16 +120,12 @@ class Predictor:
         for start in range(0, len(inputs), batch_size):
             batch = by_size[start : start + batch_size]
             results = self.model([inputs[i] for i in batch])
-            found.update((i, _to_cpu(result)) for i, result in zip(batch, results, strict=True))
+            for i, result in zip(batch, results, strict=True):
+                found[i] = {"instances": result["instances"].to("cpu")}
+                if "panoptic_seg" in result:
+                    ids, segments = result["panoptic_seg"]
+                    found[i]["panoptic_seg"] = ids.cpu(), segments
         return [found[i] for i in range(len(inputs))]
-
-
-def _to_cpu(result: dict[str, Any]) -> dict[str, Any]:
-    moved = {"instances": result["instances"].to("cpu")}
-    if "panoptic_seg" in result:
-        ids, segments = result["panoptic_seg"]
-        moved["panoptic_seg"] = ids.cpu(), segments
-    return moved
 
 
 def prediction_config(config_file: str, options: list[str]) -> CfgNode:
@@ -141,12 +145,10 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
         logger.info("PyTorch finds no CUDA GPU: predicting on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
     if "MODEL.DETR.NUM_CLASSES" not in options[::2]:
-        classes = classes_in_checkpoint(cfg.MODEL.WEIGHTS)
-        if classes is not None and classes != cfg.MODEL.DETR.NUM_CLASSES:
-            logger.info(
-                f"MODEL.DETR.NUM_CLASSES is {classes}, as in {cfg.MODEL.WEIGHTS} (the config says "
-                f"{cfg.MODEL.DETR.NUM_CLASSES})."
-            )
+        configured, classes = cfg.MODEL.DETR.NUM_CLASSES, classes_in_checkpoint(cfg.MODEL.WEIGHTS)
+        if classes not in (None, configured):
+            source = f"{cfg.MODEL.WEIGHTS} (the config says {configured})"
+            logger.info(f"MODEL.DETR.NUM_CLASSES is {classes}, as in {source}.")
             cfg.MODEL.DETR.NUM_CLASSES = classes
     return cfg
 
@@ -158,3 +160,47 @@ def classes_in_checkpoint(path: str) -> int | None:
     """
     rows = head_rows(to_native(read_checkpoint(path), source=path, contiguous=True).tensors)
     return None if rows is None else rows - 1
+
+
+def find_categories(cfg: CfgNode, num_classes: int, checkpoint_names: Sequence[str | None] | None) -> Categories:
+    """Find the categories of a model for prediction.
+
+    Names come from the checkpoint; if it has none, from the first of ``DATASETS.TEST`` and ``DATASETS.TRAIN`` that has
+    as many classes; then from COCO for as many classes as COCO's models have; otherwise classes are called "class 3",
+    with a warning. Ids are those of the dataset with these names, or of COCO; otherwise they count from 1.
+    """
+    metadata = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)]
+    fitting = [x for x in metadata if len(x.get("thing_classes") or ()) == num_classes]
+    if checkpoint_names and len(checkpoint_names) == num_classes:
+        names = list(checkpoint_names)
+    else:
+        names = list(fitting[0].thing_classes) if fitting else coco_names(num_classes + 1)
+    if names is None:
+        logger.warning(
+            f"Neither the checkpoint nor DATASETS has the names of the {num_classes} classes: they are called "
+            f"class 0 to class {num_classes - 1}."
+        )
+        names = [None] * num_classes
+    ids = _ids_of_datasets(fitting, names) or _ids_of_coco(names) or list(range(1, num_classes + 1))
+    return Categories([name or f"class {i}" for i, name in enumerate(names)], ids)
+
+
+def _ids_of_datasets(fitting: list, names: list[str | None]) -> list[int] | None:
+    for metadata in fitting:
+        # The rows of a panoptic dataset are things, then stuff.
+        keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+        ids = {i: row for key in keys for i, row in (metadata.get(key) or {}).items()}
+        if len(ids) == len(names) and list(metadata.thing_classes) == names:
+            return sorted(ids, key=ids.get)
+    return None
+
+
+def _ids_of_coco(names: list[str | None]) -> list[int] | None:
+    for ids_by_name in (
+        {x.name: x.id for x in coco_panoptic_categories()},
+        {x["name"]: x["id"] for x in COCO_CLASSES},
+    ):
+        if names == list(ids_by_name):
+            return list(ids_by_name.values())
+    # In heads over category ids a row is its id.
+    return list(range(len(names))) if len(names) > len(COCO_CLASSES) and names == coco_names(len(names) + 1) else None
