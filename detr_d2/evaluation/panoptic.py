@@ -50,7 +50,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self._categories = PanopticCategories.from_metadata(metadata)
         self._json = PathManager.get_local_path(metadata.panoptic_json)
         self._root = PathManager.get_local_path(metadata.panoptic_root)
-        self._annotations = _read_annotations(self._json)
+        try:
+            entries = read_json(self._json, "a json of panoptic annotations")["annotations"]
+            self._annotations = {x["image_id"]: (x["file_name"], x["segments_info"]) for x in entries}
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{self._json} is no json of panoptic annotations in COCO's format ({e!r}).") from e
         self.folder = output_dir and os.path.join(output_dir, dataset_name, "panoptic")
         self.reset()
 
@@ -71,24 +75,22 @@ class PanopticEvaluator(DatasetEvaluator):
             ids, segments = output["panoptic_seg"]
             found, image = ids.cpu().numpy(), sample["image_id"]
             segments = [self._to_dataset(x) for x in segments]
-            annotation = self._annotations.get(image)
-            if annotation is None:
+            if image not in self._annotations:
                 raise UserError(f"{self._json} has no annotation of image {image}, {sample['file_name']}.")
-            truth = read_segment_map(os.path.join(self._root, annotation["file_name"]), found.shape)
-            for category, counts in count_segments(truth, annotation["segments_info"], found, segments).items():
+            file_name, true_segments = self._annotations[image]
+            truth = read_segment_map(os.path.join(self._root, file_name), found.shape)
+            for category, counts in count_segments(truth, true_segments, found, segments).items():
                 if category in rows:
                     self._counts[rows[category]] += counts
-            name = os.path.splitext(annotation["file_name"])[0] + ".png"
+            name = os.path.splitext(file_name)[0] + ".png"
             self._predictions.append({"image_id": image, "file_name": name, "segments_info": segments})
             if self.folder:
                 write_segment_map(os.path.join(self.folder, "predictions", name), found)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Compute panoptic quality.
+        """Return ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}`` in percent.
 
-        Returns:
-            on the main process ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}``
-            in percent, NaN where no class occurs; None on the others.
+        NaN where no class occurs. None on processes other than the main one.
         """
         comm.synchronize()
         gathered = comm.gather(self._counts), comm.gather(self._predictions)
@@ -219,16 +221,3 @@ def write_segment_map(path: str, ids: NDArray) -> None:
 def _areas(ids: NDArray) -> Counter:
     values, areas = np.unique(ids, return_counts=True)
     return Counter(dict(zip(values.tolist(), areas.tolist(), strict=True)))
-
-
-def _read_annotations(path: str) -> dict[int, dict]:
-    """Read the entries of a panoptic json's "annotations", by image id.
-
-    Raises:
-        UserError: the file cannot be read, or is not in COCO's panoptic format.
-    """
-    try:
-        entries = read_json(path, "a json of panoptic annotations")["annotations"]
-        return {x["image_id"]: {"file_name": x["file_name"], "segments_info": x["segments_info"]} for x in entries}
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{path} is no json of panoptic annotations in COCO's format ({e!r}).") from e
