@@ -18,12 +18,11 @@ from PIL import Image
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
-from detr_d2.checkpoint.class_head import COCO_CLASSES, coco_names, head_rows
+from detr_d2.checkpoint.class_head import coco_head_by_ids, coco_head_contiguous, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import to_tensor
-from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
 from detr_d2.utils.errors import UserError
 
@@ -169,38 +168,24 @@ def find_categories(cfg: CfgNode, num_classes: int, checkpoint_names: Sequence[s
     as many classes; then from COCO for as many classes as COCO's models have; otherwise classes are called "class 3",
     with a warning. Ids are those of the dataset with these names, or of COCO; otherwise they count from 1.
     """
-    metadata = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)]
-    fitting = [x for x in metadata if len(x.get("thing_classes") or ()) == num_classes]
-    if checkpoint_names and len(checkpoint_names) == num_classes:
-        names = list(checkpoint_names)
-    else:
-        names = list(fitting[0].thing_classes) if fitting else coco_names(num_classes + 1)
+    # Names and ids, by row.
+    known: list[tuple[list[str | None], list[int]]] = []
+    for metadata in map(MetadataCatalog.get, (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
+        # The rows of a panoptic dataset are things, then stuff.
+        keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+        rows = {i: row for key in keys for i, row in (metadata.get(key) or {}).items()}
+        known.append((list(metadata.get("thing_classes") or ()), sorted(rows, key=rows.get)))
+    if coco := coco_head_contiguous(num_classes + 1):
+        known.append((coco.names, coco.rows[:-1]))
+    elif coco := coco_head_by_ids(num_classes + 1):
+        known.append((coco.names_by_id, list(range(num_classes))))
+    candidates = [*([list(checkpoint_names)] if checkpoint_names else []), *(names for names, _ in known)]
+    names = next((x for x in candidates if len(x) == num_classes), None)
     if names is None:
         logger.warning(
             f"Neither the checkpoint nor DATASETS has the names of the {num_classes} classes: they are called "
             f"class 0 to class {num_classes - 1}."
         )
         names = [None] * num_classes
-    ids = _ids_of_datasets(fitting, names) or _ids_of_coco(names) or list(range(1, num_classes + 1))
+    ids = next((ids for x, ids in known if x == names and len(ids) == num_classes), list(range(1, num_classes + 1)))
     return Categories([name or f"class {i}" for i, name in enumerate(names)], ids)
-
-
-def _ids_of_datasets(fitting: list, names: list[str | None]) -> list[int] | None:
-    for metadata in fitting:
-        # The rows of a panoptic dataset are things, then stuff.
-        keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
-        ids = {i: row for key in keys for i, row in (metadata.get(key) or {}).items()}
-        if len(ids) == len(names) and list(metadata.thing_classes) == names:
-            return sorted(ids, key=ids.get)
-    return None
-
-
-def _ids_of_coco(names: list[str | None]) -> list[int] | None:
-    for ids_by_name in (
-        {x.name: x.id for x in coco_panoptic_categories()},
-        {x["name"]: x["id"] for x in COCO_CLASSES},
-    ):
-        if names == list(ids_by_name):
-            return list(ids_by_name.values())
-    # In heads over category ids a row is its id.
-    return list(range(len(names))) if len(names) > len(COCO_CLASSES) and names == coco_names(len(names) + 1) else None

@@ -51,10 +51,10 @@ def draw_query_attention(
 
     Args:
         image_rgb: (H, W, 3) the whole image, of any size.
-        instances: its detections, with boxes in pixels of ``image_rgb`` and ``queries``, as the model returns them.
+        instances: its detections as the model returns them, with boxes in pixels of ``image_rgb``, and ``queries``.
         record: of the forward pass that found them, see :func:`~detr_d2.modeling.record_attention`.
         class_names: by class; a class without a name is called "class 3".
-        queries: to draw the attention of; by default those of the ``top`` best detections.
+        queries: by default those of the ``top`` best detections.
         index: the image's number in the batch.
         layer: of the decoder; negative numbers count from the last.
         per_head: one heat map per head instead of their mean.
@@ -74,7 +74,8 @@ def draw_query_attention(
     if wrong := [q for q in queries if not 0 <= q < weights.shape[1]]:
         raise UserError(f"There is no query {wrong[0]}: the model has {weights.shape[1]}, numbered from 0.")
     rows = [(weights[:, q], _query_panel(image_rgb, instances, q, class_names)) for q in queries]
-    return _draw(image_rgb, rows, _layer_note(record.decoder, layer, "decoder"), record, index, per_head)
+    note = f"decoder layer {layer % len(record.decoder) + 1} of {len(record.decoder)}"
+    return _draw(image_rgb, rows, note, record, index, per_head)
 
 
 def draw_encoder_attention(
@@ -110,7 +111,8 @@ def draw_encoder_attention(
         marks = (((x * width, y * height), str(i + 1), color),)
         weights = record.self_attention((float(x), float(y)), index, layer)
         rows.append((weights, Panel(image_rgb, f"from point {i + 1}", color=color, marks=marks)))
-    return _draw(image_rgb, rows, _layer_note(record.encoder, layer, "encoder"), record, index, per_head)
+    note = f"encoder layer {layer % len(record.encoder) + 1} of {len(record.encoder)}"
+    return _draw(image_rgb, rows, note, record, index, per_head)
 
 
 def heat_map(weights: Tensor, record: AttentionRecord, size: tuple[int, int], index: int = 0) -> NDArray[np.float32]:
@@ -148,12 +150,7 @@ def draw_panels(panels: list[Panel], columns: int) -> NDArray[np.uint8]:
 
 
 def _draw(
-    image: NDArray[np.uint8],
-    rows: list[tuple[Tensor, Panel]],
-    note: str,
-    record: AttentionRecord,
-    index: int,
-    per_head: bool,
+    image: NDArray, rows: list[tuple[Tensor, Panel]], note: str, record: AttentionRecord, index: int, per_head: bool
 ) -> NDArray[np.uint8]:
     """Draw the image and one heat map per row of (heads, H, W) weights and panel; with ``per_head`` one per head."""
 
@@ -168,16 +165,13 @@ def _draw(
             heads = [panel._replace(caption=f"head {i}", note="") for i in range(len(weights))]
             panels += map(heat_panel, heads, weights)
         return draw_panels(panels, len(panels) // len(rows))
-    boxes = tuple(box for _, panel in rows for box in panel.boxes)
-    marks = tuple(mark for _, panel in rows for mark in panel.marks)
+    boxes, marks = (tuple(x for _, panel in rows for x in getattr(panel, name)) for name in ("boxes", "marks"))
     panels = [Panel(image, "image" if rows else "no detections", note, boxes=boxes, marks=marks)]
     panels += [heat_panel(panel, weights.mean(dim=0)) for weights, panel in rows]
     return draw_panels(panels, _COLUMNS)
 
 
-def _query_panel(
-    image: NDArray[np.uint8], instances: Instances, query: int, class_names: Sequence[str | None] | None
-) -> Panel:
+def _query_panel(image: NDArray, instances: Instances, query: int, class_names: Sequence[str | None] | None) -> Panel:
     """Describe the query's best detection, if it has one."""
     found = instances[instances.queries == query]
     if not len(found):
@@ -187,10 +181,6 @@ def _query_panel(
     caption = f"{class_name(class_names, label)} {float(best.scores):.0%}"
     boxes = ((tuple(best.pred_boxes.tensor[0].tolist()), color),)
     return Panel(image, caption, f"query {query}", color=color, boxes=boxes)
-
-
-def _layer_note(layers: list[Tensor], layer: int, name: str) -> str:
-    return f"{name} layer {layer % len(layers) + 1} of {len(layers)}"
 
 
 def _draw_panel(panel: Panel) -> Image.Image:

@@ -76,7 +76,7 @@ def plot_training(
 
 
 def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
-    """Read the series of a run: metric -> iterations (N,) int, rising, and values (N,) float64, perhaps NaN.
+    """Read the series of a run: metric -> (N,) int iterations, rising, and (N,) float64 values, perhaps NaN.
 
     Where a run was resumed or started again in the same folder, repeated iterations replace the earlier ones and all
     that followed. Incomplete lines are left out, such as the last one of a run that is writing.
@@ -91,7 +91,7 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
     if not file.is_file():
         raise UserError(f"{file} does not exist: give the OUTPUT_DIR of a run that has logged at least once.")
     parsed = [_parse(line) for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    records = [record for record in parsed if record is not None]
+    records = [x for x in parsed if x]
     if parsed and not records:
         raise UserError(f"{file} has no line with an iteration: it is not a metrics.json of Detectron2.")
     # The last line may be in writing.
