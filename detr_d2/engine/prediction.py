@@ -57,18 +57,12 @@ def predict_files(
 ) -> Summary:
     """Predict on images and videos and write to the folder ``output``, which appears when all is done.
 
-    - ``predictions.json``: a list of COCO results (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in
-      pixels, ``score``, and of a model with masks ``segmentation`` as RLE) from ``score_thresh`` up; in a video also
-      ``frame``, counted from 0;
+    - ``predictions.json``: COCO results from ``score_thresh`` up; in a video with the key ``frame``, counted from 0;
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
-    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG of segment ids per
-      image or frame;
-    - ``overlays/``: the images and videos (as mp4) with the detections, or the segments of a panoptic model, under
-      their names;
-    - ``summary.json``: counts, speed, the files that could not be read, and ``run``.
-
-    A file that can't be read is left out and listed.
+    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG per image or frame;
+    - ``overlays/``: the images and videos (as mp4) with the detections or segments, under their names;
+    - ``summary.json``: counts, speed, the files that could not be read, which are left out, and ``run``.
 
     Raises:
         UserError: not one file can be read, or ``output`` may not be written.

@@ -45,52 +45,34 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of K classes.
+    """An evaluation of K classes."""
 
-    Attributes:
-        task: "bbox" or "segm", the shape of which the IoU was computed.
-        overall: of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the
-            pooled detections at one threshold for all.
-        classes: K results, in the order of the category ids.
-        confusion: (K + 1, K + 1) int, annotated by detected class, from ``confusion_threshold``. The last column
-            holds missed objects, the last row detections without an object.
-        confusion_threshold: a score.
-        recall: (R,) the recalls, in percent, of ``precision``.
-        precision: (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
-        scores: (N,) thresholds, falling, of ``score_precision`` and ``score_recall``: (N,) of all classes, in percent.
-    """
-
-    task: str
+    task: str  # "bbox" or "segm", the shape of which the IoU was computed.
+    # Of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the pooled detections
+    # at one threshold for all.
     overall: ClassResult
-    classes: list[ClassResult]
+    classes: list[ClassResult]  # In the order of the category ids.
+    # (K + 1, K + 1) int, annotated by detected class, of detections from a score of ``confusion_threshold``. The last
+    # column holds missed objects, the last row detections without an object.
     confusion: NDArray
     confusion_threshold: float
-    recall: NDArray
-    precision: NDArray
-    scores: NDArray
-    score_precision: NDArray
-    score_recall: NDArray
+    recall: NDArray  # (R,) the recalls, in percent, of ``precision``.
+    precision: NDArray  # (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
+    scores: NDArray  # (N,) thresholds, falling, of the next two.
+    score_precision: NDArray  # (N,) of all classes, in percent.
+    score_recall: NDArray  # (N,) of all classes, in percent.
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """The D detections and G objects of a dataset, and the P pairs of them that overlap enough to match.
+    """The D detections and G objects of a dataset, and the P pairs of them that overlap enough to match."""
 
-    Attributes:
-        scores: (D,) float, falling.
-        detection_classes: (D,) int, indices in COCOeval's ``catIds``.
-        object_classes: (G,) int.
-        object_images: (G,) int, indices in COCOeval's ``imgIds``.
-        crowd: (G,) bool, regions with any number of objects; detections in them are neither right nor wrong.
-        pairs: (P, 2) int of detection and object, in the order in which matching tries them.
-    """
-
-    scores: NDArray
-    detection_classes: NDArray
-    object_classes: NDArray
-    object_images: NDArray
-    crowd: NDArray
-    pairs: NDArray
+    scores: NDArray  # (D,) float, falling.
+    detection_classes: NDArray  # (D,) int, indices in COCOeval's ``catIds``.
+    object_classes: NDArray  # (G,) int, likewise.
+    object_images: NDArray  # (G,) int, indices in COCOeval's ``imgIds``.
+    crowd: NDArray  # (G,) bool, regions with any number of objects; detections in them are neither right nor wrong.
+    pairs: NDArray  # (P, 2) int of detection and object, in the order in which matching tries them.
 
 
 def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evaluation:
