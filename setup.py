@@ -36,7 +36,7 @@ setup(
     entry_points={"console_scripts": ["detr-d2 = detr_d2.cli.main:main"]},
     package_data={
         "detr_d2.configs": ["*.yaml", "**/*.yaml"],
-        "detr_d2.visualization": ["templates/*.html"],
+        "detr_d2.cli": ["*.html"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

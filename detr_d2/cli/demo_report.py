@@ -1,17 +1,24 @@
-"""Report of the demo: what a training run has learned, with images."""
+"""Report of the demo, one HTML file that holds its images: what a training run has learned."""
 
+import base64
+import io
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from torch import nn
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.images import read_image
@@ -19,7 +26,6 @@ from detr_d2.engine.trainer import Trainer
 from detr_d2.modeling import record_attention
 from detr_d2.utils.files import atomic_file
 from detr_d2.visualization import draw_instances, draw_query_attention, plot_training
-from detr_d2.visualization.report import Bar, ReportImage, Section, render_report
 
 SCORE_THRESHOLD = 0.4
 _NUM_IMAGES, _NUM_ATTENTION = 8, 2
@@ -27,42 +33,74 @@ _NUM_IMAGES, _NUM_ATTENTION = 8, 2
 _SCALE = 3
 
 
+@dataclass(frozen=True)
+class ReportImage:
+    """(H, W, 3) uint8 RGB, or a plot, with a caption; ``width`` is its share of the page's width, in [0, 1]."""
+
+    content: NDArray[np.uint8] | Figure
+    caption: str = ""
+    width: float = 1.0
+
+    @property
+    def source(self) -> str:
+        """The PNG itself, as the address of an HTML image."""
+        buffer = io.BytesIO()
+        if isinstance(self.content, Figure):
+            self.content.savefig(buffer, format="png", dpi=150)
+        else:
+            Image.fromarray(self.content).save(buffer, format="png", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report; empty fields are not shown."""
+
+    title: str
+    text: str = ""
+    images: Sequence[ReportImage] = ()
+    bars: Sequence[tuple[str, float]] = ()  # Names, and numbers from 0 to 100.
+    facts: Sequence[tuple[str, str]] = ()  # Rows of a table: name and value.
+    commands: Sequence[str] = ()
+
+
+def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    """Return HTML that needs no other file.
+
+    Args:
+        title, lead: the headline, and the result in a sentence or two. Text, not HTML, as everything else here.
+        statistics: the most important numbers, as (number, name).
+        sections: what follows, in order.
+    """
+    template = resources.files("detr_d2.cli").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(title=title, lead=lead, statistics=statistics, sections=sections)
+
+
 def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:
-    """Write ``report.html`` into the run's folder.
+    """Write ``report.html`` into the run's folder, and return its path.
 
     Args:
         trainer: the trainer of the main process, after training.
         results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
         minutes: duration of the training.
         command: the command line.
-
-    Returns:
-        The path of the report.
     """
-    cfg, box = trainer.cfg, results["bbox"]
-    # Not wrapped for several processes.
-    model = trainer.checkpointer.model
-    dataset = cfg.DATASETS.TEST[0]
+    cfg, box, dataset = trainer.cfg, results["bbox"], trainer.cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(dataset).thing_classes
-    records = _interesting(DatasetCatalog.get(dataset), _NUM_IMAGES)
+    # The first images with several objects and, if these are too few, others.
+    records = sorted(DatasetCatalog.get(dataset), key=lambda x: len(x["annotations"]) < 4)[:_NUM_IMAGES]
+    found = (
+        f"Images of {dataset} that were not trained on: on the left the annotations, on the right what the model found "
+        f"with a score over {SCORE_THRESHOLD}."
+    )
+    reads = "Cross attention of the last decoder layer: what each object query reads from the image to find its box."
+    bars = [(name, box[f"AP-{name}"]) for name in classes if np.isfinite(box[f"AP-{name}"])]
     sections = [
-        Section(
-            "What it finds",
-            f"Images of {dataset} that were not trained on: on the left the annotations, on the right what the model "
-            f"found with a score over {SCORE_THRESHOLD}.",
-            images=_predictions(cfg, model, records, classes),
-        ),
+        Section("What it finds", found, images=[_prediction(trainer, x, classes) for x in records]),
         Section("How it learned", images=[ReportImage(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
-        Section(
-            "AP by class",
-            "Average precision over IoU 0.5 to 0.95, in percent.",
-            bars=[Bar(name, box[f"AP-{name}"]) for name in classes if np.isfinite(box[f"AP-{name}"])],
-        ),
-        Section(
-            "Where queries look",
-            "Cross attention of the last decoder layer: what each object query reads from the image to find its box.",
-            images=_attention(cfg, model, records[:_NUM_ATTENTION], classes),
-        ),
+        Section("AP by class", "Average precision over IoU 0.5 to 0.95, in percent.", bars=bars),
+        Section("Where queries look", reads, [_attention(trainer, x, classes) for x in records[:_NUM_ATTENTION]]),
         Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
     ]
     statistics = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
@@ -72,52 +110,39 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         f"of {len(classes)} classes in images that it was not trained on with a box AP of {box['AP']:.1f}."
     )
     path = Path(cfg.OUTPUT_DIR) / "report.html"
-    with atomic_file(str(path)) as file:
+    with atomic_file(path) as file:
         file.write(render_report("DETR learns shapes", lead, statistics, sections).encode("utf-8"))
     return path
 
 
-def _interesting(records: Sequence[dict], count: int) -> list[dict]:
-    """Return the first images with several objects and, if these are too few, others."""
-    return sorted(records, key=lambda record: len(record["annotations"]) < 4)[:count]
+def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
+    image, found = read_image(record["file_name"], "RGB"), _detect(trainer, record)
+    left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (record["annotations"], found))
+    gap = np.full((len(left), 12, 3), 255, dtype=np.uint8)
+    caption = f"{len(record['annotations'])} objects · {int((found.scores >= SCORE_THRESHOLD).sum())} found"
+    return ReportImage(np.concatenate((left, gap, right), axis=1), caption, width=0.5)
 
 
-def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
-    pictures = []
-    for record in records:
-        image = read_image(record["file_name"], "RGB")
-        found = _detect(cfg, model, record)
-        both = [draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (record["annotations"], found)]
-        gap = np.full((both[0].shape[0], 12, 3), 255, dtype=np.uint8)
-        shown = int((found.scores >= SCORE_THRESHOLD).sum())
-        caption = f"{len(record['annotations'])} objects · {shown} found"
-        pictures.append(ReportImage(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
-    return pictures
-
-
-def _attention(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
-    pictures = []
-    for record in records:
-        with record_attention(model) as attention:
-            found = _detect(cfg, model, record)
-        image = read_image(record["file_name"], "RGB")
-        pictures.append(ReportImage(draw_query_attention(image, found, attention, classes, top=5)))
-    return pictures
+def _attention(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
+    with record_attention(trainer.checkpointer.model) as attention:
+        found = _detect(trainer, record)
+    return ReportImage(draw_query_attention(read_image(record["file_name"], "RGB"), found, attention, classes))
 
 
 @torch.no_grad()
-def _detect(cfg: CfgNode, model: nn.Module, record: dict) -> Instances:
-    model.eval()
-    return model([DetrDatasetMapper(cfg, is_train=False)(record)])[0]["instances"].to("cpu")
+def _detect(trainer: Trainer, record: dict) -> Instances:
+    # Not wrapped for several processes.
+    model = trainer.checkpointer.model.eval()
+    return model([DetrDatasetMapper(trainer.cfg, is_train=False)(record)])[0]["instances"].to("cpu")
 
 
 def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
-    cfg = trainer.cfg
+    cfg, detr = trainer.cfg, trainer.cfg.MODEL.DETR
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return [
         ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them trained from random values"),
-        ("transformer", f"{cfg.MODEL.DETR.ENC_LAYERS} encoder and {cfg.MODEL.DETR.DEC_LAYERS} decoder layers, "
-                        f"{cfg.MODEL.DETR.NUM_OBJECT_QUERIES} object queries of {cfg.MODEL.DETR.HIDDEN_DIM} channels"),
+        ("transformer", f"{detr.ENC_LAYERS} encoder and {detr.DEC_LAYERS} decoder layers, "
+                        f"{detr.NUM_OBJECT_QUERIES} object queries of {detr.HIDDEN_DIM} channels"),
         ("data", f"{', '.join(cfg.DATASETS.TRAIN)} to train on, {', '.join(cfg.DATASETS.TEST)} to evaluate on"),
         ("training", f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images in {minutes:.1f} "
                      f"minutes, evaluations included; learning rate {cfg.SOLVER.BASE_LR:g}"),
@@ -129,10 +154,8 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
 
 def _describe(cfg: CfgNode) -> str:
     detr = cfg.MODEL.DETR
-    name = {"SmcaTransformer": f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, {detr.CLASS_LOSS} loss)"}.get(
-        detr.TRANSFORMER, f"DETR ({detr.CLASS_LOSS} loss)"
-    )
-    return f"{name} on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    name = f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, " if detr.TRANSFORMER == "SmcaTransformer" else "DETR ("
+    return f"{name}{detr.CLASS_LOSS} loss) on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
 
 
 def _device(cfg: CfgNode) -> str:

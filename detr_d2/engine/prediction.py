@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from detr_d2.data.images import read_image
@@ -25,9 +24,8 @@ from detr_d2.utils.files import output_folder
 from detr_d2.visualization import draw_instances, draw_panoptic
 
 SUMMARY = "summary.json"
-# Formats of overlays; files of other formats become PNGs, with .png after their name.
-_WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_JPEG_QUALITY = 90
+# Formats of overlays. Files of other formats become the first, with its suffix after their name.
+_IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"), (".mp4",)
 
 
 @dataclass
@@ -40,17 +38,10 @@ class Summary:
     frames: int = 0
     detections: int = 0
     detections_by_class: Counter = field(default_factory=Counter)
-    highest_score: float = 0.0
-    """Of all detections, including those below the threshold."""
+    highest_score: float = 0.0  # Of all detections, including those below the threshold.
     seconds: float = 0.0
-    images_per_second: float = 0.0
-    """Frames of videos are images here; reading, predicting, drawing and writing together."""
-    failed: list[dict] = field(default_factory=list)
-    """Files that could not be read: "file" and "error"."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields, classes sorted by their number of detections."""
-        return {**vars(self), "detections_by_class": dict(self.detections_by_class.most_common())}
+    images_per_second: float = 0.0  # With frames of videos; reading, predicting, drawing and writing together.
+    failed: list[dict] = field(default_factory=list)  # "file" and "error" of those that could not be read.
 
 
 def predict_files(
@@ -66,18 +57,12 @@ def predict_files(
 ) -> Summary:
     """Predict on images and videos and write to the folder ``output``, which appears when all is done.
 
-    - ``predictions.json``: a list of COCO results (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in
-      pixels, ``score``, and of a model with masks ``segmentation`` as RLE) from ``score_thresh`` up; in a video also
-      ``frame``, counted from 0;
+    - ``predictions.json``: COCO results from ``score_thresh`` up; in a video with the key ``frame``, counted from 0;
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
-    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG of segment ids per
-      image or frame;
-    - ``overlays/``: the images and videos (as mp4) with the detections, or the segments of a panoptic model, under
-      their names;
-    - ``summary.json``: counts, speed, the files that could not be read, and ``run``.
-
-    A file that can't be read is left out and listed.
+    - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG per image or frame;
+    - ``overlays/``: the images and videos (as mp4) with the detections or segments, under their names;
+    - ``summary.json``: counts, speed, the files that could not be read, which are left out, and ``run``.
 
     Raises:
         UserError: not one file can be read, or ``output`` may not be written.
@@ -85,14 +70,14 @@ def predict_files(
     started = time.perf_counter()
     with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
         writer = _Writer(folder, predictor, score_thresh, overlays)
+        summary = writer.summary
         with tqdm(total=len(inputs), unit="file", disable=None) as bar:
-            images = _readable((x for x in inputs if not x.is_video), writer.summary, bar)
+            images = writer.read_images((x for x in inputs if not x.is_video), bar)
             for file, image, result in predictor.predict(images, batch_size):
                 writer.add_image(file, image, result)
             for file in (x for x in inputs if x.is_video):
                 writer.add_video(file, batch_size)
                 bar.update()
-        summary = writer.summary
         if not (summary.images or summary.frames):
             first = summary.failed[0]["error"] if summary.failed else "there are no inputs"
             raise UserError(f"None of the {len(inputs)} files can be read; the first: {first}")
@@ -100,17 +85,6 @@ def predict_files(
         summary.images_per_second = round((summary.images + summary.frames) / max(summary.seconds, 1e-3), 3)
         writer.finish(run or {})
     return summary
-
-
-def _readable(files: Iterator[InputFile], summary: Summary, bar: tqdm) -> Iterator[tuple[InputFile, NDArray]]:
-    for file in files:
-        bar.update()
-        try:
-            image = read_image(str(file.path), "RGB")
-        except UserError as e:
-            summary.failed.append({"file": str(file.path), "error": str(e)})
-            continue
-        yield file, image
 
 
 class _Writer:
@@ -124,20 +98,28 @@ class _Writer:
         self.results: list[dict] = []
         self.panoptic: list[dict] = []
 
+    def read_images(self, files: Iterable[InputFile], bar: tqdm) -> Iterator[tuple[InputFile, NDArray[np.uint8]]]:
+        for file in files:
+            bar.update()
+            try:
+                image = read_image(str(file.path), "RGB")
+            except UserError as e:
+                self._add_failure(file, e)
+            else:
+                yield file, image
+
     def add_image(self, file: InputFile, image: NDArray[np.uint8], result: dict[str, Any]) -> None:
         self._add(result, {"file_name": str(file.path)}, image)
         self.summary.images += 1
         if self.overlays:
-            path = self._overlay_path(file.name if file.path.suffix.lower() in _WRITABLE else f"{file.name}.png")
-            Image.fromarray(self._draw(image, result)).save(path, quality=_JPEG_QUALITY)
+            Image.fromarray(self._draw(image, result)).save(self._overlay_path(file, _IMAGES), quality=90)
 
     def add_video(self, file: InputFile, batch_size: int) -> None:
         writer = None
         try:
             video = VideoReader(file.path)
             if self.overlays:
-                name = file.name if file.path.suffix.lower() == ".mp4" else f"{file.name}.mp4"
-                writer = VideoWriter(self._overlay_path(name), video.frames_per_second)
+                writer = VideoWriter(self._overlay_path(file, _VIDEOS), video.frames_per_second)
             frames = tqdm(video, str(file.path), video.frame_count, leave=False, unit="frame", disable=None)
             for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
                 self._add(result, {"file_name": str(file.path), "frame": number}, image)
@@ -146,7 +128,7 @@ class _Writer:
                     writer.write(self._draw(image, result))
             self.summary.videos += 1
         except UserError as e:
-            self.summary.failed.append({"file": str(file.path), "error": str(e)})
+            self._add_failure(file, e)
         finally:
             if writer:
                 writer.close()
@@ -155,20 +137,20 @@ class _Writer:
         # One result per line: these files grow long.
         lines = ",\n".join(json.dumps(x) for x in self.results)
         (self.folder / "predictions.json").write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
-        info = {"description": "what detr_d2 predicted on"}
-        categories = self.categories.to_coco()
+        pairs = zip(self.categories.ids, self.categories.names, strict=True)
+        categories = [{"id": i, "name": name} for i, name in pairs]
         dataset = {"images": self.images, "categories": categories, "annotations": []}
-        self._write("images.json", {"info": info, **dataset})
+        self._write("images.json", {"info": {"description": "what detr_d2 predicted on"}, **dataset})
         if rules := getattr(self.predictor.model, "panoptic", None):
             categories = [{**x, "isthing": int(y)} for x, y in zip(categories, rules.is_thing, strict=True)]
             self._write("panoptic.json", {**dataset, "annotations": self.panoptic, "categories": categories})
-        self._write(SUMMARY, {**self.summary.to_json(), **run})
+        counts = dict(self.summary.detections_by_class.most_common())
+        self._write(SUMMARY, {**vars(self.summary), "detections_by_class": counts, **run})
 
     def _add(self, result: dict[str, Any], source: dict[str, Any], image: NDArray[np.uint8]) -> None:
-        instances, summary = result["instances"], self.summary
+        instances, summary, ids = result["instances"], self.summary, self.categories.ids
         image_id = len(self.images) + 1
-        height, width = image.shape[:2]
-        self.images.append({"id": image_id, **source, "height": height, "width": width})
+        self.images.append({"id": image_id, **source, "height": image.shape[0], "width": image.shape[1]})
         if len(instances):
             summary.highest_score = max(summary.highest_score, round(float(instances.scores.max()), 4))
         kept = instances[instances.scores >= summary.score_thresh]
@@ -176,29 +158,23 @@ class _Writer:
         if kept.has("pred_masks"):
             kept.pred_masks = kept.pred_masks.numpy()
         for x in instances_to_coco_json(kept, image_id):
-            row = x["category_id"]
-            x["category_id"] = self.categories.ids[row]
-            x["bbox"] = [round(v, 2) for v in x["bbox"]]
-            x["score"] = round(x["score"], 5)
+            summary.detections_by_class[self.categories.names[x["category_id"]]] += 1
+            bbox = [round(v, 2) for v in x["bbox"]]
+            x.update(category_id=ids[x["category_id"]], bbox=bbox, score=round(x["score"], 5))
             self.results.append({**x, **({"frame": source["frame"]} if "frame" in source else {})})
-            summary.detections_by_class[self.categories.names[row]] += 1
         summary.detections += len(kept)
         if "panoptic_seg" in result:
-            self._add_segments(image_id, *result["panoptic_seg"])
+            segment_map, segments = result["panoptic_seg"]
+            name = f"{image_id:06}.png"
+            write_segment_map(str(self.folder / "panoptic" / name), segment_map.numpy())
+            infos = [
+                {"id": x["id"], "category_id": ids[x["category_id"]], "area": x["area"], "score": round(x["score"], 5)}
+                for x in segments
+            ]
+            self.panoptic.append({"image_id": image_id, "file_name": name, "segments_info": infos})
 
-    def _add_segments(self, image_id: int, ids: Tensor, segments: list[dict[str, Any]]) -> None:
-        name = f"{image_id:06}.png"
-        write_segment_map(str(self.folder / "panoptic" / name), ids.numpy())
-        infos = [
-            {
-                "id": x["id"],
-                "category_id": self.categories.ids[x["category_id"]],
-                "area": x["area"],
-                "score": round(x["score"], 5),
-            }
-            for x in segments
-        ]
-        self.panoptic.append({"image_id": image_id, "file_name": name, "segments_info": infos})
+    def _add_failure(self, file: InputFile, error: UserError) -> None:
+        self.summary.failed.append({"file": str(file.path), "error": str(error)})
 
     def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8]:
         names = self.categories.names
@@ -206,7 +182,8 @@ class _Writer:
             return draw_panoptic(image, *result["panoptic_seg"], names)
         return draw_instances(image, result["instances"], names, self.summary.score_thresh)
 
-    def _overlay_path(self, name: str) -> Path:
+    def _overlay_path(self, file: InputFile, formats: Sequence[str]) -> Path:
+        name = file.name if file.path.suffix.lower() in formats else file.name + formats[0]
         path = self.folder / "overlays" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

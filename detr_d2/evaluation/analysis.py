@@ -1,12 +1,18 @@
-"""Analysis of a COCO evaluation: AP, the best score threshold and the confusions of each class."""
+"""Analysis of a COCO evaluation, of detections matched by COCO's rules: threshold and confusions of each class."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.evaluation.matching import IOU_THRESHOLD, Overlaps, find_overlaps, match, match_rest
+from detr_d2.evaluation.coco import SHAPES
+
+IOU_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,31 +45,34 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of K classes.
+    """An evaluation of K classes."""
 
-    Attributes:
-        task: "bbox" or "segm", the shape of which the IoU was computed.
-        overall: of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the
-            pooled detections at one threshold for all.
-        classes: K results, in the order of the category ids.
-        confusion: (K + 1, K + 1) int, annotated by detected class, from ``confusion_threshold``. The last column
-            holds missed objects, the last row detections without an object.
-        confusion_threshold: a score.
-        recall: (R,) the recalls, in percent, of ``precision``.
-        precision: (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
-        scores: (N,) thresholds, falling, of ``score_precision`` and ``score_recall``: (N,) of all classes, in percent.
-    """
-
-    task: str
+    task: str  # "bbox" or "segm", the shape of which the IoU was computed.
+    # Of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the pooled detections
+    # at one threshold for all.
     overall: ClassResult
-    classes: list[ClassResult]
+    classes: list[ClassResult]  # In the order of the category ids.
+    # (K + 1, K + 1) int, annotated by detected class, of detections from a score of ``confusion_threshold``. The last
+    # column holds missed objects, the last row detections without an object.
     confusion: NDArray
     confusion_threshold: float
-    recall: NDArray
-    precision: NDArray
-    scores: NDArray
-    score_precision: NDArray
-    score_recall: NDArray
+    recall: NDArray  # (R,) the recalls, in percent, of ``precision``.
+    precision: NDArray  # (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
+    scores: NDArray  # (N,) thresholds, falling, of the next two.
+    score_precision: NDArray  # (N,) of all classes, in percent.
+    score_recall: NDArray  # (N,) of all classes, in percent.
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The D detections and G objects of a dataset, and the P pairs of them that overlap enough to match."""
+
+    scores: NDArray  # (D,) float, falling.
+    detection_classes: NDArray  # (D,) int, indices in COCOeval's ``catIds``.
+    object_classes: NDArray  # (G,) int, likewise.
+    object_images: NDArray  # (G,) int, indices in COCOeval's ``imgIds``.
+    crowd: NDArray  # (G,) bool, regions with any number of objects; detections in them are neither right nor wrong.
+    pairs: NDArray  # (P, 2) int of detection and object, in the order in which matching tries them.
 
 
 def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evaluation:
@@ -75,8 +84,8 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
     overlaps = find_overlaps(coco_eval)
     matches = match(overlaps)
     # (IoU thresholds, recalls, classes); COCOeval has -1 for classes without objects.
-    precision = _percent(coco_eval.eval["precision"][..., 0, -1])
-    recall = _percent(coco_eval.eval["recall"][..., 0, -1])
+    precision, recall = (coco_eval.eval[key][..., 0, -1] for key in ("precision", "recall"))
+    precision, recall = (np.where(x < 0, np.nan, 100 * x) for x in (precision, recall))
     precision50 = precision[np.isclose(coco_eval.params.iouThrs, IOU_THRESHOLD)][0]
 
     def result(name: str, k: slice, detections: NDArray, objects: NDArray) -> ClassResult:
@@ -92,15 +101,10 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
 
     counted, objects = ~_in_crowd(overlaps, matches), ~overlaps.crowd
     names = [coco_eval.cocoGt.cats[i]["name"] for i in coco_eval.params.catIds]
-    classes = [
-        result(
-            name,
-            slice(k, k + 1),
-            counted & (overlaps.detection_classes == k),
-            objects & (overlaps.object_classes == k),
-        )
-        for k, name in enumerate(names)
-    ]
+    classes = []
+    for k, name in enumerate(names):
+        of_class = counted & (overlaps.detection_classes == k), objects & (overlaps.object_classes == k)
+        classes.append(result(name, slice(k, k + 1), *of_class))
     overall = result("all", slice(None), counted, objects)
     threshold = overall.best.threshold if score_threshold is None else score_threshold
     scores, right, kept = _sweep(overlaps.scores[counted], matches[counted] >= 0)
@@ -174,10 +178,90 @@ def _sweep(scores: NDArray, right: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     return scores[last], np.cumsum(right)[last], last + 1
 
 
-def _percent(values: NDArray) -> NDArray:
-    return np.where(values < 0, np.nan, 100 * values)
-
-
 def _mean(values: NDArray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def find_overlaps(coco_eval: COCOeval) -> Overlaps:
+    """Find the pairs, of any two classes, with an IoU from :data:`IOU_THRESHOLD`.
+
+    Args:
+        coco_eval: evaluated, so that masks are run-length encoded.
+    """
+    params = coco_eval.params
+    classes = {category: k for k, category in enumerate(params.catIds)}
+    shape = SHAPES[params.iouType]
+    detections, objects, images = [], [], []
+    pairs = [np.zeros((0, 2), int)]
+    ious = [np.zeros(0)]
+    for i, image in enumerate(params.imgIds):
+        found = list(_most_confident(coco_eval.cocoDt.imgToAnns.get(image, ()), classes, params.maxDets[-1]))
+        annotated = [x for x in coco_eval.cocoGt.imgToAnns.get(image, ()) if x["category_id"] in classes]
+        if found and annotated:
+            crowd = [int(x.get("iscrowd", 0)) for x in annotated]
+            iou = mask.iou([x[shape] for x in found], [x[shape] for x in annotated], crowd)
+            overlapping = np.argwhere(iou >= IOU_THRESHOLD)
+            pairs.append(np.add(overlapping, (len(detections), len(objects))))
+            ious.append(iou[tuple(overlapping.T)])
+        detections += found
+        objects += annotated
+        images += [i] * len(annotated)
+
+    scores = np.array([x["score"] for x in detections], float)
+    detection_classes, object_classes = (
+        np.array([classes[x["category_id"]] for x in annotations], int) for annotations in (detections, objects)
+    )
+    crowd = np.array([x.get("iscrowd", 0) for x in objects], bool)
+    order = np.argsort(-scores, kind="stable")
+    # The inverse permutation.
+    rank = np.argsort(order)
+    detection, object_ = np.concatenate(pairs).T
+    # As COCOeval: a confident detection chooses first, an object before a crowd, then by overlap, then the later one.
+    trial = np.lexsort((-object_, -np.concatenate(ious), crowd[object_], rank[detection]))
+    return Overlaps(
+        scores=scores[order],
+        detection_classes=detection_classes[order],
+        object_classes=object_classes,
+        object_images=np.array(images, int),
+        crowd=crowd,
+        pairs=np.stack([rank[detection], object_], axis=1)[trial],
+    )
+
+
+def match(overlaps: Overlaps) -> NDArray:
+    """Return (D,) the matched object of each detection, of its class, or -1. Only crowds match more than once."""
+    detection, object_ = overlaps.pairs.T
+    return _match(overlaps, overlaps.detection_classes[detection] == overlaps.object_classes[object_])
+
+
+def match_rest(overlaps: Overlaps, matches: NDArray, min_score: float) -> NDArray:
+    """Return (D,) the matched object of each detection from ``min_score`` that :func:`match` left, or -1.
+
+    These objects, of other classes, are those that no detection of their class from ``min_score`` matches.
+    """
+    kept = overlaps.scores >= min_score
+    found = np.zeros(len(overlaps.crowd), bool)
+    found[matches[kept & (matches >= 0)]] = True
+    detection, object_ = overlaps.pairs.T
+    return _match(overlaps, (kept & (matches < 0))[detection] & ~(found | overlaps.crowd)[object_])
+
+
+def _match(overlaps: Overlaps, allowed: NDArray) -> NDArray:
+    """Match greedily, in the order of the allowed pairs."""
+    matches = [-1] * len(overlaps.scores)
+    crowd = overlaps.crowd.tolist()
+    taken = [False] * len(crowd)
+    for detection, object_ in overlaps.pairs[allowed].tolist():
+        if matches[detection] < 0 and (crowd[object_] or not taken[object_]):
+            matches[detection] = object_
+            taken[object_] = True
+    return np.array(matches, int)
+
+
+def _most_confident(detections: list[dict[str, Any]], classes: dict[int, int], limit: int) -> Iterator[dict[str, Any]]:
+    """Yield the ``limit`` best detections of each class in an image, as COCOeval chooses them."""
+    seen = Counter()
+    for x in sorted(detections, key=lambda x: -x["score"]):
+        seen[x["category_id"]] += 1
+        if x["category_id"] in classes and seen[x["category_id"]] <= limit:
+            yield x

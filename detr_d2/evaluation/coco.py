@@ -1,9 +1,7 @@
 """COCO files of annotations and of results, and their comparison by COCOeval."""
 
 import contextlib
-import copy
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import read_json
 
 # The key of a result's shape, by task.
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}
@@ -29,8 +28,9 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
     other = {"segm": "bbox", "bbox": "segmentation"}[task]
     results = [{k: v for k, v in x.items() if k != other} for x in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        detections = annotations.loadRes(results) if results else _no_results(annotations)
-        # The compiled one does not support datasets without results.
+        # Neither loadRes nor the compiled COCOeval supports datasets without results.
+        empty = {**annotations.dataset, "annotations": []}
+        detections = annotations.loadRes(results) if results else _create_coco(empty)
         coco_eval = (COCOeval_opt if results else COCOeval)(annotations, detections, task)
         coco_eval.evaluate()
         coco_eval.accumulate()
@@ -44,7 +44,7 @@ def load_annotations(path: Path) -> COCO:
     Raises:
         UserError: it is not one, or no object is annotated in it.
     """
-    content = read_json(path)
+    content = read_json(path, "a COCO file of annotations")
     missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
     if missing:
         raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
@@ -68,7 +68,7 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
     Raises:
         UserError: it is not one, or is of other images or categories.
     """
-    results = read_json(path)
+    results = read_json(path, "a COCO file of results")
     if not isinstance(results, list):
         raise UserError(f"{path} is no list: it is not a COCO file of results.")
     needed = ("image_id", "category_id", "score", SHAPES[task])
@@ -90,28 +90,9 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
     return results
 
 
-def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        UserError: the file can't be read, or is not complete.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}.") from e
-    except ValueError as e:
-        raise UserError(f"{path} is not complete JSON: {e}.") from e
-
-
 def has_objects(coco: COCO) -> bool:
     """Check that an object other than a crowd is annotated; without one no AP is defined."""
     return any(not x.get("iscrowd", 0) for x in coco.anns.values())
-
-
-def _no_results(annotations: COCO) -> COCO:
-    content = {k: copy.copy(annotations.dataset[k]) for k in ("images", "categories")}
-    return _create_coco({**content, "annotations": []})
 
 
 def _create_coco(content: dict[str, Any]) -> COCO:

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.evaluation.analysis import Evaluation, OperatingPoint, analyze
+from detr_d2.evaluation.analysis import analyze
 from detr_d2.evaluation.coco import evaluate_results, has_objects
 from detr_d2.evaluation.panoptic import PanopticEvaluator
 from detr_d2.evaluation.report import FILES, remove_evaluation, write_evaluation
@@ -31,11 +31,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     """
     check_evaluation(cfg, dataset_name)
     is_panoptic = _is_panoptic(dataset_name)
-    evaluators: list[DatasetEvaluator] = []
-    if not is_panoptic or _has_instances(dataset_name):
-        evaluators.append(DetrCOCOEvaluator(dataset_name, output_dir))
-    if is_panoptic and cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        evaluators.append(PanopticEvaluator(dataset_name, output_dir))
+    kinds = [DetrCOCOEvaluator] if not is_panoptic or _has_instances(dataset_name) else []
+    kinds += [PanopticEvaluator] if is_panoptic and cfg.MODEL.DETR.PANOPTIC.ENABLED else []
+    evaluators = [kind(dataset_name, output_dir) for kind in kinds]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -60,18 +58,15 @@ class DetrCOCOEvaluator(COCOEvaluator):
     AP is 0 where Detectron2 has NaN because nothing was detected. Without annotated objects there is no AP at all.
 
     Args:
-        output_dir: of Detectron2's files; the analysis is in the folder ``dataset_name`` in it.
-
-    Attributes:
-        folder: of the analysis of boxes; that of masks is in ``segm`` in it.
-        evaluations: of the last call of ``evaluate``, by task; on the main process only.
+        output_dir: of Detectron2's files. The analysis of boxes is in the folder ``dataset_name`` in it, that of masks
+            in ``segm`` in that.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
         # A cached conversion of the dataset would outlive changes in it.
         super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
-        self.folder = os.path.join(output_dir, dataset_name)
-        self.evaluations: dict[str, Evaluation] = {}
+        self._folders = {"bbox": os.path.join(output_dir, dataset_name)}
+        self._folders["segm"] = os.path.join(self._folders["bbox"], "segm")
         self._dataset_name = dataset_name
         self._do_evaluation = self._do_evaluation and has_objects(self._coco_api)
         # The first classes of a panoptic dataset are things; only these have annotated boxes.
@@ -91,10 +86,9 @@ class DetrCOCOEvaluator(COCOEvaluator):
         return sorted({*tasks, "segm"}) if self._has_masks else tasks
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, Any]:
-        self.evaluations = {}
         if comm.is_main_process():
-            for task in ("bbox", "segm"):
-                remove_evaluation(self._task_folder(task))
+            for folder in self._folders.values():
+                remove_evaluation(folder)
             if not self._do_evaluation:
                 logger.warning(
                     "%s has no annotated objects (%s), so there is no AP. The detections are in %s.",
@@ -111,22 +105,14 @@ class DetrCOCOEvaluator(COCOEvaluator):
             coco_eval = evaluate_results(self._coco_api, [], iou_type)
         class_names = class_names and class_names[: self._num_things]
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        evaluation = self.evaluations[iou_type] = analyze(coco_eval)
-        folder = self._task_folder(iou_type)
+        evaluation, folder = analyze(coco_eval), self._folders[iou_type]
         write_evaluation(evaluation, folder)
-        best = _describe(evaluation.overall.best)
-        logger.info("%s: %s. By class: %s in %s", iou_type, best, ", ".join(FILES), folder)
+        best, text = evaluation.overall.best, "no detection matches an object"
+        if best.f1 > 0:
+            rates = f"precision {best.precision:.1f}, recall {best.recall:.1f}"
+            text = f"best F1 {best.f1:.1f} at score {best.threshold:.2f} ({rates})"
+        logger.info("%s: %s. By class: %s in %s", iou_type, text, ", ".join(FILES), folder)
         return results
-
-    def _task_folder(self, task: str) -> str:
-        return self.folder if task == "bbox" else os.path.join(self.folder, task)
-
-
-def _describe(best: OperatingPoint) -> str:
-    if not best.f1 > 0:
-        return "no detection matches an object"
-    rates = f"precision {best.precision:.1f}, recall {best.recall:.1f}"
-    return f"best F1 {best.f1:.1f} at score {best.threshold:.2f} ({rates})"
 
 
 def _is_panoptic(dataset_name: str) -> bool:

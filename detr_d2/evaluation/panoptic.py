@@ -7,7 +7,6 @@ all results to disk, and starts as many processes as there are cores.
 import itertools
 import json
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,17 +23,11 @@ from tabulate import tabulate
 
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.segments import VOID, read_segment_map, segment_ids_to_rgb
-from detr_d2.evaluation.coco import read_json
-from detr_d2.evaluation.report import write_csv
+from detr_d2.evaluation.report import round_rate, write_csv
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.files import atomic_file, read_json
 
 logger = logging.getLogger(__name__)
-
-# What an evaluation writes: results in COCO's panoptic format, which panopticapi reads, and a table.
-PREDICTIONS_FOLDER = "predictions"
-PREDICTIONS = "predictions.json"
-PER_CLASS = "per_class.csv"
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -44,8 +37,8 @@ class PanopticEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a dataset whose metadata hold ``panoptic_json`` and ``panoptic_root``.
-        output_dir: ``predictions.json``, ``predictions/`` with one PNG per image, and ``per_class.csv`` are written to
-            the folder ``dataset_name/panoptic`` in it.
+        output_dir: results in COCO's panoptic format (``predictions.json``, and ``predictions/`` with one PNG per
+            image) and ``per_class.csv`` are written to the folder ``dataset_name/panoptic`` in it.
 
     Raises:
         UserError: the metadata have no classes, or the annotations cannot be read.
@@ -57,7 +50,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self._categories = PanopticCategories.from_metadata(metadata)
         self._json = PathManager.get_local_path(metadata.panoptic_json)
         self._root = PathManager.get_local_path(metadata.panoptic_root)
-        self._annotations = _read_annotations(self._json)
+        try:
+            entries = read_json(self._json, "a json of panoptic annotations")["annotations"]
+            self._annotations = {x["image_id"]: (x["file_name"], x["segments_info"]) for x in entries}
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{self._json} is no json of panoptic annotations in COCO's format ({e!r}).") from e
         self.folder = output_dir and os.path.join(output_dir, dataset_name, "panoptic")
         self.reset()
 
@@ -76,26 +73,24 @@ class PanopticEvaluator(DatasetEvaluator):
         rows = self._categories.rows
         for sample, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
-            found = ids.cpu().numpy()
+            found, image = ids.cpu().numpy(), sample["image_id"]
             segments = [self._to_dataset(x) for x in segments]
-            annotation = self._annotations.get(sample["image_id"])
-            if annotation is None:
-                raise UserError(f"{self._json} has no annotation of image {sample['image_id']}, {sample['file_name']}.")
-            truth = read_segment_map(os.path.join(self._root, annotation["file_name"]), found.shape)
-            for category, counts in count_segments(truth, annotation["segments_info"], found, segments).items():
+            if image not in self._annotations:
+                raise UserError(f"{self._json} has no annotation of image {image}, {sample['file_name']}.")
+            file_name, true_segments = self._annotations[image]
+            truth = read_segment_map(os.path.join(self._root, file_name), found.shape)
+            for category, counts in count_segments(truth, true_segments, found, segments).items():
                 if category in rows:
                     self._counts[rows[category]] += counts
-            name = os.path.splitext(annotation["file_name"])[0] + ".png"
-            self._predictions.append({"image_id": sample["image_id"], "file_name": name, "segments_info": segments})
+            name = os.path.splitext(file_name)[0] + ".png"
+            self._predictions.append({"image_id": image, "file_name": name, "segments_info": segments})
             if self.folder:
-                write_segment_map(os.path.join(self.folder, PREDICTIONS_FOLDER, name), found)
+                write_segment_map(os.path.join(self.folder, "predictions", name), found)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Compute panoptic quality.
+        """Return ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}`` in percent.
 
-        Returns:
-            on the main process ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}``
-            in percent, NaN where no class occurs; None on the others.
+        NaN where no class occurs. None on processes other than the main one.
         """
         comm.synchronize()
         gathered = comm.gather(self._counts), comm.gather(self._predictions)
@@ -109,53 +104,46 @@ class PanopticEvaluator(DatasetEvaluator):
             logger.warning("%s: %d of %d annotated images were evaluated.", self._dataset_name, len(predictions), total)
         quality = compute_quality(counts)
         if self.folder:
-            self._write_predictions(predictions)
-            self._write_per_class(counts, quality)
+            self._write(predictions, counts, quality)
         is_thing = np.array(self._categories.is_thing)
         groups = {"all": ("", quality), "things": ("_th", quality[is_thing]), "stuff": ("_st", quality[~is_thing])}
         results, table = {}, []
         for name, (suffix, group) in groups.items():
             means = mean_quality(group).tolist()
             results |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
-            table.append([name, *("-" if math.isnan(x) else x for x in means), np.isfinite(group[:, 0]).sum()])
+            table.append([name, *("-" if np.isnan(x) else x for x in means), np.isfinite(group[:, 0]).sum()])
         text = tabulate(table, headers=["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".2f")
         logger.info("Panoptic quality on %s:\n%s", self._dataset_name, text)
         return {"panoptic_seg": results}
 
     def _to_dataset(self, segment: dict) -> dict[str, Any]:
         """Replace the row of a segment with the category's id in the dataset."""
-        row = segment["category_id"]
-        if not 0 <= row < len(self._categories):
+        row, num_classes = segment["category_id"], len(self._categories)
+        if not 0 <= row < num_classes:
             raise UserError(
-                f"A segment is of class {row}, but {self._dataset_name} has {len(self._categories)} classes: set "
-                f"MODEL.DETR.NUM_CLASSES {len(self._categories)}."
+                f"A segment is of class {row}, but {self._dataset_name} has {num_classes} classes: set "
+                f"MODEL.DETR.NUM_CLASSES {num_classes}."
             )
         return {**{k: v for k, v in segment.items() if k != "isthing"}, "category_id": self._categories[row].id}
 
-    def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
-        """Write ``predictions.json``, with the images and categories of the annotations, and remove older PNGs."""
-        folder = os.path.join(self.folder, PREDICTIONS_FOLDER)
+    def _write(self, predictions: list[dict[str, Any]], counts: NDArray, quality: NDArray) -> None:
+        """Write the files other than the PNGs, and remove older PNGs."""
+        folder = os.path.join(self.folder, "predictions")
         for name in set(os.listdir(folder)) - {x["file_name"] for x in predictions}:
             if name.endswith(".png"):
                 os.remove(os.path.join(folder, name))
-        with atomic_file(os.path.join(self.folder, PREDICTIONS)) as file:
+        # With the images and categories of the annotations.
+        with atomic_file(f"{folder}.json") as file:
             file.write(json.dumps({**read_json(self._json), "annotations": predictions}).encode())
-
-    def _write_per_class(self, counts: NDArray, quality: NDArray) -> None:
-        """Write ``per_class.csv``: PQ, SQ and RQ in percent, empty where a class does not occur, and the counts."""
         rows = [["class", "kind", "PQ", "SQ", "RQ", "matched", "false positives", "missed"]]
         for category, numbers, rates in zip(self._categories, counts[:, :3].astype(int), quality, strict=True):
             kind = "thing" if category.is_thing else "stuff"
-            rounded = ["" if np.isnan(x) else round(x, 2) for x in rates.tolist()]
-            rows.append([category.name, kind, *rounded, *numbers.tolist()])
-        write_csv(os.path.join(self.folder, PER_CLASS), rows)
+            rows.append([category.name, kind, *map(round_rate, rates.tolist()), *numbers.tolist()])
+        write_csv(os.path.join(self.folder, "per_class.csv"), rows)
 
 
 def count_segments(
-    truth: NDArray,
-    true_segments: Sequence[Mapping[str, Any]],
-    found: NDArray,
-    found_segments: Sequence[Mapping[str, Any]],
+    truth: NDArray, true_segments: Sequence[Mapping], found: NDArray, found_segments: Sequence[Mapping]
 ) -> dict[int, NDArray]:
     """Match the segments of an image: pairs with more than half of their union in common, void left out.
 
@@ -211,9 +199,8 @@ def compute_quality(counts: NDArray) -> NDArray:
     """
     right, wrong, missed, overlap = counts.T
     total = right + (wrong + missed) / 2
-    quality = np.stack(
-        [overlap / np.maximum(total, 0.5), overlap / np.maximum(right, 1), right / np.maximum(total, 0.5)]
-    )
+    divisor = np.maximum(total, 0.5)
+    quality = np.stack([overlap / divisor, overlap / np.maximum(right, 1), right / divisor])
     return np.where(total > 0, 100 * quality, np.nan).T
 
 
@@ -233,16 +220,3 @@ def write_segment_map(path: str, ids: NDArray) -> None:
 def _areas(ids: NDArray) -> Counter:
     values, areas = np.unique(ids, return_counts=True)
     return Counter(dict(zip(values.tolist(), areas.tolist(), strict=True)))
-
-
-def _read_annotations(path: str) -> dict[int, dict]:
-    """Read the entries of a panoptic json's "annotations", by image id.
-
-    Raises:
-        UserError: the file cannot be read, or is not in COCO's panoptic format.
-    """
-    try:
-        entries = read_json(path)["annotations"]
-        return {x["image_id"]: {"file_name": x["file_name"], "segments_info": x["segments_info"]} for x in entries}
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{path} is no json of panoptic annotations in COCO's format ({e!r}).") from e

@@ -14,17 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from detr_d2.evaluation.analysis import ClassResult, Evaluation
+from detr_d2.evaluation.analysis import Evaluation
 from detr_d2.utils.files import atomic_file
 from detr_d2.visualization.style import GRAY, palette_color, style_axes
 
-PER_CLASS = "per_class.csv"
-CONFUSION = "confusion_matrix.csv"
-CONFUSION_PLOT = "confusion_matrix.png"
-CURVES_PLOT = "precision_recall.png"
-# Written last: if it exists, the others are of the same evaluation.
-SUMMARY = "evaluation.json"
-FILES = (PER_CLASS, CONFUSION, CONFUSION_PLOT, CURVES_PLOT, SUMMARY)
+# In the order of writing: if the last exists, the others are of the same evaluation.
+FILES = ("per_class.csv", "confusion_matrix.csv", "confusion_matrix.png", "precision_recall.png", "evaluation.json")
 
 # Of more classes a color each, only the best and the worst half of these have one.
 _MAX_CURVES = 6
@@ -38,18 +33,19 @@ def write_evaluation(evaluation: Evaluation, folder: str) -> None:
     """Write :data:`FILES` to ``folder``, which is created if needed, after removing those of an earlier evaluation."""
     os.makedirs(folder, exist_ok=True)
     remove_evaluation(folder)
+    table, matrix, matrix_plot, curves_plot, content = (os.path.join(folder, name) for name in FILES)
+    write_csv(table, summary_table(evaluation))
     names = [x.name for x in evaluation.classes]
-    write_csv(os.path.join(folder, PER_CLASS), summary_table(evaluation))
-    matrix = zip([*names, "(no object)"], evaluation.confusion.tolist(), strict=True)
+    rows = zip([*names, "(no object)"], evaluation.confusion.tolist(), strict=True)
     header = ["what is there / detected as", *names, "(missed)"]
-    write_csv(os.path.join(folder, CONFUSION), [header, *([name, *counts] for name, counts in matrix)])
-    for name, plot in ((CONFUSION_PLOT, plot_confusion), (CURVES_PLOT, plot_precision_recall)):
-        with atomic_file(os.path.join(folder, name)) as file:
+    write_csv(matrix, [header, *([name, *counts] for name, counts in rows)])
+    for path, plot in ((matrix_plot, plot_confusion), (curves_plot, plot_precision_recall)):
+        with atomic_file(path) as file:
             plot(evaluation).savefig(file, format="png", bbox_inches="tight")
     # JSON has no NaN: null.
-    content = json.loads(json.dumps(summary(evaluation)), parse_constant=lambda _: None)
-    with atomic_file(os.path.join(folder, SUMMARY)) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    values = json.loads(json.dumps(summary(evaluation)), parse_constant=lambda _: None)
+    with atomic_file(content) as file:
+        file.write(json.dumps(values, indent=1, ensure_ascii=False).encode())
 
 
 def remove_evaluation(folder: str) -> None:
@@ -88,8 +84,18 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
 
 def summary_table(evaluation: Evaluation) -> list[list[Any]]:
     """Return a header, then one row for all classes and one per class; rates in percent, "" where undefined."""
-    header = ["class", "images", "objects", "AP", "AP50", "AR", "threshold", "precision", "recall", "F1", "detections"]
-    return [header, *map(_row, [evaluation.overall, *evaluation.classes])]
+    rows = [["class", "images", "objects", "AP", "AP50", "AR", "threshold", "precision", "recall", "F1", "detections"]]
+    for x in (evaluation.overall, *evaluation.classes):
+        averages = map(round_rate, (x.ap, x.ap50, x.ar))
+        rates = map(round_rate, (x.best.precision, x.best.recall, x.best.f1))
+        threshold = round_rate(x.best.threshold, digits=4)
+        rows.append([x.name, x.images, x.objects, *averages, threshold, *rates, x.best.detections])
+    return rows
+
+
+def round_rate(rate: float, digits: int = 2) -> float | str:
+    """Round a rate for a table; "" where it is undefined, NaN."""
+    return "" if math.isnan(rate) else round(rate, digits)
 
 
 def plot_precision_recall(evaluation: Evaluation) -> Figure:
@@ -113,6 +119,9 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     size = np.clip(0.42 * len(names) + 3.2, 4.8, 18)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained", dpi=120)
     axes = figure.subplots()
+    title = f"Confusions at score ≥ {evaluation.confusion_threshold:.2f}, IoU ≥ 0.5"
+    style_axes(axes, title, "detected as", "annotated as")
+    axes.grid(False)
     rows = matrix.sum(axis=1, keepdims=True)
     shares = np.where(rows > 0, 100 * matrix / np.maximum(rows, 1), np.nan)
     # The scale makes rare confusions visible.
@@ -126,13 +135,8 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     ticks = np.arange(len(matrix))
     axes.set_xticks(ticks, [*names, "(missed)"], rotation=90 if len(names) > 5 else 0, fontsize=font)
     axes.set_yticks(ticks, [*names, "(no object)"], fontsize=font)
-    axes.axhline(len(names) - 0.5, color="0.6", linewidth=0.8)
-    axes.axvline(len(names) - 0.5, color="0.6", linewidth=0.8)
-    axes.set_xlabel("detected as", color=GRAY)
-    axes.set_ylabel("annotated as", color=GRAY)
-    axes.set_title(f"Confusions at score ≥ {evaluation.confusion_threshold:.2f}, IoU ≥ 0.5", loc="left", fontsize=11)
-    axes.tick_params(color="0.7")
-    axes.spines[:].set_color("0.8")
+    for draw_line in (axes.axhline, axes.axvline):
+        draw_line(len(names) - 0.5, color="0.6", linewidth=0.8)
     bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02, label="% of row", ticks=[0, 1, 5, 10, 25, 50, 100])
     bar.outline.set_visible(False)
     return figure
@@ -176,18 +180,3 @@ def _plot_thresholds(axes: Axes, evaluation: Evaluation) -> None:
     style_axes(axes, "All classes, by score threshold", "score threshold", "%")
     axes.set_xlim(0, 1)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def _row(x: ClassResult) -> list[Any]:
-    best = x.best
-    values = [
-        (x.ap, 2),
-        (x.ap50, 2),
-        (x.ar, 2),
-        (best.threshold, 4),
-        (best.precision, 2),
-        (best.recall, 2),
-        (best.f1, 2),
-    ]
-    rates = ["" if math.isnan(value) else round(value, digits) for value, digits in values]
-    return [x.name, x.images, x.objects, *rates, best.detections]

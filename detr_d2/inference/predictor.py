@@ -1,14 +1,15 @@
-"""Predictor: a trained model, from a config and a checkpoint, for images without annotations."""
+"""Predictor: a trained model, from a config and a checkpoint, for images without annotations; and its classes."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -17,12 +18,11 @@ from PIL import Image
 from torch import nn
 
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
-from detr_d2.checkpoint.class_head import head_rows
+from detr_d2.checkpoint.class_head import coco_head_by_ids, coco_head_contiguous, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import to_tensor
-from detr_d2.inference.categories import Categories, find_categories
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
 from detr_d2.utils.errors import UserError
 
@@ -30,11 +30,18 @@ logger = logging.getLogger(__name__)
 
 # How many batches of images are sorted by size together.
 _WINDOW = 4
-
 # Weights that training starts from.
 _BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
 
 Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A name and a category id for every class of a model, in the order of its head's rows."""
+
+    names: list[str]
+    ids: list[int]
 
 
 class Predictor:
@@ -112,16 +119,12 @@ class Predictor:
         for start in range(0, len(inputs), batch_size):
             batch = by_size[start : start + batch_size]
             results = self.model([inputs[i] for i in batch])
-            found.update((i, _to_cpu(result)) for i, result in zip(batch, results, strict=True))
+            for i, result in zip(batch, results, strict=True):
+                found[i] = {"instances": result["instances"].to("cpu")}
+                if "panoptic_seg" in result:
+                    ids, segments = result["panoptic_seg"]
+                    found[i]["panoptic_seg"] = ids.cpu(), segments
         return [found[i] for i in range(len(inputs))]
-
-
-def _to_cpu(result: dict[str, Any]) -> dict[str, Any]:
-    moved = {"instances": result["instances"].to("cpu")}
-    if "panoptic_seg" in result:
-        ids, segments = result["panoptic_seg"]
-        moved["panoptic_seg"] = ids.cpu(), segments
-    return moved
 
 
 def prediction_config(config_file: str, options: list[str]) -> CfgNode:
@@ -141,12 +144,10 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
         logger.info("PyTorch finds no CUDA GPU: predicting on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
     if "MODEL.DETR.NUM_CLASSES" not in options[::2]:
-        classes = classes_in_checkpoint(cfg.MODEL.WEIGHTS)
-        if classes is not None and classes != cfg.MODEL.DETR.NUM_CLASSES:
-            logger.info(
-                f"MODEL.DETR.NUM_CLASSES is {classes}, as in {cfg.MODEL.WEIGHTS} (the config says "
-                f"{cfg.MODEL.DETR.NUM_CLASSES})."
-            )
+        configured, classes = cfg.MODEL.DETR.NUM_CLASSES, classes_in_checkpoint(cfg.MODEL.WEIGHTS)
+        if classes not in (None, configured):
+            source = f"{cfg.MODEL.WEIGHTS} (the config says {configured})"
+            logger.info(f"MODEL.DETR.NUM_CLASSES is {classes}, as in {source}.")
             cfg.MODEL.DETR.NUM_CLASSES = classes
     return cfg
 
@@ -158,3 +159,33 @@ def classes_in_checkpoint(path: str) -> int | None:
     """
     rows = head_rows(to_native(read_checkpoint(path), source=path, contiguous=True).tensors)
     return None if rows is None else rows - 1
+
+
+def find_categories(cfg: CfgNode, num_classes: int, checkpoint_names: Sequence[str | None] | None) -> Categories:
+    """Find the categories of a model for prediction.
+
+    Names come from the checkpoint; if it has none, from the first of ``DATASETS.TEST`` and ``DATASETS.TRAIN`` that has
+    as many classes; then from COCO for as many classes as COCO's models have; otherwise classes are called "class 3",
+    with a warning. Ids are those of the dataset with these names, or of COCO; otherwise they count from 1.
+    """
+    # Names and ids, by row.
+    known: list[tuple[list[str | None], list[int]]] = []
+    for metadata in map(MetadataCatalog.get, (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
+        # The rows of a panoptic dataset are things, then stuff.
+        keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+        rows = {i: row for key in keys for i, row in (metadata.get(key) or {}).items()}
+        known.append((list(metadata.get("thing_classes") or ()), sorted(rows, key=rows.get)))
+    if coco := coco_head_contiguous(num_classes + 1):
+        known.append((coco.names, coco.rows[:-1]))
+    elif coco := coco_head_by_ids(num_classes + 1):
+        known.append((coco.names_by_id, list(range(num_classes))))
+    candidates = [*([list(checkpoint_names)] if checkpoint_names else []), *(names for names, _ in known)]
+    names = next((x for x in candidates if len(x) == num_classes), None)
+    if names is None:
+        logger.warning(
+            f"Neither the checkpoint nor DATASETS has the names of the {num_classes} classes: they are called "
+            f"class 0 to class {num_classes - 1}."
+        )
+        names = [None] * num_classes
+    ids = next((ids for x, ids in known if x == names and len(ids) == num_classes), list(range(1, num_classes + 1)))
+    return Categories([name or f"class {i}" for i, name in enumerate(names)], ids)

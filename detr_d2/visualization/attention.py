@@ -1,18 +1,15 @@
 """Attention of a DETR as heat maps over the image, in a grid of captioned images."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from detectron2.structures import Instances
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detr_d2.modeling import AttentionRecord
@@ -22,31 +19,20 @@ from detr_d2.visualization.style import Color, palette_color
 
 _HEAT = colormaps["inferno"]
 _COLUMNS = 3
-_DPI = 120
-# Inches: the longer side of an image, the minimum width and the height of a caption, the gap between images.
-_SIDE = 3.2
-_CAPTION_WIDTH = 2.2
-_CAPTION_HEIGHT = 0.27
-_GAP = 0.08
-_SHADOW = withStroke(linewidth=1.5, foreground="#00000080")
+# Pixels: the longer side of an image, the minimum width and the height of a caption, the gap between images.
+_SIDE, _CAPTION_WIDTH, _CAPTION_HEIGHT, _GAP = 384, 264, 32, 10
 
 
 class Panel(NamedTuple):
     """An image of the grid with what is drawn and written on it."""
 
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB; of one size in all panels of a grid."""
+    image: NDArray[np.uint8]  # (H, W, 3) RGB; of one size in all panels of a grid.
     caption: str = ""
-    note: str = ""
-    """Smaller text at the caption's other end."""
-    corner: str = ""
-    """Text in the image's lower right corner."""
-    color: Color | None = None
-    """Of a square before the caption."""
-    boxes: tuple = ()
-    """Pairs of an XYXY box in pixels and its color."""
-    marks: tuple = ()
-    """Triples of a point (x, y) in pixels, its text and its color."""
+    note: str = ""  # Smaller text at the caption's other end.
+    corner: str = ""  # Text in the image's lower right corner.
+    color: Color | None = None  # Of a square before the caption.
+    boxes: tuple = ()  # Pairs of an XYXY box in pixels and its color.
+    marks: tuple = ()  # Triples of a point (x, y) in pixels, its text and its color.
 
 
 def draw_query_attention(
@@ -65,10 +51,10 @@ def draw_query_attention(
 
     Args:
         image_rgb: (H, W, 3) the whole image, of any size.
-        instances: its detections, with boxes in pixels of ``image_rgb`` and ``queries``, as the model returns them.
+        instances: its detections as the model returns them, with boxes in pixels of ``image_rgb``, and ``queries``.
         record: of the forward pass that found them, see :func:`~detr_d2.modeling.record_attention`.
         class_names: by class; a class without a name is called "class 3".
-        queries: to draw the attention of; by default those of the ``top`` best detections.
+        queries: by default those of the ``top`` best detections.
         index: the image's number in the batch.
         layer: of the decoder; negative numbers count from the last.
         per_head: one heat map per head instead of their mean.
@@ -81,11 +67,15 @@ def draw_query_attention(
     """
     weights = record.cross_attention(index, layer)
     instances = instances.to("cpu")
-    chosen = _best_queries(instances, top) if queries is None else list(queries)
-    if wrong := [q for q in chosen if not 0 <= q < weights.shape[1]]:
+    if queries is None:
+        best_first = instances.queries[instances.scores.argsort(descending=True, stable=True)]
+        # With focal loss a query may be detected under several classes.
+        queries = list(dict.fromkeys(best_first.tolist()))[:top]
+    if wrong := [q for q in queries if not 0 <= q < weights.shape[1]]:
         raise UserError(f"There is no query {wrong[0]}: the model has {weights.shape[1]}, numbered from 0.")
-    rows = [(weights[:, q], _query_panel(image_rgb, instances, q, class_names)) for q in chosen]
-    return _draw(image_rgb, rows, _layer_note(record.decoder, layer, "decoder"), record, index, per_head)
+    rows = [(weights[:, q], _query_panel(image_rgb, instances, q, class_names)) for q in queries]
+    note = f"decoder layer {layer % len(record.decoder) + 1} of {len(record.decoder)}"
+    return _draw(image_rgb, rows, note, record, index, per_head)
 
 
 def draw_encoder_attention(
@@ -121,7 +111,8 @@ def draw_encoder_attention(
         marks = (((x * width, y * height), str(i + 1), color),)
         weights = record.self_attention((float(x), float(y)), index, layer)
         rows.append((weights, Panel(image_rgb, f"from point {i + 1}", color=color, marks=marks)))
-    return _draw(image_rgb, rows, _layer_note(record.encoder, layer, "encoder"), record, index, per_head)
+    note = f"encoder layer {layer % len(record.encoder) + 1} of {len(record.encoder)}"
+    return _draw(image_rgb, rows, note, record, index, per_head)
 
 
 def heat_map(weights: Tensor, record: AttentionRecord, size: tuple[int, int], index: int = 0) -> NDArray[np.float32]:
@@ -129,10 +120,8 @@ def heat_map(weights: Tensor, record: AttentionRecord, size: tuple[int, int], in
 
     A feature covers a square of ``record.stride`` pixels; between the centers the weights are interpolated.
     """
-    height, width = weights.shape
-    valid_size = (x / record.stride for x in record.image_sizes[index])
     # Where a backbone floors the size of its features, the last ones cover a little more.
-    rows, columns = (min(x, limit) for x, limit in zip(valid_size, (height, width), strict=True))
+    rows, columns = np.minimum(np.divide(record.image_sizes[index], record.stride), weights.shape)
     image = Image.fromarray(weights.detach().float().cpu().numpy())
     resized = image.resize(size[::-1], Image.Resampling.BICUBIC, box=(0, 0, columns, rows))
     return np.asarray(resized).clip(0)
@@ -150,34 +139,18 @@ def overlay_heat(image_rgb: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDA
 
 def draw_panels(panels: list[Panel], columns: int) -> NDArray[np.uint8]:
     """Draw all panels row by row in one image: (H', W', 3) RGB."""
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    height, width = panels[0].image.shape[:2]
-    scale = _SIDE / max(height, width)
-    wide, high = max(width * scale, _CAPTION_WIDTH), height * scale
-    total_width = columns * wide + (columns + 1) * _GAP
-    total_height = rows * (high + _CAPTION_HEIGHT + _GAP) + _GAP
-    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    for i, panel in enumerate(panels):
+    cells = [_draw_panel(panel) for panel in panels]
+    columns = min(columns, len(cells))
+    width, height = cells[0].width + _GAP, cells[0].height + _GAP
+    grid = Image.new("RGB", (columns * width + _GAP, -(-len(cells) // columns) * height + _GAP), "white")
+    for i, cell in enumerate(cells):
         row, column = divmod(i, columns)
-        left = _GAP + column * (wide + _GAP)
-        bottom = total_height - (row + 1) * (high + _CAPTION_HEIGHT + _GAP)
-        inches = np.array([left, bottom, width * scale, high])
-        axes = figure.add_axes(inches / (total_width, total_height, total_width, total_height))
-        _draw_panel(axes, panel)
-        _draw_caption(axes, panel, wide)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        grid.paste(cell, (_GAP + column * width, _GAP + row * height))
+    return np.array(grid)
 
 
 def _draw(
-    image: NDArray[np.uint8],
-    rows: list[tuple[Tensor, Panel]],
-    note: str,
-    record: AttentionRecord,
-    index: int,
-    per_head: bool,
+    image: NDArray, rows: list[tuple[Tensor, Panel]], note: str, record: AttentionRecord, index: int, per_head: bool
 ) -> NDArray[np.uint8]:
     """Draw the image and one heat map per row of (heads, H, W) weights and panel; with ``per_head`` one per head."""
 
@@ -192,68 +165,60 @@ def _draw(
             heads = [panel._replace(caption=f"head {i}", note="") for i in range(len(weights))]
             panels += map(heat_panel, heads, weights)
         return draw_panels(panels, len(panels) // len(rows))
-    boxes = tuple(box for _, panel in rows for box in panel.boxes)
-    marks = tuple(mark for _, panel in rows for mark in panel.marks)
+    boxes, marks = (tuple(x for _, panel in rows for x in getattr(panel, name)) for name in ("boxes", "marks"))
     panels = [Panel(image, "image" if rows else "no detections", note, boxes=boxes, marks=marks)]
     panels += [heat_panel(panel, weights.mean(dim=0)) for weights, panel in rows]
     return draw_panels(panels, _COLUMNS)
 
 
-def _query_panel(
-    image: NDArray[np.uint8], instances: Instances, query: int, class_names: Sequence[str | None] | None
-) -> Panel:
+def _query_panel(image: NDArray, instances: Instances, query: int, class_names: Sequence[str | None] | None) -> Panel:
     """Describe the query's best detection, if it has one."""
     found = instances[instances.queries == query]
     if not len(found):
         return Panel(image, "no detection", f"query {query}")
     best = found[int(found.scores.argmax())]
-    label = int(best.pred_classes)
-    box = tuple(best.pred_boxes.tensor[0].tolist())
-    color = palette_color(label)
+    label, color = int(best.pred_classes), palette_color(int(best.pred_classes))
     caption = f"{class_name(class_names, label)} {float(best.scores):.0%}"
-    return Panel(image, caption, f"query {query}", color=color, boxes=((box, color),))
+    boxes = ((tuple(best.pred_boxes.tensor[0].tolist()), color),)
+    return Panel(image, caption, f"query {query}", color=color, boxes=boxes)
 
 
-def _best_queries(instances: Instances, count: int) -> list[int]:
-    order = instances.scores.argsort(descending=True, stable=True)
-    # With focal loss a query may be detected under several classes.
-    return list(dict.fromkeys(instances.queries[order].tolist()))[:count]
-
-
-def _layer_note(layers: list[Tensor], layer: int, name: str) -> str:
-    return f"{name} layer {layer % len(layers) + 1} of {len(layers)}"
-
-
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(panel: Panel) -> Image.Image:
+    """Draw the image under its caption, which may be wider."""
     height, width = panel.image.shape[:2]
-    axes.set_axis_off()
-    axes.imshow(panel.image, extent=(0, width, height, 0), aspect="auto", interpolation="antialiased")
-    for (x0, y0, x1, y1), color in panel.boxes:
-        for style in ({"edgecolor": "white", "linewidth": 2.2, "alpha": 0.6}, {"edgecolor": color, "linewidth": 1.3}):
-            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, clip_on=True, **style))
+    scale = _SIDE / max(height, width)
+    image = Image.fromarray(panel.image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
+    draw, small, font = ImageDraw.Draw(image), _font("DejaVu Sans", 12), _font("DejaVu Sans:bold", 15)
+    for box, color in panel.boxes:
+        x0, y0, x1, y1 = (x * scale for x in box)
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="white", width=4)
+        draw.rectangle((x0, y0, x1, y1), outline=_rgb(color), width=2)
     for (x, y), text, color in panel.marks:
-        axes.plot(x, y, "o", markersize=9, markerfacecolor=color, markeredgecolor="white", markeredgewidth=1.2)
-        axes.text(x, y, text, color="white", fontsize=6, weight="bold", ha="center", va="center_baseline", clip_on=True)
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    white = {"color": "white", "fontsize": 7, "ha": "right", "va": "bottom", "path_effects": [_SHADOW]}
-    axes.text(0.985, 0.015, panel.corner, transform=axes.transAxes, parse_math=False, **white)
+        center = x * scale, y * scale
+        draw.circle(center, 8, fill=_rgb(color), outline="white", width=2)
+        draw.text(center, text, "white", small, anchor="mm")
+    corner = image.width - 5, image.height - 5
+    draw.text(corner, panel.corner, "white", small, anchor="rs", stroke_width=1, stroke_fill="#404040")
 
-
-def _draw_caption(axes: Axes, panel: Panel, width: float) -> None:
-    """Write into ``width`` inches over an image that may be narrower; the caption shrinks to what the note leaves."""
-    image_width, image_height = axes.bbox.width / _DPI, axes.bbox.height / _DPI
-    text = {"transform": axes.transAxes, "va": "bottom", "parse_math": False}
-    above = 1 + 0.05 / image_height
-    note = axes.text(width / image_width, above, panel.note, color="#777777", fontsize=7, ha="right", **text)
-    indent = 0.0
+    cell = Image.new("RGB", (max(image.width, _CAPTION_WIDTH), image.height + _CAPTION_HEIGHT), "white")
+    cell.paste(image, (0, _CAPTION_HEIGHT))
+    draw, baseline, indent = ImageDraw.Draw(cell), _CAPTION_HEIGHT - 9, 0
+    draw.text((cell.width, baseline), panel.note, "#777777", small, anchor="rs")
     # The color may be too light for text: it fills a square before the caption.
     if panel.color is not None:
-        axes.text(0, above, "■", color=panel.color, fontsize=9, ha="left", **text)
-        indent = 0.15
-    style = {"color": "#222222", "fontsize": 9, "weight": "bold", "ha": "left"}
-    caption = axes.text(indent / image_width, above, panel.caption, **style, **text)
-    available = width - indent - note.get_window_extent().width / _DPI - _GAP
-    needed = caption.get_window_extent().width / _DPI
-    if needed > available:
-        caption.set_fontsize(9 * max(available, 0.1) / needed)
+        draw.rectangle((0, baseline - 11, 11, baseline), fill=_rgb(panel.color))
+        indent = 18
+    # The caption shrinks to what the note leaves.
+    available = max(cell.width - indent - small.getlength(panel.note) - _GAP, 1)
+    shrunk = font.font_variant(size=font.size * min(1, available / max(font.getlength(panel.caption), 1)))
+    draw.text((indent, baseline), panel.caption, "#222222", shrunk, anchor="ls")
+    return cell
+
+
+@functools.cache
+def _font(name: str, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont(name), size)
+
+
+def _rgb(color: Color) -> tuple[int, ...]:
+    return tuple(round(255 * x) for x in color)

@@ -20,7 +20,6 @@ from detr_d2.visualization.style import Color, palette_color, style_axes
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "metrics.json"
 # Plotted by default, if a run has it: the key in metrics.json and the title.
 TITLES = {
     "total_loss": "Total loss",
@@ -35,10 +34,6 @@ TITLES = {
 _COLUMNS = 4
 # Never smoothed: these are not measured on a random batch.
 _EXACT = ("lr", "bbox/", "segm/")
-# Shorter series have a marker at every point.
-_DENSE = 30
-
-Series = tuple[NDArray, NDArray]
 
 
 def plot_training(
@@ -61,8 +56,7 @@ def plot_training(
     keys = list(metrics or (key for key in TITLES if key in known))
     if not keys:
         raise UserError(f"There is nothing to plot yet in {', '.join(str(path) for path in runs.values())}.")
-    columns = min(_COLUMNS, len(keys))
-    rows = math.ceil(len(keys) / columns)
+    columns, rows = min(_COLUMNS, len(keys)), math.ceil(len(keys) / _COLUMNS)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.5), layout="constrained", dpi=120)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for panel, key in zip(panels, keys, strict=False):
@@ -81,8 +75,8 @@ def plot_training(
     return figure
 
 
-def read_metrics(path: Path) -> dict[str, Series]:
-    """Read the series of a run: metric -> iterations (N,) int, rising, and values (N,) float64, perhaps NaN.
+def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
+    """Read the series of a run: metric -> (N,) int iterations, rising, and (N,) float64 values, perhaps NaN.
 
     Where a run was resumed or started again in the same folder, repeated iterations replace the earlier ones and all
     that followed. Incomplete lines are left out, such as the last one of a run that is writing.
@@ -93,11 +87,11 @@ def read_metrics(path: Path) -> dict[str, Series]:
     Raises:
         UserError: there is no such file, or no line in it is one of Detectron2's.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / "metrics.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file} does not exist: give the OUTPUT_DIR of a run that has logged at least once.")
     parsed = [_parse(line) for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    records = [record for record in parsed if record is not None]
+    records = [x for x in parsed if x]
     if parsed and not records:
         raise UserError(f"{file} has no line with an iteration: it is not a metrics.json of Detectron2.")
     # The last line may be in writing.
@@ -138,5 +132,6 @@ def _plot_series(panel: Axes, iterations: NDArray, values: NDArray, color: Color
     if window > 1:
         panel.plot(iterations, values, color=color, linewidth=0.8, alpha=0.3)
         values = smooth(values, window)
-    marker = "o" if len(values) < _DENSE else None
+    # A short series has a marker at every point.
+    marker = "o" if len(values) < 30 else None
     panel.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3.5)

@@ -14,7 +14,7 @@ from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
 from detr_d2.visualization.detections import draw_instances
 
-CELL_INCHES = 4.5
+ROWS, COLUMNS, CELL_INCHES = 3, 3, 4.5
 # Pixels of an image in its cell, where the Visualizer's labels have a readable size.
 SIDE = 640
 # Images with more objects are hard to read, and shown only where there are no others.
@@ -22,7 +22,7 @@ READABLE_OBJECTS = 15
 CANDIDATES = 10_000
 
 
-def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: int = 3, columns: int = 3) -> Figure:
+def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figure:
     """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
 
     The same records give the same plot. An image that can't be read is a cell that says so.
@@ -30,13 +30,12 @@ def draw_preview(records: Sequence[dict], classes: Sequence[str] | None, rows: i
     Args:
         records: in Detectron2's format.
         classes: names by label; None shows "class 3".
-        rows, columns: maximum numbers of images.
     """
     table = AnnotationTable(records)
-    chosen = choose_images(table, rows * columns)
-    rows = min(rows, -(-len(chosen) // columns))
-    figure = Figure((columns * CELL_INCHES, rows * CELL_INCHES), dpi=100, layout="constrained")
-    cells = figure.subplots(rows, columns, squeeze=False).flatten()
+    chosen = choose_images(table, ROWS * COLUMNS)
+    rows = -(-len(chosen) // COLUMNS)
+    figure = Figure((COLUMNS * CELL_INCHES, rows * CELL_INCHES), dpi=100, layout="constrained")
+    cells = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axes in cells:
         axes.set_axis_off()
     for axes, index in zip(cells, chosen, strict=False):
@@ -57,8 +56,7 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     for index, label in zip(table.image_index[usable].tolist(), table.classes[usable].tolist(), strict=True):
         labels[index].add(label)
     order = sorted(range(num_images), key=lambda i: (objects[i] == 0, objects[i] > READABLE_OBJECTS))
-    chosen: list[int] = []
-    shown: set[int] = set()
+    chosen, shown = [], set()
 
     def gain(i: int) -> tuple[bool, int]:
         return 0 < objects[i] <= READABLE_OBJECTS, len(labels[i] - shown)

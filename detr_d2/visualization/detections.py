@@ -39,18 +39,17 @@ def draw_instances(
     Returns:
         (H * scale, W * scale, 3) RGB.
     """
-    boxes, classes, scores = _read(instances)
-    kept = np.arange(len(boxes)) if scores is None else np.flatnonzero(scores >= score_thresh)
+    is_detected = isinstance(instances, Instances) and instances.has("scores")
+    if is_detected:
+        instances = instances[instances.scores >= score_thresh].to("cpu")
+    boxes, classes = _read(instances)
     height, width = image_rgb.shape[:2]
-    classes = classes[kept]
     labels = [_label(class_names, c) for c in classes]
-    if scores is not None:
-        labels = [f"{label} {score:.0%}" for label, score in zip(labels, scores[kept], strict=True)]
-    masks = None
-    if isinstance(instances, Instances) and instances.has("pred_masks"):
-        masks = [instances.pred_masks[i].cpu().numpy() for i in kept.tolist()]
+    if is_detected:
+        labels = [f"{label} {score:.0%}" for label, score in zip(labels, instances.scores.tolist(), strict=True)]
+    masks = list(instances.pred_masks.numpy()) if is_detected and instances.has("pred_masks") else None
     drawn = Visualizer(image_rgb, scale=scale).overlay_instances(
-        boxes=boxes[kept].clip(0, [width, height, width, height]),
+        boxes=boxes.clip(0, [width, height, width, height]),
         masks=masks,
         labels=labels,
         assigned_colors=[palette_color(c) for c in classes],
@@ -112,19 +111,14 @@ def _label(class_names: Sequence[str | None] | None, index: int) -> str:
     return class_name(class_names, index).replace("$", r"\$")
 
 
-def _read(
-    instances: Instances | Sequence[Mapping[str, Any]],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
-    """Return (N, 4) XYXY boxes, (N,) classes, and (N,) scores of detections."""
-    if not isinstance(instances, Instances):
-        boxes = [
-            BoxMode.convert([float(v) for v in x["bbox"]], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
-            for x in instances
-        ]
-        classes = np.array([int(x["category_id"]) for x in instances], dtype=np.int64)
-        return np.array(boxes, dtype=np.float64).reshape(-1, 4), classes, None
-    instances = instances.to("cpu")
-    if instances.has("gt_boxes"):
-        return instances.gt_boxes.tensor.double().numpy(), instances.gt_classes.numpy(), None
-    boxes, scores = instances.pred_boxes.tensor, instances.scores
-    return boxes.double().numpy(), instances.pred_classes.numpy(), scores.double().numpy()
+def _read(instances: Instances | Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[int]]:
+    """Return (N, 4) XYXY boxes, and N classes."""
+    if isinstance(instances, Instances):
+        prefix = "gt" if instances.has("gt_boxes") else "pred"
+        boxes, classes = instances.get(f"{prefix}_boxes").tensor, instances.get(f"{prefix}_classes")
+        return boxes.double().cpu().numpy(), classes.tolist()
+    boxes = [
+        BoxMode.convert([float(v) for v in x["bbox"]], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
+        for x in instances
+    ]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4), [int(x["category_id"]) for x in instances]

@@ -8,16 +8,12 @@ Color = tuple[float, float, float]
 # Distinguishable with every kind of color vision, in an order that keeps neighbors apart (Okabe and Ito, 2008). Without
 # their black and yellow, which vanish in photographs and on white paper.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-# (color, share) to mix into a hue, one after the other where there are more classes than hues.
+# (gray, share) to mix into a hue, one after the other where there are more classes than hues.
 _MIXES = ((0.0, 0.0), (1.0, 0.5), (0.0, 0.45))
 GRAY = "0.35"
-
-
-def _mix(hue: str, gray: float, share: float) -> Color:
-    return tuple(x * (1 - share) + gray * share for x in to_rgb(hue))
-
-
-PALETTE = tuple(_mix(hue, *mix) for mix in _MIXES for hue in _HUES)
+PALETTE: tuple[Color, ...] = tuple(
+    tuple(x * (1 - share) + gray * share for x in to_rgb(hue)) for gray, share in _MIXES for hue in _HUES
+)
 
 
 def palette_color(index: int) -> Color:

@@ -52,8 +52,8 @@ def test_no_results_and_a_threshold(evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "results", "message"),
     [
-        (CONTENT, '[{"image_id": 3,', "results.json is not complete JSON"),
-        ("", [RESULT], "annotations.json is not complete JSON"),
+        (CONTENT, '[{"image_id": 3,', "results.json is not valid JSON"),
+        ("", [RESULT], "annotations.json is not valid JSON"),
         ([RESULT], [RESULT], "annotations.json has no list of images"),
         ({**CONTENT, "annotations": []}, [RESULT], "annotations.json has no annotated objects"),
         ({**CONTENT, "annotations": [{"segments_info": []}]}, [RESULT], "annotations.json holds panoptic annotations"),

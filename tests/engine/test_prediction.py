@@ -12,7 +12,7 @@ from pycocotools import mask
 
 from detr_d2.data.inputs import find_inputs
 from detr_d2.engine.prediction import predict_files
-from detr_d2.inference.categories import Categories
+from detr_d2.inference.predictor import Categories
 
 HEIGHT, WIDTH = 40, 50
 BOXES = [[2.0, 3.0, 22.0, 13.0], [10.0, 20.0, 40.0, 38.0]]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pycocotools.cocoeval import COCOeval
 
+from detr_d2.evaluation.analysis import find_overlaps, match
 from detr_d2.evaluation.coco import evaluate_results
-from detr_d2.evaluation.matching import find_overlaps, match
 
 
 @pytest.fixture

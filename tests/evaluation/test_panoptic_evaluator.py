@@ -177,7 +177,7 @@ def test_mistakes_name_the_file(dataset, annotations, examples, tmp_path):
     try:
         MetadataCatalog.get(name).set(**coco_panoptic_categories().metadata())
         MetadataCatalog.get(name).set(panoptic_root=str(tmp_path), panoptic_json=str(tmp_path / "no.json"))
-        with pytest.raises(UserError, match=r"no.json: No such file"):
+        with pytest.raises(UserError, match=r"no.json does not exist"):
             PanopticEvaluator(name)
         (tmp_path / "no.json").write_text("[]")
         with pytest.raises(UserError, match=r"no.json is no json of panoptic annotations"):

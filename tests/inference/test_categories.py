@@ -2,7 +2,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from detr_d2.inference.categories import find_categories
+from detr_d2.inference.predictor import find_categories
 
 THINGS = [x for x in COCO_CATEGORIES if x["isthing"]]
 
