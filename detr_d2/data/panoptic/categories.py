@@ -92,7 +92,7 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of a dataset with these categories, for ``MetadataCatalog.get(name).set(**…)``.
 
-        As of Detectron2's ``coco_2017_*_panoptic``: its Visualizer and evaluators find every row in either list of names.
+        As of Detectron2's ``coco_2017_*_panoptic``: Visualizer and evaluators find every row in both lists of names.
         """
         metadata: dict[str, Any] = {
             "thing_classes": self.names,
