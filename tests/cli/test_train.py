@@ -105,7 +105,7 @@ def test_trains_resumes_and_evaluates(train, real_data, tmp_path):
 
     evaluated = train("--eval-only", datasets=real_data, MODEL__WEIGHTS=str(output / "model_final.pth"))
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "Optimised for inference: 20 batch norms folded" in evaluated.stdout
+    assert "Optimized for inference: 20 batch norms folded" in evaluated.stdout
     assert re.search(r"\| +AP +\| +AP50 +\| +AP75 +\|", evaluated.stdout)
     results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
     assert len(results) == 50 * 100
