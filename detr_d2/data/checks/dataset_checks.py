@@ -45,7 +45,7 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
         logger.info("Dataset %r: %s.", report.name, report.summary())
         errors += _log_or_return(report.findings, prefix=f"Dataset {report.name!r}: ")
     if len(errors) > MAX_ERRORS_SHOWN:
-        more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: tools/check_dataset.py lists all."
+        more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: `detr-d2 check` lists all."
         errors = [*errors[:MAX_ERRORS_SHOWN], more]
     if errors:
         raise UserError("\n".join(errors))
