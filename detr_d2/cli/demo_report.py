@@ -2,14 +2,12 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 
@@ -28,29 +26,27 @@ _SCALE = 3
 
 
 def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:
-    """Write ``report.html`` into the run's folder.
+    """Write ``report.html`` into the run's folder, and return its path.
 
     Args:
-        trainer: the trainer of the main process, after training.
+        trainer: that of the main process, after training.
         results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
         minutes: duration of the training.
         command: the command line.
-
-    Returns:
-        The path of the report.
     """
     cfg, box = trainer.cfg, results["bbox"]
-    # Not wrapped for several processes.
-    model = trainer.checkpointer.model
+    model = trainer.checkpointer.model  # not wrapped for several processes
     dataset = cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(dataset).thing_classes
-    records = _interesting(DatasetCatalog.get(dataset), _NUM_IMAGES)
+    # The first images with several objects and, if these are too few, others.
+    records = sorted(DatasetCatalog.get(dataset), key=lambda record: len(record["annotations"]) < 4)[:_NUM_IMAGES]
+    found, attention = _find(cfg, model, records, classes)
     sections = [
         Section(
             "What it finds",
             f"Images of {dataset} that were not trained on: on the left the annotations, on the right what the model "
             f"found with a score over {SCORE_THRESHOLD}.",
-            images=_predictions(cfg, model, records, classes),
+            images=found,
         ),
         Section("How it learned", images=[ReportImage(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
         Section(
@@ -61,7 +57,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
         Section(
             "Where queries look",
             "Cross attention of the last decoder layer: what each object query reads from the image to find its box.",
-            images=_attention(cfg, model, records[:_NUM_ATTENTION], classes),
+            images=attention,
         ),
         Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
     ]
@@ -77,38 +73,26 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
     return path
 
 
-def _interesting(records: Sequence[dict], count: int) -> list[dict]:
-    """Return the first images with several objects and, if these are too few, others."""
-    return sorted(records, key=lambda record: len(record["annotations"]) < 4)[:count]
-
-
-def _predictions(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
-    pictures = []
+@torch.no_grad()
+def _find(
+    cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]
+) -> tuple[list[ReportImage], list[ReportImage]]:
+    """Return the annotations beside what the model finds, and where its queries look in the first images."""
+    model.eval()
+    mapper = DetrDatasetMapper(cfg, is_train=False)
+    found_images, attention_images = [], []
     for record in records:
         image = read_image(record["file_name"], "RGB")
-        found = _detect(cfg, model, record)
+        with record_attention(model) as attention:
+            found = model([mapper(record)])[0]["instances"].to("cpu")
         both = [draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (record["annotations"], found)]
         gap = np.full((both[0].shape[0], 12, 3), 255, dtype=np.uint8)
         shown = int((found.scores >= SCORE_THRESHOLD).sum())
         caption = f"{len(record['annotations'])} objects · {shown} found"
-        pictures.append(ReportImage(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
-    return pictures
-
-
-def _attention(cfg: CfgNode, model: nn.Module, records: list[dict], classes: list[str]) -> list[ReportImage]:
-    pictures = []
-    for record in records:
-        with record_attention(model) as attention:
-            found = _detect(cfg, model, record)
-        image = read_image(record["file_name"], "RGB")
-        pictures.append(ReportImage(draw_query_attention(image, found, attention, classes, top=5)))
-    return pictures
-
-
-@torch.no_grad()
-def _detect(cfg: CfgNode, model: nn.Module, record: dict) -> Instances:
-    model.eval()
-    return model([DetrDatasetMapper(cfg, is_train=False)(record)])[0]["instances"].to("cpu")
+        found_images.append(ReportImage(np.concatenate((both[0], gap, both[1]), axis=1), caption, width=0.5))
+        if len(attention_images) < _NUM_ATTENTION:
+            attention_images.append(ReportImage(draw_query_attention(image, found, attention, classes, top=5)))
+    return found_images, attention_images
 
 
 def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
@@ -129,10 +113,10 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
 
 def _describe(cfg: CfgNode) -> str:
     detr = cfg.MODEL.DETR
-    name = {"SmcaTransformer": f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, {detr.CLASS_LOSS} loss)"}.get(
-        detr.TRANSFORMER, f"DETR ({detr.CLASS_LOSS} loss)"
+    name, scale = (
+        ("SMCA-DETR", f"{detr.SMCA.DYNAMIC_SCALE}, ") if detr.TRANSFORMER == "SmcaTransformer" else ("DETR", "")
     )
-    return f"{name} on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    return f"{name} ({scale}{detr.CLASS_LOSS} loss) on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
 
 
 def _device(cfg: CfgNode) -> str:
