@@ -61,12 +61,19 @@ examples, where "benchmark" is `detr-d2 benchmark`, `python -m benchmarks` or `p
   matchers, their gap to the optimum and their time:
     benchmark matchers gap --queries 100 --annotations ../shared/data/coco/annotations/*.json
     benchmark matchers time --device cuda
+  training runs, AP over their iterations:
+    benchmark convergence --config-file detr_shapes_cpu smca_shapes_cpu --iterations 3000 300
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark and return the exit code: 0, 1 after a mistake of the user, 130 after Ctrl-C."""
-    words, pairs = take_options(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["convergence"]:
+        from benchmarks import convergence
+
+        return convergence.main(words[1:])
+    words, pairs = take_options(words)
     args = make_parser().parse_args(words)
     args.options = tuple(pairs)
     torch.set_num_threads(args.threads)
@@ -88,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         "benchmark", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{inference,training,criterion,loading,matchers}"
+        dest="command", required=True, metavar="{inference,training,criterion,loading,matchers,convergence}"
     )
 
     command = commands.add_parser("inference", help="from images to results")
@@ -112,6 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_shared(command, rounds=5, memory=False)
 
     _add_matchers(commands.add_parser("matchers", help="gap to the optimum and time of our matchers"))
+    # `main` hands its arguments on, since it trains as `detr-d2 train` does.
+    commands.add_parser("convergence", help="AP over the iterations of several configs", add_help=False)
     return parser
 
 

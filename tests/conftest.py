@@ -9,6 +9,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_coco
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.logger import setup_logger
@@ -152,6 +153,25 @@ def catalog():
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def real_coco(monkeypatch, request):
+    """Return a function that registers COCO's datasets in a folder, by default that of the real data."""
+    before = [dict(DatasetCatalog.data), dict(MetadataCatalog.data)]
+
+    def register(folder=None) -> None:
+        folder = request.getfixturevalue("real_data") if folder is None else folder
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
+        for name in [x for x in DatasetCatalog.list() if x.startswith(("coco_", "keypoints_coco_"))]:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_all_coco(str(folder))
+
+    yield register
+    for catalog, entries in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        catalog.data.clear()
+        catalog.data.update(entries)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The command `detr-d2 compare`, from a checkout."""
+"""Run ``detr-d2 benchmark convergence``."""
 
 import sys
 
-from detr_d2.cli.compare import main
+from detr_d2.cli.benchmark import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["convergence", *sys.argv[1:]]))

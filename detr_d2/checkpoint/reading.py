@@ -58,8 +58,8 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     except ForbiddenGlobal as e:
         raise UserError(
             f"{name} holds more than weights and plain values: reading it needs {e.name}, which may run any code. "
-            "If you know where the file comes from, convert it once with `python converter.py --source_model "
-            f"{path} --output_model FILE --trust` (from Python: read_checkpoint(path, trust=True))."
+            "If you know where the file comes from, convert it once with `detr-d2 convert --input "
+            f"{path} --output FILE --trust` (from Python: read_checkpoint(path, trust=True))."
         ) from e
     # A damaged pickle or archive can raise anything.
     except Exception as e:
@@ -86,8 +86,8 @@ def local_path(path: str) -> str:
         ) from e
     if not os.path.exists(local):
         raise UserError(
-            f"{path} does not exist: check the path (MODEL.WEIGHTS, MODEL.DETR.FROZEN_WEIGHTS, or converter.py's "
-            "--source_model)."
+            f"{path} does not exist: check the path (MODEL.WEIGHTS, MODEL.DETR.FROZEN_WEIGHTS, or --input of "
+            "`detr-d2 convert`)."
         )
     if os.path.isdir(local):
         raise UserError(f"{path} is a folder: name the checkpoint file in it.")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from detr_d2.utils.errors import UserError
+
 AnyParser = TypeVar("AnyParser", bound=argparse.ArgumentParser)
 
 # What can be a config key: MODEL.WEIGHTS, SEED.
@@ -16,27 +18,32 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)*")
 class CommandParser(argparse.ArgumentParser):
     """Parser of one command, with hidden old spellings and config keys anywhere among the flags."""
 
-    def __init__(self, command: str, description: str, epilog: str):
+    def __init__(self, command: str, doc: str):
         """Make a parser without flags.
 
         Args:
-            command: name of the command, as in ``detr-d2 COMMAND``.
-            description, epilog: shown by ``--help``, line by line as they are.
+            command: its name, as in ``detr-d2 COMMAND``.
+            doc: docstring of its module, shown by ``--help``: the first line before the flags, the rest after them.
         """
-        super().__init__(
-            prog=f"detr-d2 {command}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        description, _, epilog = doc.partition("\n\n")
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"detr-d2 {command}", description=description, epilog=epilog, formatter_class=raw)
         self._accepts_keys = False
 
     def add_alias(self, flag: str, *old: str) -> None:
         """Accept other spellings of a flag, which ``--help`` does not show."""
         self._option_string_actions.update(dict.fromkeys(old, self._option_string_actions[flag]))
 
-    def add_config_keys(self) -> None:
-        """Accept ``KEY VALUE`` pairs of the config anywhere, as ``args.opts``."""
+    def add_config(self, required: bool = False, **settings) -> None:
+        """Add ``--config-file``, and accept ``KEY VALUE`` pairs of the config anywhere, as ``args.opts``."""
+        defaults = {"default": None if required else "", "required": required, "metavar": "NAME"}
+        default = f" (default: {settings['default']})" if "default" in settings else ""
+        self.add_argument(
+            "--config-file",
+            **{**defaults, **settings},
+            help="a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
+            + default,
+        )
         self._accepts_keys = True
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, e.g. MODEL.DEVICE cpu")
 
@@ -94,21 +101,16 @@ def at_least(minimum: int, unit: str) -> Callable[[str], int]:
     return whole_number
 
 
-def add_config_file(parser: argparse.ArgumentParser, required: bool = False, **settings) -> None:
-    """Add ``--config-file``."""
-    parser.add_argument(
-        "--config-file",
-        **{"default": None if required else "", "required": required, "metavar": "NAME"} | settings,
-        help="a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
-        + (f" (default: {settings['default']})" if settings.get("default") else ""),
-    )
+def check_score(score: float | None) -> None:
+    """Raise an error if ``--score-thresh`` is given and no score."""
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"--score-thresh is {score}: give a number from 0 to 1.")
 
 
-def add_training_flags(parser: CommandParser) -> None:
-    """Add what a run takes beside its config: flags of Detectron2's ``default_argument_parser``, and ``--output``."""
-    parser.add_argument(
-        "--output", dest="output_dir", metavar="DIR", help="the folder of the run, as the config key OUTPUT_DIR"
-    )
+def add_training_flags(parser: CommandParser, **config_settings) -> None:
+    """Add ``--config-file``, the other flags of Detectron2's ``default_argument_parser``, and ``--output``."""
+    parser.add_config(**config_settings)
+    parser.add_argument("--output", dest="output_dir", metavar="DIR", help="of the run, as the config key OUTPUT_DIR")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in that folder")
     group = parser.add_argument_group("processes")
     group.add_argument(
@@ -125,7 +127,6 @@ def add_training_flags(parser: CommandParser) -> None:
         help="where the processes meet (default: a port of this machine; auto: any free one)",
     )
     parser.set_defaults(eval_only=False)
-    parser.add_config_keys()
 
 
 def add_data_arguments(parser: AnyParser) -> AnyParser:
@@ -135,14 +136,9 @@ def add_data_arguments(parser: AnyParser) -> AnyParser:
         "annotations in COCO's format, instead of DATASETS.TRAIN and DATASETS.TEST; the number of classes is that of "
         "the annotations",
     )
-    group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
-    group.add_argument("--train-images", metavar="DIR", help="the folder of their images")
-    group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on; without, nothing is evaluated")
-    group.add_argument("--val-images", metavar="DIR", help="the folder of their images")
-    for split in ("train", "val"):
-        group.add_argument(
-            f"--{split}-panoptic",
-            metavar="DIR",
-            help=f"the folder of the PNGs, if --{split}-json is in COCO's panoptic format (docs/PANOPTIC.md)",
-        )
+    for split, use in (("train", "train on"), ("val", "evaluate on; without, nothing is evaluated")):
+        group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {use}")
+        group.add_argument(f"--{split}-images", metavar="DIR", help="the folder of their images")
+        panoptic = f"the folder of the PNGs, if --{split}-json is in COCO's panoptic format (docs/PANOPTIC.md)"
+        group.add_argument(f"--{split}-panoptic", metavar="DIR", help=panoptic)
     return parser

@@ -1,26 +1,38 @@
-"""Running a command: errors become exit codes here, and nowhere else."""
+"""Commands, and running them: errors become exit codes here, and nowhere else."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from detr_d2.cli.arguments import CommandParser
 from detr_d2.utils.errors import UserError
 
 
-def run_command(
-    make_parser: Callable[[], CommandParser],
-    run: Callable[[argparse.Namespace], int | None],
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Parse ``arguments``, by default those of this process, and call ``run`` with the result.
+@dataclass(frozen=True)
+class Command:
+    """A command, which is called like a function: ``main`` of its module."""
 
-    Returns:
-        The exit code: see :func:`exit_code`. Wrong usage ends the process with 2, ``--help`` with 0.
-    """
-    args = make_parser().parse(arguments)
-    return exit_code(lambda: run(args))
+    name: str
+    doc: str
+    """Docstring of its module, for ``--help``: see :class:`~detr_d2.cli.arguments.CommandParser`."""
+    add_flags: Callable[[CommandParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+
+    def make_parser(self) -> CommandParser:
+        """Return the parser with all flags."""
+        parser = CommandParser(self.name, self.doc)
+        self.add_flags(parser)
+        return parser
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run it with ``arguments``, by default those of this process, and return :func:`exit_code`.
+
+        Wrong usage ends the process with 2, ``--help`` with 0.
+        """
+        args = self.make_parser().parse(arguments)
+        return exit_code(lambda: self.run(args))
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
@@ -45,7 +57,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Return the exit code of ``main(args)`` in the processes that ``args`` asks for: for scripts of one's own."""
+    """Return the exit code of ``main(args)`` in the processes that ``args`` asks for: also for scripts of one's own."""
     from detr_d2.engine import launch_processes
 
     return exit_code(lambda: launch_processes(main, args))

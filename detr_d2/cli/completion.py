@@ -1,109 +1,91 @@
-"""Command ``completion``: a script that completes commands and flags in a shell."""
+"""Print a script that completes commands and flags in a shell.
 
-import argparse
-import importlib
-import shlex
-import textwrap
-from functools import partial
-
-from detr_d2.cli.arguments import CommandParser
-from detr_d2.cli.command import run_command
-
-EXAMPLES = """
-examples:
+Examples:
   bash, in ~/.bashrc:       eval "$(detr-d2 completion bash)"
   zsh, in ~/.zshrc:         eval "$(detr-d2 completion zsh)"
   fish:                     detr-d2 completion fish > ~/.config/fish/completions/detr-d2.fish
 """
 
+import argparse
+import textwrap
+from shlex import quote
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("completion", "Print a script that completes commands and flags in a shell.", EXAMPLES)
+from detr_d2.cli.arguments import CommandParser
+from detr_d2.cli.command import Command
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the argument of the command."""
     parser.add_argument("shell", choices=SCRIPTS, help="bash, zsh or fish")
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the script."""
     from detr_d2.cli.main import COMMANDS
 
-    texts = {name: text for name, (_, text) in COMMANDS.items()}
-    print(SCRIPTS[args.shell](texts, {name: list_flags(module) for name, (module, _) in COMMANDS.items()}))
+    first = {**COMMANDS, "--help": "list the commands", "--version": "print versions"}
+    print(SCRIPTS[args.shell]({"": first, **{command: list_flags(command) for command in COMMANDS}}))
 
 
-def list_flags(module: str) -> dict[str, str]:
-    """Return what ``make_parser`` of a command's module shows: help by flag, or by choice; {} where it has none."""
-    try:
-        parser = importlib.import_module(module).make_parser()
-    except (ImportError, AttributeError):
-        return {}
+def list_flags(command: str) -> dict[str, str]:
+    """Return the help of every flag, or choice, that a command shows; {} of the benchmarks, which are a program."""
+    from detr_d2.cli.main import find_command
+
+    main = find_command(command)
     flags = {}
-    for action in parser._actions:
-        if action.help == argparse.SUPPRESS:
-            continue
-        names = [name for name in action.option_strings if name.startswith("--")]
-        text = textwrap.shorten(action.help or "", 70, placeholder=" …")
-        flags.update(dict.fromkeys(names or map(str, action.choices or ()), text))
+    for action in main.make_parser()._actions if isinstance(main, Command) else ():
+        if action.help != argparse.SUPPRESS:
+            names = [name for name in action.option_strings if name.startswith("--")]
+            text = textwrap.shorten(action.help or "", 70, placeholder=" …")
+            flags.update(dict.fromkeys(names or map(str, action.choices or ()), text))
     return flags
 
 
-def bash(commands: dict[str, str], flags: dict[str, dict[str, str]]) -> str:
-    """Return the script for bash; file names complete where no flag does."""
-    cases = "\n".join(f"        {name}) words={shlex.quote(' '.join(x))} ;;" for name, x in flags.items())
+def bash(words: dict[str, dict[str, str]]) -> str:
+    """Return the script for bash; ``words``: help by word, by the command before the word, "" for the first word."""
+    cases = "\n".join(f"        {quote(command)}) choices={quote(' '.join(x))} ;;" for command, x in words.items())
     return f"""\
 _detr_d2() {{
-    local words={shlex.quote(" ".join([*commands, "--help", "--version"]))}
-    if [ "$COMP_CWORD" -gt 1 ]; then
-        words=
-        case "${{COMP_WORDS[1]}}" in
+    local command= choices=
+    [ "$COMP_CWORD" -gt 1 ] && command="${{COMP_WORDS[1]}}"
+    case "$command" in
 {cases}
-        esac
-    fi
-    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    esac
+    COMPREPLY=($(compgen -W "$choices" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 complete -o default -F _detr_d2 detr-d2"""
 
 
-def zsh(commands: dict[str, str], flags: dict[str, dict[str, str]]) -> str:
-    """Return the script for zsh, with a description of each word."""
-
-    def describe(words: dict[str, str]) -> str:
-        return " ".join(shlex.quote(f"{name}:{text.replace(':', ';')}") for name, text in words.items())
-
-    cases = "\n".join(f"            {name}) options=({describe(x)}) ;;" for name, x in flags.items())
+def zsh(words: dict[str, dict[str, str]]) -> str:
+    """Return the script for zsh, with the help of each word."""
+    cases = ""
+    for command, choices in words.items():
+        described = " ".join(quote(f"{word}:{text.replace(':', ';')}") for word, text in choices.items())
+        cases += f"        {quote(command)}) choices=({described}) ;;\n"
     return f"""\
 #compdef detr-d2
 _detr_d2() {{
-    local -a options
-    if (( CURRENT == 2 )); then
-        options=({describe(commands)})
-    else
-        case "${{words[2]}}" in
-{cases}
-        esac
-    fi
-    _describe option options || _files
+    local command=
+    local -a choices
+    (( CURRENT > 2 )) && command="${{words[2]}}"
+    case "$command" in
+{cases}    esac
+    _describe word choices || _files
 }}
 compdef _detr_d2 detr-d2"""
 
 
-def fish(commands: dict[str, str], flags: dict[str, dict[str, str]]) -> str:
-    """Return the script for fish, with a description of each word."""
-    lines = [
-        f"complete -c detr-d2 -n __fish_use_subcommand -f -a {name} -d {shlex.quote(text)}"
-        for name, text in commands.items()
-    ]
-    for command, names in flags.items():
-        for name, text in names.items():
-            word = f"-l {name[2:]}" if name.startswith("--") else f"-f -a {name}"
-            lines.append(
-                f"complete -c detr-d2 -n '__fish_seen_subcommand_from {command}' {word} -d {shlex.quote(text)}"
-            )
+def fish(words: dict[str, dict[str, str]]) -> str:
+    """Return the script for fish, with the help of each word."""
+    lines = []
+    for command, choices in words.items():
+        condition = f"__fish_seen_subcommand_from {command}" if command else "__fish_use_subcommand"
+        for word, text in choices.items():
+            option = f"-l {word[2:]}" if word.startswith("--") else f"-f -a {word}"
+            lines.append(f"complete -c detr-d2 -n '{condition}' {option} -d {quote(text)}")
     return "\n".join(lines)
 
 
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
 
-
-main = partial(run_command, make_parser, run)
+main = Command("completion", __doc__, add_flags, run)

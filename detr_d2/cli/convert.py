@@ -1,24 +1,13 @@
-"""Command ``convert``, also converter.py: checkpoints with our names, the original's or those of transformers."""
+"""Convert a checkpoint to our names, to the original's or to those of transformers.
 
-import argparse
-from functools import partial
+Reads files of a DETR (R18 to R152, box models; of segmentation and panoptic models the box part) or SMCA, of the
+original code and of the authors, of the transformers library, of the original's Detectron2 wrapper, and our own. The
+result is checked, name by name and shape by shape, against the model that it is for before anything is written.
+MODEL.WEIGHTS accepts all of these files too; a converted one is smaller, holds the class names, and can be read by
+other tools. Whether a model is a DC5 model, and how many heads its attention has, can't be seen in the tensors: say so
+with --dc5 and --nheads.
 
-from detr_d2.cli.arguments import CommandParser, at_least
-from detr_d2.cli.command import run_command
-
-TARGETS = ("d2", "original", "huggingface")
-"""Values of --to: those of :data:`detr_d2.checkpoint.conversion.TARGETS`, which takes long to import."""
-
-DESCRIPTION = """\
-Convert a checkpoint of a DETR (R18 to R152, box models; of segmentation and panoptic models the box part) or SMCA:
-files of the original code and of the authors, of the transformers library, of the original's Detectron2 wrapper, and
-our own. The result is checked, name by name and shape by shape, against the model that it is for before anything is
-written. MODEL.WEIGHTS accepts all of these files too; a converted one is smaller, holds the class names, and can
-be read by other tools. Whether a model is a DC5 model, and how many heads its attention has, can't be seen in the
-tensors: say so with --dc5 and --nheads.
-"""
-EXAMPLES = """\
-examples:
+Examples:
   detr-d2 convert --input https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth --output weights/detr-r50.pth
   detr-d2 convert --input detr-r101-2c7b67e5.pth --output detr-r101.pth --force
   detr-d2 convert --input detr-r50-e632da11.pth --output start.pth --num-classes 3
@@ -26,10 +15,17 @@ examples:
   detr-d2 convert --input detr-resnet-50/model.safetensors --output detr.pth --to original --coco-ids
 """
 
+import argparse
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("convert", DESCRIPTION, EXAMPLES)
+from detr_d2.cli.arguments import CommandParser, at_least
+from detr_d2.cli.command import Command
+
+TARGETS = ("d2", "original", "huggingface")
+"""Values of --to: those of :data:`detr_d2.checkpoint.conversion.TARGETS`, which takes long to import."""
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--input", required=True, metavar="FILE", help="file or URL to convert")
     parser.add_alias("--input", "--source_model", "--source-model")
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
@@ -69,7 +65,6 @@ def make_parser() -> CommandParser:
         help="read a source that holds more than weights and plain values; this runs code that the file holds, so "
         "only use it for files whose origin you know",
     )
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,17 +74,8 @@ def run(args: argparse.Namespace) -> None:
     settings = {"MODEL.DETR.NHEADS": args.nheads} if args.nheads else {}
     if args.dc5:
         settings["MODEL.RESNETS.RES5_DILATION"] = 2
-    summary = convert_checkpoint(
-        args.input,
-        args.output,
-        to=args.to,
-        num_classes=args.num_classes,
-        coco_ids=args.coco_ids,
-        settings=settings,
-        force=args.force,
-        trust=args.trust,
-    )
-    print(summary)
+    options = {name: getattr(args, name) for name in ("to", "num_classes", "coco_ids", "force", "trust")}
+    print(convert_checkpoint(args.input, args.output, settings=settings, **options))
 
 
-main = partial(run_command, make_parser, run)
+main = Command("convert", __doc__, add_flags, run)

@@ -1,41 +1,34 @@
-"""Command ``demo``, also tools/demo.py: minutes of training on rendered shapes, and a report."""
+"""Train a small DETR on rendered shapes in minutes, and show in a report what it has learned.
 
-import argparse
-import os
-import shlex
-import time
-from functools import partial
-
-from detr_d2.cli.arguments import CommandParser, add_config_file, add_training_flags
-from detr_d2.cli.command import run_command
-
-DESCRIPTION = "Train a small DETR on rendered shapes in minutes, and show in a report what it has learned."
-EXAMPLES = """
 Renders the dataset (the first time), trains, evaluates on held-out images and writes report.html, which holds all of
 its images, to the output folder (default: output/demo). Without a GPU it takes some ten minutes on two CPU cores: one
 process on each, computing in bfloat16 where they can and in float32 elsewhere, which takes longer.
 
-examples:
+Examples:
   detr-d2 demo
   a quick look, before anything is learned:
     detr-d2 demo SOLVER.MAX_ITER 60 SOLVER.STEPS "(50,)" TEST.EVAL_PERIOD 30
 """
 
+import argparse
+import os
+import shlex
+import time
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("demo", DESCRIPTION, EXAMPLES)
-    add_config_file(parser, default="smca_shapes_cpu")
-    add_training_flags(parser)
+from detr_d2.cli.arguments import CommandParser, add_training_flags
+from detr_d2.cli.command import Command, launch
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the command."""
+    add_training_flags(parser, default="smca_shapes_cpu")
     parser.set_defaults(num_gpus=None, dist_url="auto")
-    return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Choose what suits this machine, and start the processes."""
     import torch
 
-    from detr_d2.engine import launch_processes
     from detr_d2.utils.precision import has_bfloat16_products
 
     if torch.cuda.is_available():
@@ -47,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
     args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
-    launch_processes(train, args)
+    return launch(train, args)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -70,4 +63,4 @@ def train(args: argparse.Namespace) -> None:
     print(f"The report: {report}")
 
 
-main = partial(run_command, make_parser, run)
+main = Command("demo", __doc__, add_flags, run)

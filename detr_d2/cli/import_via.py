@@ -1,60 +1,56 @@
-"""Command ``import-via``, also tools/via_to_coco.py: annotations of the VGG Image Annotator in COCO's format."""
+r"""Convert annotations of the VGG Image Annotator (VIA 1 and 2) to COCO's format.
 
-import argparse
-import json
-from collections import Counter
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-from detr_d2.cli.arguments import CommandParser
-from detr_d2.cli.command import run_command, start_process
-from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file
-
-DESCRIPTION = "Convert annotations of the VGG Image Annotator (VIA 1 and 2) to COCO's format."
-EXAMPLES = """
 Reads annotations that VIA exported as json, or a project of VIA 2; polygons, rectangles, circles and ellipses. The
 image files are opened for their size. Classes get ids from 1 in alphabetical order, unless --categories says otherwise.
 
-examples:
+Examples:
   the class of a region stands in its attribute "name":
     detr-d2 import-via --input via.json --images photos --class-attribute name --output photos.json
   the regions have no attributes, and all are balloons; one fifth of the images is for validation:
-    detr-d2 import-via --input via_region_data.json --images balloon --default-class balloon \\
+    detr-d2 import-via --input via_region_data.json --images balloon --default-class balloon \
         --output train.json --val-output val.json --val-share 0.2
   separate validation data, with the classes, in the order, of the training data:
     detr-d2 import-via --input val_via.json --images val --categories cat,dog,horse --output val.json
 """
 
+import argparse
+import json
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("import-via", DESCRIPTION, EXAMPLES)
+from detr_d2.cli.arguments import CommandParser
+from detr_d2.cli.command import Command, start_process
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--input", metavar="FILE", help="what VIA saved or exported")
     parser.add_argument("via", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
     parser.add_argument("--output", required=True, metavar="FILE", help="the json file to write")
-    parser.add_argument(
-        "--class-attribute", metavar="NAME", help="region attribute with the class (default: the only one)"
-    )
+    parser.add_argument("--class-attribute", metavar="NAME", help="of regions, with the class (default: the only one)")
     parser.add_argument("--default-class", metavar="NAME", help="class of regions without that attribute")
     parser.add_argument("--categories", metavar="A,B,C", help="all classes, in the order of their ids")
     parser.add_argument("--skip-unsupported", action="store_true", help="leave out points, lines and polylines")
-    parser.add_argument(
-        "--val-output", metavar="FILE", help="a second json file, with some of the images for validation"
-    )
+    parser.add_argument("--val-output", metavar="FILE", help="a second json file, with some images for validation")
     parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="their share (default: 0.2)")
     parser.add_argument("--seed", type=int, default=0, help="for choosing them (default: 0)")
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, write the files and print what they hold."""
+    """Convert, write all files or none, and print what they hold."""
     start_process()
     files = convert(args)
-    write(files)
+    try:
+        with ExitStack() as stack:
+            for path, coco in files.items():
+                stack.enter_context(atomic_file(path)).write(json.dumps(coco).encode())
+    except OSError as e:
+        raise UserError(f"{' and '.join(files)} can't be written ({e}): give files in a folder that exists.") from e
     for path, coco in files.items():
         print(f"{path}: {summarize(coco)}")
 
@@ -76,24 +72,14 @@ def convert(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return dict(zip((args.output, args.val_output), split_images(coco, args.val_share, args.seed), strict=True))
 
 
-def write(files: dict[str, dict[str, Any]]) -> None:
-    """Write all files, or none."""
-    try:
-        with ExitStack() as stack:
-            for path, coco in files.items():
-                stack.enter_context(atomic_file(path)).write(json.dumps(coco).encode())
-    except OSError as e:
-        raise UserError(f"{' and '.join(files)} can't be written ({e}): give files in a folder that exists.") from e
-
-
 def summarize(coco: dict[str, Any]) -> str:
     """Return one line of counts."""
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    counts = Counter(annotation["category_id"] for annotation in coco["annotations"])
-    empty = len(coco["images"]) - len({annotation["image_id"] for annotation in coco["annotations"]})
-    classes = ", ".join(f"{name} {counts[number]}" for number, name in names.items())
-    images, objects = len(coco["images"]), len(coco["annotations"])
-    return f"{images} images ({empty} without objects), {objects} objects of {len(names)} classes: {classes}"
+    images, objects, categories = coco["images"], coco["annotations"], coco["categories"]
+    counts = Counter(x["category_id"] for x in objects)
+    empty = len(images) - len({x["image_id"] for x in objects})
+    classes = ", ".join(f"{x['name']} {counts[x['id']]}" for x in categories)
+    counted = f"{len(images)} images ({empty} without objects), {len(objects)} objects of {len(categories)} classes"
+    return f"{counted}: {classes}"
 
 
-main = partial(run_command, make_parser, run)
+main = Command("import-via", __doc__, add_flags, run)

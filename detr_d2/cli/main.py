@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -18,33 +18,35 @@ from detr_d2.utils.prerequisites import check_detectron2
 
 GROUPS = {
     "Training": {
-        "train": ("detr_d2.cli.train", "train a model that a config describes"),
-        "demo": ("detr_d2.cli.demo", "train on rendered shapes in minutes, and write a report"),
-        "overfit": ("detr_d2.cli.overfit", "overfit a few images, to prove that data, config and model go together"),
-        "compare": ("detr_d2.cli.compare", "train several configs, and compare how fast their AP grows"),
-        "plot": ("detr_d2.cli.plot", "plot the training curves of runs"),
+        "train": "train a model that a config describes",
+        "demo": "train on rendered shapes in minutes, and write a report",
+        "overfit": "overfit a few images, to prove that data, config and model go together",
+        "plot": "plot the training curves of runs",
     },
     "Trained models": {
-        "predict": ("detr_d2.cli.predict", "find objects in images and videos"),
-        "attention": ("detr_d2.cli.attention", "visualize where a model looks in an image"),
-        "convert": ("detr_d2.cli.convert", "convert a checkpoint to the names of other code, or to ours"),
+        "predict": "find objects in images and videos",
+        "attention": "visualize where a model looks in an image",
+        "convert": "convert a checkpoint to the names of other code, or to ours",
     },
     "Measuring": {
-        "eval": ("detr_d2.cli.eval", "evaluate a model on a dataset"),
-        "evaluate-results": ("detr_d2.cli.evaluate_results", "evaluate a file of detections, without a model"),
-        "analyze": ("detr_d2.cli.analyze", "count parameters, FLOPs and activations of a model"),
-        "benchmark": ("detr_d2.cli.benchmark", "time our code beside the original code and transformers"),
+        "eval": "evaluate a model on a dataset",
+        "evaluate-results": "evaluate a file of detections, without a model",
+        "analyze": "count parameters, FLOPs and activations of a model",
+        "benchmark": "measure speed, beside the original code and transformers, and convergence",
     },
     "Data": {
-        "check": ("detr_d2.cli.check", "check a dataset before training"),
-        "import-via": ("detr_d2.cli.import_via", "convert annotations of the VGG Image Annotator to COCO's format"),
+        "check": "check a dataset before training",
+        "import-via": "convert annotations of the VGG Image Annotator to COCO's format",
     },
-    "This command": {
-        "completion": ("detr_d2.cli.completion", "print a script for completion in bash, zsh or fish"),
-    },
+    "This command": {"completion": "print a script for completion in bash, zsh or fish"},
 }
-COMMANDS = {name: entry for commands in GROUPS.values() for name, entry in commands.items()}
-"""Module and description of every command, by its name."""
+COMMANDS = {name: text for commands in GROUPS.values() for name, text in commands.items()}
+"""Description of every command, by its name."""
+
+
+def find_command(name: str) -> Callable[[Sequence[str] | None], int]:
+    """Return ``main`` of the module of a command."""
+    return importlib.import_module(f"detr_d2.cli.{name.replace('-', '_')}").main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,16 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code(lambda: print(format_help()))
     if words[0] in ("-V", "--version"):
         return exit_code(lambda: print(format_versions()))
+    if words[0] == "compare":
+        # Its former name.
+        words[:1] = ["benchmark", "convergence"]
     if words[0] not in COMMANDS:
         similar = difflib.get_close_matches(words[0], COMMANDS)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "detr-d2 --help lists them."
         print(f"error: there is no command {words[0]}: {hint}", file=sys.stderr)
         return 2
-    module, _ = COMMANDS[words[0]]
     try:
         if "--help" not in words and "-h" not in words and words[0] != "completion":
             check_detectron2()
-        return importlib.import_module(module).main(words[1:])
+        return find_command(words[0])(words[1:])
     except ImportError as e:
         if e.name not in ("detectron2", "pkg_resources"):
             raise
@@ -83,20 +87,17 @@ def format_help() -> str:
     lines = ["usage: detr-d2 COMMAND …", "", "DETR for Detectron2."]
     width = max(map(len, COMMANDS))
     for title, commands in GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, (_, text) in commands.items())]
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, text in commands.items())]
     lines += ["", "detr-d2 COMMAND --help explains a command; detr-d2 --version prints versions."]
     return "\n".join(lines)
 
 
 def format_versions() -> str:
     """Return the versions of this package and of what it depends on, without importing torch."""
-    versions = {
-        "detr_d2": __version__,
-        "torch": _version("torch"),
-        "detectron2": f"{_version('detectron2')}, {_compiled_ops()}",
-        "Python": platform.python_version(),
-    }
-    return "\n".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"detr_d2 {__version__}\ntorch {_version('torch')}\n"
+        f"detectron2 {_version('detectron2')}, {_compiled_ops()}\nPython {platform.python_version()}"
+    )
 
 
 def _version(package: str) -> str:

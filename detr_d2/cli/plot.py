@@ -1,39 +1,32 @@
-"""Command ``plot``, also tools/plot_training.py: training curves."""
+"""Plot the training curves of one run or several: losses, AP, class error, learning rate.
 
-import argparse
-from functools import partial
-from pathlib import Path
-
-from detr_d2.cli.arguments import CommandParser
-from detr_d2.cli.command import run_command
-from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file
-
-DESCRIPTION = "Plot the training curves of one run or several: losses, AP, class error, learning rate."
-EXAMPLES = """
 A run is a folder that `detr-d2 train` wrote to (OUTPUT_DIR), also one that it is still writing to. The smoothed curve
 stands before the faint one of the values in metrics.json. Of a run that was resumed, what was done last counts.
 
-examples:
+Examples:
   detr-d2 plot --input output/trial
   compare two runs, in a file for a paper:
     detr-d2 plot --input output/detr output/smca --output curves.pdf --metrics total_loss bbox/AP bbox/AP50
 """
 
+import argparse
+from pathlib import Path
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("plot", DESCRIPTION, EXAMPLES)
+from detr_d2.cli.arguments import CommandParser
+from detr_d2.cli.command import Command
+from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import atomic_file
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="DIR", help="OUTPUT_DIR of every run")
     parser.add_argument("runs", nargs="*", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--output", type=Path, default=Path("curves.png"), metavar="FILE", help="png, pdf or svg (default: curves.png)"
-    )
+    parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="default: curves.png")
     parser.add_argument("--metrics", nargs="+", metavar="KEY", help="keys of metrics.json, one panel each")
     parser.add_argument(
-        "--smoothing", type=int, metavar="N", help="average over N lines of the file; 1: none (default: a twentieth)"
+        "--smoothing", type=int, metavar="N", help="average over N lines; 1: none (default: a twentieth)"
     )
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,17 +43,14 @@ def run(args: argparse.Namespace) -> None:
     runs = [*args.runs, *args.input]
     if not runs:
         raise UserError("Give the folders of the runs: --input DIR …")
-    figure = plot_training(name_runs(runs), args.metrics, args.smoothing)
+    folders = [path.resolve().parent if path.is_file() else path.resolve() for path in runs]
+    names = [folder.name for folder in folders]
+    # By their path where several folders have the same name.
+    by_name = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, runs, strict=True)}
+    figure = plot_training(by_name, args.metrics, args.smoothing)
     with atomic_file(str(args.output)) as file:
         figure.savefig(file, format=form)
     print(f"Wrote {args.output}.")
 
 
-def name_runs(runs: list[Path]) -> dict[str, Path]:
-    """Return the runs by the name of their folder, or by their path where several folders have the same name."""
-    folders = [path.resolve().parent if path.is_file() else path.resolve() for path in runs]
-    names = [folder.name for folder in folders]
-    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, runs, strict=True)}
-
-
-main = partial(run_command, make_parser, run)
+main = Command("plot", __doc__, add_flags, run)

@@ -1,69 +1,57 @@
-"""Command ``predict``, also tools/predict.py: objects in images and videos."""
+r"""Find objects in images, folders, patterns and videos; write overlays, COCO results and a summary.
 
-import argparse
-import logging
-import sys
-from functools import partial
-from typing import TYPE_CHECKING
-
-from detr_d2.cli.arguments import CommandParser, add_config_file
-from detr_d2.cli.command import run_command, start_process
-from detr_d2.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from detr_d2.engine.prediction import Summary
-
-DESCRIPTION = "Find objects in images, folders, patterns and videos; write overlays, COCO results and a summary."
-EXAMPLES = """
 The output folder then holds overlays/ (the images and videos with boxes), predictions.json (COCO results), images.json
 (the file of every image_id, the name of every category_id) and summary.json. Until it is complete it is called
 DIR.incomplete. The number of classes and their names come from the checkpoint.
 
 Exit code: 0; 1 if an input could not be read or nothing could be done.
 
-examples:
+Examples:
   detr-d2 predict --config-file detr-r50 --input photos/ --output predicted MODEL.WEIGHTS detr://detr-r50
-  detr-d2 predict --config-file output/config.yaml --input 'day*/*.jpg' clip.mp4 --output predicted \\
+  detr-d2 predict --config-file output/config.yaml --input 'day*/*.jpg' clip.mp4 --output predicted \
       --score-thresh 0.7 --batch-size 8 MODEL.WEIGHTS output/model_final.pth
   many images, faster (docs/INFERENCE.md): as above, and
       MODEL.DETR.TEST.COMPILE True MODEL.DETR.TEST.PRECISION bfloat16
 """
 
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("predict", DESCRIPTION, EXAMPLES)
-    add_config_file(parser, required=True)
+from detr_d2.cli.arguments import CommandParser, check_score
+from detr_d2.cli.command import Command, start_process
+from detr_d2.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from detr_d2.engine.prediction import Summary
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the command."""
+    parser.add_config(required=True)
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     parser.add_argument("--score-thresh", type=float, default=0.5, metavar="S", help="minimum score (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
     parser.add_argument("--no-overlays", action="store_true", help="write no images, which takes most of the time")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
-    parser.add_config_keys()
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict, print a summary and return the exit code."""
-    logging.captureWarnings(True)
-    start_process()
-    return report(predict(args), args.output)
-
-
-def predict(args: argparse.Namespace) -> "Summary":
-    """Write what the model finds, and return a summary."""
     from detr_d2.data.inputs import find_inputs
     from detr_d2.engine.prediction import predict_files
     from detr_d2.inference.predictor import Predictor, prediction_config
 
-    if not 0 <= args.score_thresh <= 1:
-        raise UserError(f"--score-thresh is {args.score_thresh}: give a number from 0 to 1.")
+    logging.captureWarnings(True)
+    start_process()
+    check_score(args.score_thresh)
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: give 1 or more.")
     inputs = find_inputs(args.input)
     cfg = prediction_config(args.config_file, args.opts)
-    return predict_files(
+    summary = predict_files(
         Predictor.from_config(cfg),
         inputs,
         args.output,
@@ -73,10 +61,15 @@ def predict(args: argparse.Namespace) -> "Summary":
         overwrite=args.overwrite,
         run={"config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS, "inputs": args.input},
     )
+    print_summary(summary)
+    print(f"written to {args.output}")
+    if summary.failed:
+        print(f"error: {len(summary.failed)} of the inputs could not be read; the others are done.", file=sys.stderr)
+    return 1 if summary.failed else 0
 
 
-def report(summary: "Summary", output: str) -> int:
-    """Print what was found, and return the exit code."""
+def print_summary(summary: "Summary") -> None:
+    """Print what was found, and the inputs that could not be read."""
     from tabulate import tabulate
 
     read = [f"{summary.images} images"] if summary.images else []
@@ -91,10 +84,6 @@ def report(summary: "Summary", output: str) -> int:
         print(f"The highest score is {summary.highest_score:.2g}: see more with a lower --score-thresh.")
     for failed in summary.failed:
         print(f"not read: {failed['error']}", file=sys.stderr)
-    print(f"written to {output}")
-    if summary.failed:
-        print(f"error: {len(summary.failed)} of the inputs could not be read; the others are done.", file=sys.stderr)
-    return 1 if summary.failed else 0
 
 
-main = partial(run_command, make_parser, run)
+main = Command("predict", __doc__, add_flags, run)

@@ -85,7 +85,7 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
     is_via = "_via_img_metadata" in content or any(isinstance(x, dict) and "regions" in x for x in content.values())
     if is_via and "images" not in content:
         raise UserError(
-            f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with tools/via_to_coco.py."
+            f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with `detr-d2 import-via`."
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key, [] if key == "annotations" else None), list):
@@ -95,8 +95,8 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
     if any(isinstance(x, dict) and "segments_info" in x for x in content.get("annotations", [])[:1]):
         raise UserError(
-            f"{json_file} is in COCO's panoptic format, where instances are expected: pass train_net.py the folder of "
-            "its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
+            f"{json_file} is in COCO's panoptic format, where instances are expected: pass `detr-d2 train` the folder "
+            "of its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
             "detr_d2.data.register_coco_panoptic_dataset."
         )
     return content

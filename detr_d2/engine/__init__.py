@@ -1,6 +1,6 @@
 """Training and evaluation."""
 
-import importlib
+import pkgutil
 import warnings
 
 from detr_d2.config import load_config
@@ -28,17 +28,12 @@ __all__ = [
 ]
 
 # What copies of an earlier train_net.py import from here.
-_MOVED = {
-    "add_data_arguments": ("detr_d2.cli.arguments", "add_data_arguments"),
-    "run": ("detr_d2.cli.command", "launch"),
-}
+_MOVED = {"add_data_arguments": "detr_d2.cli.arguments.add_data_arguments", "run": "detr_d2.cli.command.launch"}
 
 
 def __getattr__(name: str):
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, function = _MOVED[name]
-    warnings.warn(
-        f"detr_d2.engine.{name} is now {module}.{function}: import it from there.", DeprecationWarning, stacklevel=2
-    )
-    return getattr(importlib.import_module(module), function)
+    message = f"detr_d2.engine.{name} is now {_MOVED[name]}: import it from there."
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return pkgutil.resolve_name(_MOVED[name])

@@ -18,9 +18,6 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Where a process or a loader's worker passes an error on as text, its message comes after this.
-_IN_TRACEBACK = f"{UserError.__name__}: "
-
 
 def launch_processes(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
@@ -29,19 +26,14 @@ def launch_processes(main: Callable[[argparse.Namespace], object], args: argpars
         UserError: the numbers of processes are wrong, or a process raised one, whose traceback is left out.
     """
     _check_processes(args)
+    # Where a process or a loader's worker passes an error on as text, its message comes after this.
+    in_traceback = f"{UserError.__name__}: "
     try:
-        launch(
-            _start,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        launch(_start, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args))
     except (UserError, ProcessRaisedException) as e:
-        if _IN_TRACEBACK not in str(e):
+        if in_traceback not in str(e):
             raise
-        raise UserError(str(e).rsplit(_IN_TRACEBACK, 1)[-1].strip()) from e
+        raise UserError(str(e).rsplit(in_traceback, 1)[-1].strip()) from e
 
 
 def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
@@ -66,8 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Load the config of ``args``, check it, and set up the log.
 
     Args:
-        args: what Detectron2's argument parser returns, optionally with files to train and evaluate on: see
-            :func:`~detr_d2.engine.own_data.use_own_data`.
+        args: of Detectron2's argument parser, and optionally of :func:`~detr_d2.engine.own_data.use_own_data`.
     """
     if args.config_file:
         # Detectron2's setup logs the content of the file.

@@ -12,18 +12,15 @@ from detr_d2.utils.errors import UserError
 TRAIN, VAL = "own_train", "own_val"
 """Names that the datasets are registered with."""
 
-_NUM_CLASSES = "MODEL.DETR.NUM_CLASSES"
-_NUM_THINGS = "MODEL.DETR.PANOPTIC.NUM_THINGS"
 _MAX_NAMES_SHOWN = 10
 
 
 class _Files(NamedTuple):
-    """Files of one split, training or validation."""
+    """Files of one split; ``panoptic``: the folder of panoptic maps, if ``json`` is in that format."""
 
     json: str
     images: str
     panoptic: str | None
-    """Folder of panoptic maps; None: ``json`` is in the format of instances."""
 
     def register(self, name: str) -> list[str]:
         """Register them under ``name``, and return the names of the classes."""
@@ -44,6 +41,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     has no such names.
 
     Args:
+        cfg: changed in place.
         args: what a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments` returns.
 
     Returns:
@@ -53,10 +51,10 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         UserError: a flag lacks the other one of its pair, or the files can't be used.
     """
     train, val = _files(args, "train"), _files(args, "val")
-    if not (train or val):
-        _check_given(cfg, args)
-        return []
     eval_only = getattr(args, "eval_only", False)
+    if not (train or val):
+        _check_datasets_given(cfg, eval_only)
+        return []
     if eval_only and not val:
         raise UserError("--eval-only evaluates on --val-json and --val-images: give them.")
     if not eval_only and not train:
@@ -67,35 +65,43 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     classes = {name: split.register(name) for name, split in files.items()}
     cfg.DATASETS.TRAIN = (TRAIN,) if train else ()
     cfg.DATASETS.TEST = (VAL,) if val else ()
+    messages = [f"Dataset {name!r} is {split}." for name, split in files.items()]
     name = TRAIN if train else VAL
-    return [
-        *(f"Dataset {name!r} is {split}." for name, split in files.items()),
-        *_set_num_classes(cfg, args, classes[name], files[name].json),
-        *(_set_num_things(cfg, args, name) if files[name].panoptic else []),
-        *([] if val else ["There is no --val-json: nothing is evaluated."]),
-    ]
+    # Numbers that are stated beside the files stay, so that the check of the datasets can object to them.
+    given = (args.opts or [])[::2]
+    if "MODEL.DETR.NUM_CLASSES" not in given:
+        cfg.MODEL.DETR.NUM_CLASSES = len(classes[name])
+        shown = ", ".join(classes[name][:_MAX_NAMES_SHOWN]) + (", …" if len(classes[name]) > _MAX_NAMES_SHOWN else "")
+        messages.append(f"MODEL.DETR.NUM_CLASSES {len(classes[name])}, from {files[name].json}: {shown}.")
+    if files[name].panoptic and "MODEL.DETR.PANOPTIC.NUM_THINGS" not in given:
+        # So that the config says it also where the dataset is not registered: in prediction.
+        things = len(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)
+        cfg.MODEL.DETR.PANOPTIC.NUM_THINGS = things
+        messages.append(f"MODEL.DETR.PANOPTIC.NUM_THINGS {things}: the first classes are things, the others stuff.")
+    if not val:
+        messages.append("There is no --val-json: nothing is evaluated.")
+    return messages
 
 
 def _files(args: argparse.Namespace, split: str) -> _Files | None:
     """Return the files of one split; None if no flag gives one."""
-    json, images, panoptic = (getattr(args, f"{split}_{x}", None) for x in ("json", "images", "panoptic"))
-    if not (json or images or panoptic):
+    files = _Files(*(getattr(args, f"{split}_{kind}", None) for kind in _Files._fields))
+    if not any(files):
         return None
-    if not json or not images:
-        given = "json" if json else "images" if images else "panoptic"
-        missing = "images" if json else "json"
+    if not files.json or not files.images:
+        given = next(kind for kind, path in zip(_Files._fields, files, strict=True) if path)
+        missing = "images" if files.json else "json"
         raise UserError(f"--{split}-{given} goes with --{split}-{missing}, which is missing: give both.")
-    return _Files(json, images, panoptic)
+    return files
 
 
-def _check_given(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_datasets_given(cfg: CfgNode, eval_only: bool) -> None:
     """Refuse a config, of an earlier run or for fine-tuning, with datasets that only the missing flags define."""
-    used = [("val", VAL, cfg.DATASETS.TEST)]
-    if not getattr(args, "eval_only", False):
-        used.insert(0, ("train", TRAIN, cfg.DATASETS.TRAIN))
+    used = {} if eval_only else {TRAIN: ("train", cfg.DATASETS.TRAIN)}
+    used[VAL] = ("val", cfg.DATASETS.TEST)
     flags = [
         f"--{split}-json and --{split}-images"
-        for split, name, datasets in used
+        for name, (split, datasets) in used.items()
         if name in datasets and name not in DatasetCatalog
     ]
     if flags:
@@ -103,21 +109,3 @@ def _check_given(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"The config is for data that is given on the command line: give {', '.join(flags)}, or set DATASETS.TRAIN "
             "and DATASETS.TEST to registered datasets."
         )
-
-
-def _set_num_classes(cfg: CfgNode, args: argparse.Namespace, classes: list[str], file: str) -> list[str]:
-    # A number that is stated beside the files stays, so that the check of the datasets can object to it.
-    if _NUM_CLASSES in (args.opts or [])[::2]:
-        return []
-    cfg.MODEL.DETR.NUM_CLASSES = len(classes)
-    more = ", …" if len(classes) > _MAX_NAMES_SHOWN else ""
-    return [f"{_NUM_CLASSES} {len(classes)}, from {file}: {', '.join(classes[:_MAX_NAMES_SHOWN])}{more}."]
-
-
-def _set_num_things(cfg: CfgNode, args: argparse.Namespace, dataset: str) -> list[str]:
-    # So that the config says it also where the dataset is not registered: in prediction.
-    if _NUM_THINGS in (args.opts or [])[::2]:
-        return []
-    things = len(MetadataCatalog.get(dataset).thing_dataset_id_to_contiguous_id)
-    cfg.MODEL.DETR.PANOPTIC.NUM_THINGS = things
-    return [f"{_NUM_THINGS} {things}: the first classes are things, the others stuff."]

@@ -55,7 +55,7 @@ def load_annotations(path: Path) -> COCO:
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
-            "tools/check_dataset.py says what is wrong with it."
+            "`detr-d2 check` says what is wrong with it."
         ) from error
     if not has_objects(coco):
         raise UserError(f"{path} has no annotated objects, so there is nothing to compare results with.")

@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_d2.cli.analyze import main
-from detr_d2.cli.model_analysis import ATTENTION, attention_flops, count, format_report
+from detr_d2.cli.analyze import ATTENTION, attention_flops, count, format_report, main
 
 SMALL = (
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.DETR.HIDDEN_DIM", "32"),

@@ -5,7 +5,7 @@ from detr_d2.cli.arguments import CommandParser, add_training_flags, take_option
 
 @pytest.fixture
 def parser():
-    parser = CommandParser("test", "", "")
+    parser = CommandParser("test", "")
     parser.add_argument("--input", nargs="+", required=True)
     parser.add_alias("--input", "--source_model", "--source-model")
     add_training_flags(parser)

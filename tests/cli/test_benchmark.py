@@ -36,6 +36,7 @@ def test_without_a_checkout(monkeypatch, tmp_path, capsys):
     [
         ("benchmark.py", 1, "error: --batch [0]: give numbers from 1."),
         ("benchmark_matchers.py", 2, "argument measure: invalid choice: 'criterion'"),
+        ("compare_convergence.py", 2, "the following arguments are required: --config-file"),
     ],
 )
 def test_scripts(repository, tmp_path, script, code, message):

@@ -64,7 +64,7 @@ def test_mistakes_end_in_one_message(tmp_path, capsys):
         (["--source_model", "x", "--output_model", "y", "--num-classes", "0"], 2, "foreground"),
         (["--source_model", "x", "--output_model", "y", "--to", "keras"], 2, "huggingface"),
         (["--source_model", "x", "--output_model", "y", "--nheads", "0"], 2, "heads"),
-        (["--help"], 0, "examples:"),
+        (["--help"], 0, "Examples:"),
     ],
 )
 def test_wrong_arguments_and_help(capsys, arguments, code, text):

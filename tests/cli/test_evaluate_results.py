@@ -57,7 +57,7 @@ def test_no_results_and_a_threshold(evaluate, tmp_path):
         ([RESULT], [RESULT], "annotations.json has no list of images"),
         ({**CONTENT, "annotations": []}, [RESULT], "annotations.json has no annotated objects"),
         ({**CONTENT, "annotations": [{"segments_info": []}]}, [RESULT], "annotations.json holds panoptic annotations"),
-        ({**CONTENT, "annotations": [{"bbox": []}]}, [RESULT], "check_dataset.py says what is wrong with it"),
+        ({**CONTENT, "annotations": [{"bbox": []}]}, [RESULT], "`detr-d2 check` says what is wrong with it"),
         (CONTENT, CONTENT, "results.json is no list"),
         (CONTENT, [RESULT, "cat"], "result 1 is not an object"),
         (CONTENT, [{**RESULT, "image_id": 4}], "result 0 is of image 4, which the annotations do not have"),

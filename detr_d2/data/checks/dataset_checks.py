@@ -75,7 +75,7 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
         else:
             logger.log(_LEVELS[finding.severity], "%s%s", prefix, finding.message)
     if len(errors) > MAX_ERRORS_SHOWN:
-        more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: tools/check_dataset.py lists all."
+        more = f"… and {len(errors) - MAX_ERRORS_SHOWN} more: `detr-d2 check` lists all."
         errors = [*errors[:MAX_ERRORS_SHOWN], more]
     if errors:
         raise UserError("\n".join(errors))

@@ -1,8 +1,8 @@
-"""The command ``compare``: schedules, tables, and a run of two configs cut short."""
+"""The benchmark ``convergence``: schedules, tables, and a run of two configs cut short."""
 
 import pytest
 
-from detr_d2.cli.compare import format_table, main, schedule
+from benchmarks.convergence import format_table, main, schedule
 from detr_d2.engine import load_config
 
 

@@ -1,37 +1,35 @@
-"""Command ``compare``, also tools/compare_convergence.py: AP over the iterations of several configs."""
+r"""Train several configs on the same data and show how their AP grows with the iterations.
+
+Config keys as KEY VALUE hold for all configs. Every config gets a folder in the output folder; the table is in
+convergence.md there, the curves in convergence.png.
+
+Examples:
+  does SMCA reach in 300 iterations what DETR reaches in 3000?
+    detr-d2 benchmark convergence --config-file detr_shapes_cpu smca_shapes_cpu --iterations 3000 300 \
+        --output output/convergence
+  without a dataset that a small model could generalize from, by overfitting four images:
+    DETECTRON2_DATASETS=path/to/datasets detr-d2 benchmark convergence --num-images 4 --metric AP50 \
+        --config-file detr_128_2_3_cpu smca_128_2_3_cpu --iterations 300 --every 50
+"""
 
 import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from detr_d2.cli.arguments import CommandParser, add_config_file, add_training_flags
-from detr_d2.cli.command import run_command
-from detr_d2.utils.errors import UserError
+from detectron2.config import CfgNode
+from tabulate import tabulate
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-DESCRIPTION = "Train several configs on the same data and show how their AP grows with the iterations."
-EXAMPLES = """
-Config keys as KEY VALUE hold for all configs. Every config gets a folder in the output folder; the table is in
-convergence.md there, the curves in convergence.png.
-
-examples:
-  does SMCA reach in 300 iterations what DETR reaches in 3000?
-    detr-d2 compare --config-file detr_shapes_cpu smca_shapes_cpu --iterations 3000 300 --output output/convergence
-  without a dataset that a small model could generalize from, by overfitting four images:
-    DETECTRON2_DATASETS=path/to/datasets detr-d2 compare --num-images 4 --metric AP50 \\
-        --config-file detr_128_2_3_cpu smca_128_2_3_cpu --iterations 300 --every 50
-"""
+from detr_d2 import UserError
+from detr_d2.cli.arguments import CommandParser, add_training_flags
+from detr_d2.cli.command import Command, launch
+from detr_d2.data import check_datasets, overfit_config
+from detr_d2.engine import Trainer, setup
+from detr_d2.visualization import plot_training
 
 
-def make_parser() -> CommandParser:
-    """Return the parser of the command."""
-    parser = CommandParser("compare", DESCRIPTION, EXAMPLES)
-    add_config_file(parser, required=True, nargs="+")
-    parser.add_alias("--config-file", "--configs")
+def add_flags(parser: CommandParser) -> None:
+    """Add the flags of the benchmark."""
     parser.add_argument("--every", type=int, default=100, help="iterations between evaluations (default: 100)")
     parser.add_argument(
         "--iterations", nargs="+", type=int, metavar="N", help="instead of SOLVER.MAX_ITER: for all, or one each"
@@ -41,23 +39,12 @@ def make_parser() -> CommandParser:
         "--num-images", type=int, metavar="N", help="overfit the first N images with objects, and evaluate on the same"
     )
     parser.add_alias("--num-images", "--memorize")
-    add_training_flags(parser)
-    return parser
-
-
-def run(args: argparse.Namespace) -> None:
-    """Start the processes."""
-    from detr_d2.engine import launch_processes
-
-    launch_processes(compare, args)
+    add_training_flags(parser, required=True, nargs="+")
+    parser.add_alias("--config-file", "--configs")
 
 
 def compare(args: argparse.Namespace) -> None:
     """Train one config after the other, in one of the processes."""
-    from detr_d2.data import check_datasets, overfit_config
-    from detr_d2.engine import setup
-    from detr_d2.visualization import plot_training
-
     configs = args.config_file
     iterations = args.iterations or [None]
     if len(iterations) == 1:
@@ -86,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
     print(table)
 
 
-def schedule(cfg: "CfgNode", folder: Path, iterations: int | None, every: int) -> "CfgNode":
+def schedule(cfg: CfgNode, folder: Path, iterations: int | None, every: int) -> CfgNode:
     """Return ``cfg`` with other iterations; the learning rate drops after the same share of them."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -100,10 +87,8 @@ def schedule(cfg: "CfgNode", folder: Path, iterations: int | None, every: int) -
     return cfg
 
 
-def train(cfg: "CfgNode", metric: str) -> dict[int, float]:
+def train(cfg: CfgNode, metric: str) -> dict[int, float]:
     """Train, and return AP, or another metric of boxes, by the number of iterations done."""
-    from detr_d2.engine import Trainer
-
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     metrics.unlink(missing_ok=True)
     trainer = Trainer(cfg)
@@ -117,11 +102,9 @@ def train(cfg: "CfgNode", metric: str) -> dict[int, float]:
 
 def format_table(curves: dict[str, dict[int, float]]) -> str:
     """Return a Markdown table: one row per evaluation and one column per config."""
-    from tabulate import tabulate
-
     iterations = sorted({i for curve in curves.values() for i in curve})
     rows = [[i, *(curve.get(i) for curve in curves.values())] for i in iterations]
     return tabulate(rows, ["iterations", *curves], tablefmt="github", floatfmt=".1f")
 
 
-main = partial(run_command, make_parser, run)
+main = Command("benchmark convergence", __doc__, add_flags, partial(launch, compare))
