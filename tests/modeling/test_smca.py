@@ -11,7 +11,7 @@ from detr_d2.criterion.matching import HungarianMatcher, MatchingCost
 from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
 from detr_d2.modeling.meta_arch import Detr
 from detr_d2.modeling.position_encoding import PositionEmbeddingSine
-from detr_d2.modeling.smca import SpatialAttention, SpatialBias
+from detr_d2.modeling.smca import SpatialAttention, SpatialBias, feature_grid
 from detr_d2.structures import Features, Targets
 from detr_d2.utils.errors import UserError
 
@@ -147,7 +147,8 @@ def explicit(network: DetrNetwork) -> DetrNetwork:
 class ExplicitAttention(SpatialAttention):
     def forward(self, query, key, value, padding_mask, bias):
         q, k, v = self.project(query, key, value)
-        grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in bias.size)).flip(-1)
+        size = (int(x) + 1 for x in bias.grid[-1].flip(0))
+        grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in size)).flip(-1)
         dx, dy = (bias.point[..., None, :] - grid).square().unbind(-1)
         terms = [dx, dy] if bias.weight.shape[-1] == 2 else [dx, dy, dx * dy]
         logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
@@ -187,7 +188,7 @@ def test_autocast_does_not_round_the_bias(training):
     torch.manual_seed(0)
     attention = SpatialAttention(16, 2, dropout=1e-4).train(training)
     query, memory = torch.randn(1, 5, 16), torch.randn(1, 1600, 16)
-    bias = SpatialBias(torch.rand(1, 2, 5, 2) * 40, torch.full((1, 2, 5, 2), 0.5), (40, 40))
+    bias = SpatialBias(torch.rand(1, 2, 5, 2) * 40, torch.full((1, 2, 5, 2), 0.5), feature_grid(40, 40, query.device))
     expected = attention(query, memory, memory, None, bias)
     with torch.autocast("cpu", torch.bfloat16):
         assert attention.operands(query, memory, memory, None, bias)[0].dtype == torch.float32
