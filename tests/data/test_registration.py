@@ -104,7 +104,7 @@ def test_other_contents(name, write, tmp_path, changes, message):
 
 @pytest.mark.parametrize("file", ["via1_region_data.json", "via2_project.json"])
 def test_via_files_are_recognized(name, real_data, file):
-    with pytest.raises(UserError, match=r"VGG Image Annotator.*via_to_coco\.py"):
+    with pytest.raises(UserError, match=r"VGG Image Annotator.*detr-d2 import-via"):
         register_coco_dataset(name, real_data / "via" / file, real_data)
 
 
