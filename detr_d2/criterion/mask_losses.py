@@ -26,7 +26,9 @@ class MatchedPairs(NamedTuple):
     objects: tuple[Tensor, ...]
     """For each image (M,) int64 indices of the objects that they are matched with."""
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Number of pairs in all images."""
         return sum(len(x) for x in self.queries)
 
 
@@ -68,7 +70,7 @@ def mask_losses(masks: MatchedMasks, targets: Targets) -> tuple[Tensor, Tensor]:
     Returns:
         Two scalars; without pairs zeros with gradients of zero.
     """
-    if not len(masks.pairs):
+    if not masks.pairs.total:
         zero = sum((x.float() * 0).sum() for x in masks.logits)
         return zero, zero
     sums = []

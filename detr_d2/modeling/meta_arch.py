@@ -206,7 +206,7 @@ class Detr(nn.Module):
     def _matched_masks(self, output: Output, batch: PaddedBatch, targets: Targets, matches: Tensor) -> MatchedMasks:
         pairs = matched_pairs(matches, targets.counts, self.detr.num_queries)
         queries = pairs.queries
-        if not len(pairs):
+        if not pairs.total:
             # Distributed training waits for a gradient of every parameter, also in a process without objects.
             queries = (queries[0].new_zeros(1), *queries[1:])
         return MatchedMasks(pairs, self.detr.masks(output.mask_inputs, queries), batch.valid_sizes)

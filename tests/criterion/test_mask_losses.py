@@ -43,7 +43,7 @@ def compute_losses(criterion, output, targets, all_masks, size=SIZE):
     """Match, and compare the masks of the matched queries; without pairs those of one query, as the model does."""
     matches = criterion.match(output, targets)
     pairs = matched_pairs(matches[-1], targets.counts, QUERIES)
-    queries = pairs.queries if len(pairs) else (torch.zeros(1, dtype=torch.int64), *pairs.queries[1:])
+    queries = pairs.queries if pairs.total else (torch.zeros(1, dtype=torch.int64), *pairs.queries[1:])
     logits = [masks[chosen] for masks, chosen in zip(all_masks, queries, strict=True)]
     return criterion.losses(output, targets, matches, MatchedMasks(pairs, logits, [size] * len(logits)))
 
@@ -121,7 +121,7 @@ def test_pairs_leave_out_objects_without_a_query():
     pairs = matched_pairs(matches, (3, 1, 0), num_queries=2)
     assert [x.tolist() for x in pairs.queries] == [[2, 0], [1], []]
     assert [x.tolist() for x in pairs.objects] == [[0, 2], [0], []]
-    assert len(pairs) == 3
+    assert pairs.total == 3
 
 
 def test_losses_of_masks_are_float32_under_autocast(criterion, problem):
