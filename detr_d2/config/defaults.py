@@ -14,7 +14,8 @@ def add_detr_config(cfg: CN) -> None:
     # alone.
     detr.FROZEN_WEIGHTS = ""
 
-    # "softmax": cross entropy over the classes and no-object. "focal": sigmoid focal loss of every class.
+    # "softmax": cross entropy over the classes and no-object. "focal": sigmoid focal loss of every class. "varifocal",
+    # "aligned", "matchability": as focal, with the IoU of the matched box as target; see docs/TRAINING_RECIPES.md.
     detr.CLASS_LOSS = "softmax"
     # Weights of the losses. The box losses are L1 and 1 - GIoU of the matched pairs.
     detr.CLASS_WEIGHT = 1.0
@@ -57,6 +58,19 @@ def add_detr_config(cfg: CN) -> None:
 
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
+
+    # What only training has, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries that are matched each by
+    # itself; the first is the model's own.
+    detr.QUERY_GROUPS = 1
+    # Groups of queries that are made from noised objects; 0: none.
+    detr.DENOISING = CN()
+    detr.DENOISING.GROUPS = 0
+    # Maximum distance that an edge of a box is moved, relative to half of the box's width or height.
+    detr.DENOISING.BOX_NOISE = 0.4
+    # Probability with which a query is made from a random class.
+    detr.DENOISING.LABEL_NOISE = 0.2
+    # One more query per object with up to twice the noise, which becomes no-object.
+    detr.DENOISING.NEGATIVES = True
 
     # A name in DETR_MATCHER_REGISTRY, and the weights of its cost. None: the weight of the loss of the same name.
     detr.MATCHER = "HungarianMatcher"

@@ -1,5 +1,6 @@
 """Class losses. Each strategy owns the loss, the matching cost of a class, and the ranking of its predictions."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detr_d2.config import choice
+
+IGNORED = -1
+"""Target class of queries without a class loss."""
 
 # Of the focal loss (arXiv 1708.02002, section 4.1).
 _ALPHA, _GAMMA = 0.25, 2.0
@@ -21,6 +25,10 @@ class Normalizer(NamedTuple):
     """Sum of the weights of the queries' target classes."""
     accumulation_steps: int = 1
     """How many forward passes the batch is split into."""
+
+    def repeated(self, times: int) -> "Normalizer":
+        """Return the normalizer of losses that are summed over ``times`` copies of the batch's objects and queries."""
+        return self._replace(num_objects=self.num_objects * times, class_weight=self.class_weight * times)
 
 
 class Ranking(NamedTuple):
@@ -42,15 +50,25 @@ class ClassLoss(Protocol):
 
     prior: float | None
     """Initial probability of each class (arXiv 1708.02002, section 3.3). None: the head's bias is not set."""
+    uses_overlaps: bool
+    """Whether the loss depends on how good the boxes are."""
 
-    def loss(self, logits: Tensor, classes: Tensor, class_weights: Tensor, normalizer: Normalizer) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        classes: Tensor,
+        class_weights: Tensor,
+        normalizer: Normalizer,
+        overlaps: Tensor | None = None,
+    ) -> Tensor:
         """Return one loss per decoder layer.
 
         Args:
             logits: (L, B, Q, K + 1).
-            classes: (L, B, Q) int64 target classes up to K.
+            classes: (L, B, Q) int64 target classes up to K, or :data:`IGNORED`.
             class_weights: (K + 1,) weights of the classes.
             normalizer: of the batch.
+            overlaps: (L, B, Q) IoU of each query's box with that of its object, where the loss uses it.
 
         Returns:
             (L,)
@@ -70,10 +88,20 @@ class SoftmaxLoss:
     """Weighted cross entropy over the classes and no-object (arXiv 2005.12872, section 3.1)."""
 
     prior = None
+    uses_overlaps = False
 
-    def loss(self, logits: Tensor, classes: Tensor, class_weights: Tensor, normalizer: Normalizer) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        classes: Tensor,
+        class_weights: Tensor,
+        normalizer: Normalizer,
+        overlaps: Tensor | None = None,
+    ) -> Tensor:
         """Return the weighted mean of - log probability."""
-        losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), class_weights, reduction="none")
+        losses = F.cross_entropy(
+            logits.flatten(0, 2), classes.flatten(), class_weights, reduction="none", ignore_index=IGNORED
+        )
         return losses.view(logits.shape[0], -1).sum(1) / normalizer.class_weight
 
     def cost(self, logits: Tensor) -> Tensor:
@@ -96,12 +124,25 @@ class FocalLoss:
     """Sigmoid focal loss (arXiv 1708.02002, equation 5), summed over queries and classes, per object."""
 
     prior = 0.01
+    uses_overlaps = False
 
-    def loss(self, logits: Tensor, classes: Tensor, class_weights: Tensor, normalizer: Normalizer) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        classes: Tensor,
+        class_weights: Tensor,
+        normalizer: Normalizer,
+        overlaps: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of one sigmoid per class. No-object is never a target; class weights are not used."""
-        targets = F.one_hot(classes, logits.shape[-1])
+        targets = F.one_hot(classes.clamp(min=0), logits.shape[-1])
         targets[..., -1] = 0
-        return sigmoid_focal_loss(logits, targets.bool()).sum((1, 2, 3)) / normalizer.num_objects
+        losses = self.elementwise(logits, targets.bool(), overlaps)
+        return losses.where(classes[..., None] != IGNORED, 0.0).sum((1, 2, 3)) / normalizer.num_objects
+
+    def elementwise(self, logits: Tensor, targets: Tensor, overlaps: Tensor | None) -> Tensor:
+        """Return the loss of each logit, (L, B, Q, K + 1); ``targets`` is bool and of the same shape."""
+        return sigmoid_focal_loss(logits, targets)
 
     def cost(self, logits: Tensor) -> Tensor:
         """Return the loss of the class as target minus that of the class as negative, as Deformable DETR has it."""
@@ -122,7 +163,56 @@ class FocalLoss:
         return logits[..., :-1].sigmoid().max(-1)
 
 
-CLASS_LOSSES: dict[str, ClassLoss] = {"softmax": SoftmaxLoss(), "focal": FocalLoss()}
+class OverlapAwareLoss(FocalLoss):
+    """Cross entropy of a sigmoid whose target is not 1 but tells how good the box is; ranked and matched as focal loss.
+
+    Negatives weigh ``negative_weight`` times the class's probability to the power ``gamma``. The targets have no
+    gradients.
+
+    Args:
+        target: from the probability and the IoU of each matched query to its target and its weight.
+        negative_weight: of the classes that are not the object's.
+        gamma: exponent of the probability of a negative.
+    """
+
+    uses_overlaps = True
+
+    def __init__(self, target: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], negative_weight: float, gamma: float):
+        self.target = target
+        self.negative_weight = negative_weight
+        self.gamma = gamma
+
+    def elementwise(self, logits: Tensor, targets: Tensor, overlaps: Tensor) -> Tensor:
+        with torch.no_grad():
+            probability = logits.sigmoid()
+            positive_target, positive_weight = self.target(probability, overlaps[..., None])
+            soft_targets = torch.where(targets, positive_target, 0.0)
+            weights = torch.where(targets, positive_weight, self.negative_weight * probability**self.gamma)
+        return weights * F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none")
+
+
+def _varifocal(probability: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the overlap as target and weight (arXiv 2008.13367, equation 2)."""
+    return overlaps, overlaps
+
+
+def _aligned(probability: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the geometric mean of probability and overlap (arXiv 2304.07527, equation 4)."""
+    return probability**0.25 * overlaps**0.75, torch.ones_like(overlaps)
+
+
+def _matchability(probability: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a power of the overlap, so that poor matches count too (arXiv 2412.04234, equation 4)."""
+    return overlaps**1.5, torch.ones_like(overlaps)
+
+
+CLASS_LOSSES: dict[str, ClassLoss] = {
+    "softmax": SoftmaxLoss(),
+    "focal": FocalLoss(),
+    "varifocal": OverlapAwareLoss(_varifocal, negative_weight=0.75, gamma=2.0),
+    "aligned": OverlapAwareLoss(_aligned, negative_weight=1.0, gamma=2.0),
+    "matchability": OverlapAwareLoss(_matchability, negative_weight=1.0, gamma=1.5),
+}
 """Values of ``MODEL.DETR.CLASS_LOSS``; an entry that is added here can be chosen in a config."""
 
 

@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from detr_d2.criterion import losses
-from detr_d2.criterion.class_losses import Normalizer, get_class_loss
+from detr_d2.criterion.class_losses import IGNORED, Normalizer, get_class_loss
 from detr_d2.criterion.mask_losses import MASK_LOSSES, MatchedMasks, mask_losses
 from detr_d2.criterion.matching import Matcher, MatchingCost, build_matcher
 from detr_d2.structures import Output, Targets
@@ -102,6 +102,11 @@ class SetCriterion(nn.Module):
             totals = totals / comm.get_world_size()
         return Normalizer(totals[0].clamp(min=1), totals[1], accumulation_steps)
 
+    def denoising_normalizer(self, normalizer: Normalizer, negatives: bool) -> Normalizer:
+        """Return what the losses of one denoising query per object, or of two with ``negatives``, are divided by."""
+        weight = normalizer.num_objects * (1 + self.no_object_weight * negatives)
+        return normalizer._replace(class_weight=weight)
+
     def losses(
         self,
         output: Output,
@@ -109,6 +114,9 @@ class SetCriterion(nn.Module):
         matches: Tensor,
         masks: MatchedMasks | None = None,
         normalizer: Normalizer | None = None,
+        *,
+        copies: int = 1,
+        ignored: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compare the matched pairs.
 
@@ -118,6 +126,9 @@ class SetCriterion(nn.Module):
             matches: (L, B, T), of :meth:`match`.
             masks: of the matched pairs of the last layer, to compare masks too.
             normalizer: of the batch. None: of these targets.
+            copies: how many times the batch stands in the output and the targets, one after the other; the losses are
+                averages over them. Masks are those of the first.
+            ignored: (B, Q) bool, True for queries without a class loss. None: there are none.
 
         Returns:
             The weighted losses, which are to be summed: ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder
@@ -127,15 +138,21 @@ class SetCriterion(nn.Module):
         """
         num_queries = output.logits.shape[2]
         if normalizer is None:
-            normalizer = self.normalizer(targets.counts, num_queries)
+            normalizer = self.normalizer(targets.counts[: len(targets) // copies], num_queries)
+        sums = normalizer.repeated(copies)
         with without_autocast(output.logits.device):
             logits, boxes = output.logits.float(), output.boxes.float()
             classes = losses.target_classes(targets.labels, matches, num_queries, self.num_classes)
+            if ignored is not None:
+                classes = classes.masked_fill(ignored, IGNORED)
+            overlaps = None
+            if self.class_loss.uses_overlaps:
+                overlaps = losses.matched_overlaps(boxes, targets.boxes, matches)
             l1, giou = losses.box_losses(boxes, targets.boxes, matches)
             terms = {
-                "loss_ce": self.class_loss.loss(logits, classes, self.class_weights, normalizer),
-                "loss_bbox": l1 / normalizer.num_objects,
-                "loss_giou": giou / normalizer.num_objects,
+                "loss_ce": self.class_loss.loss(logits, classes, self.class_weights, sums, overlaps),
+                "loss_bbox": l1 / sums.num_objects,
+                "loss_giou": giou / sums.num_objects,
             }
             metrics = _by_layer(
                 {**_unweighted(terms, normalizer), "cardinality_error": losses.cardinality_error(logits, targets)}
@@ -145,8 +162,8 @@ class SetCriterion(nn.Module):
                 metrics["class_error"] = error
             weighted = _by_layer({name: self.weights[name] * value for name, value in terms.items()})
             if masks is not None:
-                sums = zip(MASK_LOSSES, mask_losses(masks, targets), strict=True)
-                terms = {name: value / normalizer.num_objects for name, value in sums}
+                terms = dict(zip(MASK_LOSSES, mask_losses(masks, targets), strict=True))
+                terms = {name: value / normalizer.num_objects for name, value in terms.items()}
                 metrics.update(_unweighted(terms, normalizer))
                 weighted.update({name: self.mask_weights[name] * value for name, value in terms.items()})
         return weighted, metrics

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detr_d2.structures import Targets
-from detr_d2.utils.box_ops import cxcywh_to_xyxy, generalized_iou
+from detr_d2.utils.box_ops import cxcywh_to_xyxy, generalized_iou, iou
 
 
 def target_classes(labels: Tensor, matches: Tensor, num_queries: int, no_object: int) -> Tensor:
@@ -24,6 +24,16 @@ def target_classes(labels: Tensor, matches: Tensor, num_queries: int, no_object:
     classes = labels.new_full((layers, batch, num_queries + 1), no_object)
     index = torch.where(matches < 0, num_queries, matches)
     return classes.scatter_(2, index, labels.expand(layers, -1, -1))[..., :num_queries]
+
+
+@torch.no_grad()
+def matched_overlaps(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> Tensor:
+    """Return the (L, B, Q) IoU of each query with its object, 0 without one; arguments as for :func:`box_losses`."""
+    predicted = boxes.gather(2, matches.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
+    overlaps = iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target_boxes))
+    layers, batch, queries, _ = boxes.shape
+    index = torch.where(matches < 0, queries, matches)
+    return overlaps.new_zeros(layers, batch, queries + 1).scatter_(2, index, overlaps)[..., :queries]
 
 
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,12 @@ from detr_d2.config import check_model_config
 from detr_d2.criterion import MASK_LOSSES, MatchedMasks, Normalizer, SetCriterion, get_class_loss, matched_pairs
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.modeling.backbone import BackboneWithPosition, build_masked_backbone
+from detr_d2.modeling.denoising import NoisedQueries
 from detr_d2.modeling.mask_head import build_mask_modules
 from detr_d2.modeling.network import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding
 from detr_d2.modeling.postprocessing import PanopticRules, box_instances, panoptic_segmentation, resized_masks
+from detr_d2.modeling.training_queries import TrainingQueries, build_training_queries
 from detr_d2.modeling.transformer import build_transformer
 from detr_d2.structures import Output, PaddedBatch, Size, Targets, check_instances
 from detr_d2.utils.errors import UserError
@@ -38,6 +40,7 @@ class Detr(nn.Module):
         mask_threshold: a pixel belongs to a mask if its probability is higher.
         freeze_boxes: train the mask head alone. Nothing else has gradients, or dropout in training.
         panoptic: the rules by which queries become segments. None: no panoptic results.
+        training_queries: further queries in training. None: there are none.
     """
 
     @configurable
@@ -54,6 +57,7 @@ class Detr(nn.Module):
         mask_threshold: float = 0.5,
         freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
+        training_queries: TrainingQueries | None = None,
     ):
         super().__init__()
         self.detr = network
@@ -67,6 +71,7 @@ class Detr(nn.Module):
             for module in network.box_modules():
                 module.requires_grad_(False)
         self.panoptic = panoptic
+        self.training_queries = training_queries
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -97,6 +102,7 @@ class Detr(nn.Module):
             "mask_threshold": detr.MASK.THRESHOLD,
             "freeze_boxes": bool(detr.FROZEN_WEIGHTS),
             "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
+            "training_queries": build_training_queries(cfg),
         }
 
     @property
@@ -190,18 +196,41 @@ class Detr(nn.Module):
         self, batch: PaddedBatch, batched_inputs: list[dict], normalizer: Normalizer | None
     ) -> dict[str, Tensor]:
         targets = self._targets(batched_inputs)
+        if normalizer is None:
+            normalizer = self.criterion.normalizer(targets.counts, self.detr.num_queries)
+        queries, noised = None, None
+        if self.training_queries is not None:
+            queries, noised = self.training_queries(self.detr.query_embed.weight, targets)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_boxes):
-            output = self.detr(batch, all_layers=self.deep_supervision and not self.freeze_boxes)
+            all_layers = self.deep_supervision and not self.freeze_boxes
+            output = self.detr(batch, all_layers=all_layers, queries=queries)
+        own, *others = [output] if queries is None else self.training_queries.split(output, queries)
+        groups = own.num_images // len(targets)
         try:
-            matches = self.criterion.match(output, targets)
-            masks = self._matched_masks(output, batch, targets, matches[-1]) if self.has_masks else None
-            losses, metrics = self.criterion.losses(output, targets, matches, masks, normalizer)
+            all_targets = targets.repeated(groups)
+            matches = self.criterion.match(own, all_targets)
+            masks = self._matched_masks(output, batch, targets, matches[-1, : len(targets)]) if self.has_masks else None
+            losses, metrics = self.criterion.losses(own, all_targets, matches, masks, normalizer, copies=groups)
+            if noised is not None:
+                losses.update(self._denoising_losses(*others, noised, normalizer))
         except FloatingPointError as e:
             names = ", ".join(_name(x, i) for i, x in enumerate(batched_inputs))
             raise FloatingPointError(f"{e} Images of the batch: {names}.") from e
         _write_metrics(metrics)
         # The losses of frozen boxes are constants: they are reported as metrics, not minimized.
         return {name: losses[name] for name in MASK_LOSSES} if self.freeze_boxes else losses
+
+    def _denoising_losses(self, output: Output, noised: NoisedQueries, normalizer: Normalizer) -> dict[str, Tensor]:
+        groups = noised.block.groups
+        losses, _ = self.criterion.losses(
+            output,
+            noised.targets.repeated(groups),
+            noised.matches(len(output.logits)),
+            normalizer=self.criterion.denoising_normalizer(normalizer, self.training_queries.denoising.negatives),
+            copies=groups,
+            ignored=noised.ignored,
+        )
+        return {name.replace("loss_", "loss_dn_"): value for name, value in losses.items()}
 
     def _matched_masks(self, output: Output, batch: PaddedBatch, targets: Targets, matches: Tensor) -> MatchedMasks:
         pairs = matched_pairs(matches, targets.counts, self.detr.num_queries)

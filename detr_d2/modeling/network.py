@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.layers import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
-from detr_d2.structures import FeatureLevel, MaskInputs, Output, PaddedBatch
+from detr_d2.structures import FeatureLevel, MaskInputs, Output, PaddedBatch, Queries
 from detr_d2.utils.precision import without_autocast
 
 _MASK_MODULES = ("bbox_attention", "mask_head")
@@ -65,23 +65,22 @@ class DetrNetwork(nn.Module):
         """Return the children that classes and boxes are computed with."""
         return [module for name, module in self.named_children() if name not in _MASK_MODULES]
 
-    def forward(self, batch: PaddedBatch, *, all_layers: bool) -> Output:
+    def forward(self, batch: PaddedBatch, *, all_layers: bool, queries: Queries | None = None) -> Output:
         """Predict classes and boxes.
 
         Args:
             batch: normalized images.
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
+            queries: the model's own and those that only training has. None: the model's own.
         """
+        if queries is None:
+            # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.
+            queries = Queries.of_model(self.query_embed.weight.to(self.input_proj.weight.dtype))
         features, pos = self.backbone(batch)
         source = self.input_proj(features.tensor)
-        # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.
-        dtype = self.input_proj.weight.dtype
-        hidden, reference, memory = self.transformer(
-            features._replace(tensor=source),
-            pos.to(dtype),
-            self.query_embed.weight.to(dtype),
-            all_layers=all_layers,
-        )
+        pos = pos.to(self.input_proj.weight.dtype)
+        features = features._replace(tensor=source)
+        hidden, reference, memory = self.transformer(features, pos, queries, all_layers=all_layers)
         # The eight bits of bfloat16 are not enough for boxes.
         with without_autocast(hidden.device):
             exact = hidden.to(self.class_embed.weight.dtype)
@@ -91,7 +90,8 @@ class DetrNetwork(nn.Module):
         mask_inputs = None
         if self.mask_head is not None:
             level = FeatureLevel(source, features.valid_sizes)
-            mask_inputs = MaskInputs(hidden[-1], level, memory, features.padding_mask, features.finer)
+            own = hidden[-1][:, : self.num_queries]
+            mask_inputs = MaskInputs(own, level, memory, features.padding_mask, features.finer)
         return Output(logits, boxes.sigmoid(), mask_inputs)
 
     def masks(self, inputs: MaskInputs, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:

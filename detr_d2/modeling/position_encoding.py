@@ -37,11 +37,12 @@ def _sine(valid: Tensor, channels_per_axis: int, temperature: float) -> Tensor:
     for dim in (1, 2):
         position = valid.cumsum(dim, dtype=torch.float32)
         extent = position.amax(dim, keepdim=True)
-        axes.append(_axis_sine(position / (extent + 1e-6) * (2 * math.pi), channels_per_axis, temperature))
+        axes.append(axis_sine(position / (extent + 1e-6) * (2 * math.pi), channels_per_axis, temperature))
     return torch.cat(axes, dim=3).permute(0, 3, 1, 2)
 
 
-def _axis_sine(position: Tensor, channels: int, temperature: float) -> Tensor:
+def axis_sine(position: Tensor, channels: int, temperature: float) -> Tensor:
+    """Return (…, channels) sines and cosines of (…) positions in radians (arXiv 1706.03762, section 3.5)."""
     channel = torch.arange(channels, dtype=torch.float32, device=position.device)
     frequency = temperature ** (2 * (channel // 2) / channels)
     angle = position[..., None] / frequency

@@ -11,7 +11,7 @@ from detr_d2.config import choice
 from detr_d2.modeling.attention import MultiheadAttention
 from detr_d2.modeling.layers import MLP
 from detr_d2.modeling.transformer import DETR_TRANSFORMER_REGISTRY, DecoderLayer, DetrTransformer
-from detr_d2.structures import Decoded, Features
+from detr_d2.structures import Decoded, Features, Queries
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.precision import without_autocast
 
@@ -156,16 +156,16 @@ class SmcaDecoderLayer(DecoderLayer):
         tgt: Tensor,
         memory: Tensor,
         memory_with_pos: Tensor,
-        query_pos: Tensor,
+        queries: Queries,
         padding_mask: Tensor | None,
         bias: SpatialBias,
     ) -> Tensor:
         """Update the content of the object queries, as :class:`DecoderLayer` does, with a bias."""
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, memory_with_pos, memory, padding_mask, bias)
+            return self.multihead_attn(x + queries.pos, memory_with_pos, memory, padding_mask, bias)
 
-        return self.run(tgt, query_pos, attend_to_memory)
+        return self.run(tgt, queries, attend_to_memory)
 
 
 @DETR_TRANSFORMER_REGISTRY.register()
@@ -229,33 +229,46 @@ class SmcaTransformer(DetrTransformer):
         memory: Tensor,
         pos: Tensor,
         padding_mask: Tensor | None,
-        query_pos: Tensor,
+        queries: Queries,
         features: Features,
         all_layers: bool,
     ) -> Decoded:
         memory_with_pos = memory + pos
         grid = feature_grid(*features.tensor.shape[-2:], memory.device)
-        modulated, modulated_queries = self._modulated(query_pos)
+        modulated, modulated_queries = self._modulated(queries)
         image_sizes = features.image_sizes.to(memory.device, non_blocking=True)[:, None]
-        tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
+        tgt = queries.initial_content(memory.shape[0])
         outputs, reference, center = [], None, None
         for layer in self.decoder.layers:
-            offsets, scales, predicted = layer.locate(tgt, query_pos)
+            offsets, scales, predicted = layer.locate(tgt, queries.pos)
             if predicted is not None:
-                reference = predicted
-                center = (predicted.sigmoid() * image_sizes)[:, None]
+                reference = _with_given_centers(predicted, queries.centers)
+                center = (reference.sigmoid() * image_sizes)[:, None]
             bias = layer.bias(center + offsets, scales, modulated, grid)
-            tgt = layer(tgt, memory, memory_with_pos, query_pos, padding_mask, bias)
+            tgt = layer(tgt, memory, memory_with_pos, queries, padding_mask, bias)
             outputs.append(tgt)
         hidden = self.decoder.norm(torch.stack(outputs if all_layers else outputs[-1:]))
         return Decoded(hidden, reference * modulated_queries)
 
-    def _modulated(self, query_pos: Tensor) -> tuple[Tensor, Tensor]:
+    def _modulated(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Return (heads, Q, 1) and (Q, 1): 1 where the Gaussian is on, 0 elsewhere."""
         nheads = self.decoder.layers[0].multihead_attn.num_heads
-        heads, queries = (torch.ones(n, 1, device=query_pos.device) for n in (nheads, len(query_pos)))
+        heads = torch.ones(nheads, 1, 1, device=queries.pos.device)
         if self.head_mixture:
             heads[nheads // 2 :] = 0
+        own, *others = queries.blocks
+        first = torch.ones(own.groups, own.size, 1, device=queries.pos.device)
         if self.query_mixture:
-            queries[: len(query_pos) // 2] = 0
-        return heads[:, None] * queries, queries
+            first[:, : own.size // 2] = 0
+        # Queries that are given a center always use it.
+        rest = first.new_ones(sum(block.num_queries for block in others), 1)
+        modulated_queries = torch.cat((first.flatten(0, 1), rest))
+        return heads * modulated_queries, modulated_queries
+
+
+def _with_given_centers(predicted: Tensor, centers: Tensor | None) -> Tensor:
+    """Replace the last of the (B, Q, 2) reference points, before the sigmoid, by the given (B, N, 2) centers."""
+    if centers is None:
+        return predicted
+    given = centers.to(predicted.dtype).logit(eps=1e-3)
+    return torch.cat((predicted[:, : -centers.shape[1]], given), dim=1)

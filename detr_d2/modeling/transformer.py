@@ -1,6 +1,6 @@
 """DETR's transformer (arXiv 2005.12872, section A.3): position embeddings enter at every attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from detr_d2.config import choice
 from detr_d2.modeling.attention import MultiheadAttention
 from detr_d2.modeling.layers import Dropout
-from detr_d2.structures import Decoded, Features
+from detr_d2.structures import Decoded, Features, Queries, QueryBlock
 
 DETR_TRANSFORMER_REGISTRY = Registry("DETR_TRANSFORMER")
 DETR_TRANSFORMER_REGISTRY.__doc__ = """
@@ -83,7 +83,7 @@ class DecoderLayer(TransformerLayer):
         tgt: Tensor,
         memory: Tensor,
         memory_with_pos: Tensor,
-        query_pos: Tensor,
+        queries: Queries,
         padding_mask: Tensor | None,
     ) -> Tensor:
         """Update the content of the object queries.
@@ -92,7 +92,7 @@ class DecoderLayer(TransformerLayer):
             tgt: (B, Q, C) content of the queries.
             memory: (B, S, C) output of the encoder.
             memory_with_pos: (B, S, C) the same with the position embedding.
-            query_pos: (Q, C) the object queries.
+            queries: the object queries.
             padding_mask: (B, S) bool, True where padded, or None.
 
         Returns:
@@ -100,20 +100,35 @@ class DecoderLayer(TransformerLayer):
         """
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, memory_with_pos, memory, padding_mask)
+            return self.multihead_attn(x + queries.pos, memory_with_pos, memory, padding_mask)
 
-        return self.run(tgt, query_pos, attend_to_memory)
+        return self.run(tgt, queries, attend_to_memory)
 
-    def run(self, tgt: Tensor, query_pos: Tensor, attend_to_memory: Callable[[Tensor], Tensor]) -> Tensor:
+    def run(self, tgt: Tensor, queries: Queries, attend_to_memory: Callable[[Tensor], Tensor]) -> Tensor:
         """Self-attention of the queries, then ``attend_to_memory``, then the feed-forward network."""
 
         def attend_to_queries(x: Tensor) -> Tensor:
-            with_pos = x + query_pos
-            return self.self_attn(with_pos, with_pos, x)
+            return attend_within_groups(self.self_attn, x + queries.pos, x, queries.blocks)
 
         tgt = self.residual(tgt, self.norm1, attend_to_queries)
         tgt = self.residual(tgt, self.norm2, attend_to_memory)
         return self.residual(tgt, self.norm3, self.feed_forward)
+
+
+def attend_within_groups(
+    attention: MultiheadAttention, with_pos: Tensor, content: Tensor, blocks: Sequence[QueryBlock]
+) -> Tensor:
+    """Return the (B, Q, C) self-attention of object queries, each over those of its own group."""
+    attended = []
+    sizes = [block.num_queries for block in blocks]
+    for block, *inputs in zip(blocks, with_pos.split(sizes, dim=1), content.split(sizes, dim=1), strict=True):
+        mask = block.padding_mask
+        if block.groups > 1:
+            inputs = [x.unflatten(1, (block.groups, block.size)).flatten(0, 1) for x in inputs]
+            mask = None if mask is None else mask.repeat_interleave(block.groups, dim=0)
+        x = attention(inputs[0], *inputs, mask)
+        attended.append(x if block.groups == 1 else x.unflatten(0, (-1, block.groups)).flatten(1, 2))
+    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
 class Encoder(nn.Module):
@@ -139,14 +154,14 @@ class Decoder(nn.Module):
         self.norm = norm
 
     def forward(
-        self, memory: Tensor, pos: Tensor, query_pos: Tensor, padding_mask: Tensor | None, all_layers: bool
+        self, memory: Tensor, pos: Tensor, queries: Queries, padding_mask: Tensor | None, all_layers: bool
     ) -> Tensor:
         """Map (B, S, C) memory to (L, B, Q, C): every layer's output, or the last one's alone (L = 1)."""
         memory_with_pos = memory + pos
-        tgt = query_pos.new_zeros(memory.shape[0], *query_pos.shape)
+        tgt = queries.initial_content(memory.shape[0])
         outputs = []
         for layer in self.layers:
-            tgt = layer(tgt, memory, memory_with_pos, query_pos, padding_mask)
+            tgt = layer(tgt, memory, memory_with_pos, queries, padding_mask)
             outputs.append(tgt)
         return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
 
@@ -191,20 +206,20 @@ class DetrTransformer(nn.Module):
             "pre_norm": detr.PRE_NORM,
         }
 
-    def forward(self, features: Features, pos: Tensor, query_pos: Tensor, *, all_layers: bool) -> Decoded:
+    def forward(self, features: Features, pos: Tensor, queries: Queries, *, all_layers: bool) -> Decoded:
         """Run encoder and decoder.
 
         Args:
             features: projected to (B, C, H, W).
             pos: (B or 1, C, H, W) position embedding.
-            query_pos: (Q, C) object queries.
+            queries: the object queries.
             all_layers: return the output of every decoder layer (L of them), not of the last alone (L = 1).
         """
         src = features.tensor.flatten(2).transpose(1, 2)
         pos = pos.flatten(2).transpose(1, 2)
         mask = None if features.padding_mask is None else features.padding_mask.flatten(1)
         memory = self.encoder(src, pos, mask)
-        decoded = self.decode(memory, pos, mask, query_pos, features, all_layers)
+        decoded = self.decode(memory, pos, mask, queries, features, all_layers)
         return decoded._replace(memory=memory.transpose(1, 2).unflatten(-1, features.tensor.shape[-2:]))
 
     def decoder_layer(self, index: int, *sizes) -> DecoderLayer:
@@ -216,9 +231,9 @@ class DetrTransformer(nn.Module):
         memory: Tensor,
         pos: Tensor,
         padding_mask: Tensor | None,
-        query_pos: Tensor,
+        queries: Queries,
         features: Features,
         all_layers: bool,
     ) -> Decoded:
         """Run the decoder over the (B, S, C) memory; variants of the decoder override this."""
-        return Decoded(self.decoder(memory, pos, query_pos, padding_mask, all_layers))
+        return Decoded(self.decoder(memory, pos, queries, padding_mask, all_layers))

@@ -2,6 +2,7 @@
 
 from detr_d2.structures.padded_batch import PaddedBatch, Size
 from detr_d2.structures.predictions import Decoded, FeatureLevel, Features, MaskInputs, Output
+from detr_d2.structures.queries import Queries, QueryBlock
 from detr_d2.structures.targets import Targets, check_instances
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "MaskInputs",
     "Output",
     "PaddedBatch",
+    "Queries",
+    "QueryBlock",
     "Size",
     "Targets",
     "check_instances",

@@ -87,6 +87,11 @@ class Output(NamedTuple):
     mask_inputs: MaskInputs | None = None
     """None without a mask head."""
 
+    @property
+    def num_images(self) -> int:
+        """B"""
+        return self.logits.shape[1]
+
 
 def crop(x: Tensor, index: int, size: Size) -> Tensor:
     """Return the top left corner, of ``size``, of one image of a batch, as a batch of one."""

@@ -7,6 +7,7 @@ import torch
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.logger import log_first_n
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from detr_d2.utils.box_ops import xyxy_to_cxcywh
@@ -58,6 +59,18 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def padded_to(self, size: int) -> "Targets":
+        """Return the same objects with T = ``size``, which is not less than before."""
+        missing = size - self.labels.shape[1]
+        if not missing:
+            return self
+        boxes = self.boxes.new_tensor(_PADDING_BOX).expand(len(self), missing, 4)
+        return Targets(F.pad(self.labels, (0, missing)), torch.cat((self.boxes, boxes), 1), self.counts, self.masks)
+
+    def repeated(self, times: int) -> "Targets":
+        """Return ``times`` copies of the batch, one after the other; masks stay those of the first."""
+        return Targets(self.labels.repeat(times, 1), self.boxes.repeat(times, 1, 1), self.counts * times, self.masks)
 
 
 def check_instances(instances: Instances, name: str, *, num_classes: int, num_queries: int, masks: bool) -> None:
