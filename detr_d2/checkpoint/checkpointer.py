@@ -7,12 +7,17 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from detr_d2.checkpoint.adapter import NOTHING, Allowed, WeightsAdapter
 from detr_d2.checkpoint.architecture import group_names
 from detr_d2.checkpoint.class_head import HEAD, head_rows
-from detr_d2.checkpoint.formats import NativeWeights, to_native, without_mask_head
+from detr_d2.checkpoint.formats import (
+    NativeWeights,
+    split_training_only,
+    to_native,
+    without_mask_head,
+)
 from detr_d2.checkpoint.huggingface import read_config, read_labels
 from detr_d2.checkpoint.key_maps import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
@@ -28,6 +33,9 @@ class DetrCheckpointer(DetectionCheckpointer):
     Loads every format of :data:`~detr_d2.checkpoint.formats.FORMATS`, from a file or a URL, without executing what a
     file contains. Weights of a whole model must fit in every tensor; only a class head of another size may stay at its
     initialization. Weights of a backbone must fill the backbone. A run that is resumed must find exactly what it saved.
+
+    What is saved as the model is a plain Detr: ``averaged``, where the trainer sets it, instead of the weights that are
+    trained, and never what only training has, which checkpoints of a run keep beside it to resume from.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         self._allowed = Allowed(allow_new_head, resize_queries, classes_by_name)
         self._source = ""
         self._frozen_weights = frozen_weights
+        self.averaged: nn.Module | None = None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model from a file or URL, and ``checkpointables`` (by default all) if the file is our own.
@@ -100,7 +109,19 @@ class DetrCheckpointer(DetectionCheckpointer):
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {key: x.state_dict() for key, x in {"model": self.model, **self.checkpointables}.items()}
+        model = self.model if self.averaged is None else self.averaged
+        weights, _ = split_training_only(model.state_dict())
+        _, training_only = split_training_only(self.model.state_dict())
+        data: dict[str, Any] = {"model": weights}
+        can_resume = name != "model_best"
+        if name == "model_final" and (self.averaged is not None or training_only):
+            can_resume = False
+            # A longer run goes on from this one.
+            self.save(f"model_{kwargs['iteration']:07d}", **kwargs)
+        if can_resume:
+            data.update({key: x.state_dict() for key, x in self.checkpointables.items()})
+            if training_only:
+                data["training_only"] = training_only
         if self.class_names is not None:
             data["class_names"] = self.class_names
         data.update(kwargs)
@@ -108,7 +129,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         logger.info("Saving checkpoint to %s", path)
         with atomic_file(path) as file:
             torch.save(data, file)
-        self.tag_last_checkpoint(os.path.basename(path))
+        if can_resume:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
@@ -128,14 +150,26 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         weights: NativeWeights = checkpoint.pop("model")
         model = self.model.state_dict()
-        adapter = WeightsAdapter(model, self._source, self._allowed)
+        plain, training_only = split_training_only(model)
+        adapter = WeightsAdapter(plain, self._source, self._allowed)
         tensors = adapter.adapt(weights, checkpoint.get("class_names"), self.class_names)
+        if self._allowed is NOTHING and training_only:
+            tensors |= self._resumed_training_only(checkpoint.pop("training_only", {}), training_only)
         self.model.load_state_dict(tensors, strict=False)
         left_out = [f"left out: {group_names(weights.left_out)}"] if weights.left_out else []
         summary = f"loaded {len(tensors)} of {len(model)} tensors from {self._source} ({weights.format.name})"
         logger.info("; ".join([summary, *adapter.notes, *left_out]))
         if HEAD[0] in tensors and not self._allowed.classes_by_name:
             self._compare_class_names(checkpoint.get("class_names"))
+
+    def _resumed_training_only(self, in_file: dict[str, Tensor], in_model: dict[str, Tensor]) -> dict[str, Tensor]:
+        if {name: x.shape for name, x in in_file.items()} != {name: x.shape for name, x in in_model.items()}:
+            raise UserError(
+                f"{self._source} was saved by a run with other training queries: resume it with its own "
+                "MODEL.DETR.QUERY_GROUPS and MODEL.DETR.DENOISING, or start a new run from its weights (MODEL.WEIGHTS, "
+                "without --resume)."
+            )
+        return in_file
 
     def _load_frozen_weights(self, resumed: bool) -> None:
         """Load the box model in the file of frozen weights, which fits in every tensor and is that of a resumed run."""

@@ -25,6 +25,7 @@ FORMATS = (
 EXPORTS = {"original": key_maps.ORIGINAL, "huggingface": HUGGINGFACE}
 """Every format that is written beside our own, by its name on the command line."""
 
+_TRAINING_ONLY = "training_queries."
 _MASK_HEAD = ("detr.bbox_attention.", "detr.mask_head.")
 
 
@@ -65,6 +66,12 @@ def _first_match(names: Iterable[str]) -> CheckpointFormat | None:
 def without_mask_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors, under our names, that do not belong to the mask head."""
     return {name: x for name, x in tensors.items() if not name.startswith(_MASK_HEAD)}
+
+
+def split_training_only(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict of our model into that of a plain model and what only training has."""
+    plain = {name: x for name, x in tensors.items() if not name.startswith(_TRAINING_ONLY)}
+    return plain, {name: x for name, x in tensors.items() if name not in plain}
 
 
 def has_mask_head(tensors: dict[str, Tensor]) -> bool:

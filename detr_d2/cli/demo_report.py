@@ -124,7 +124,7 @@ def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportIma
 
 
 def _attention(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
-    with record_attention(trainer.checkpointer.model) as attention:
+    with record_attention(trainer.trained_model) as attention:
         found = _detect(trainer, record)
     return ReportImage(draw_query_attention(read_image(record["file_name"], "RGB"), found, attention, classes))
 
@@ -132,13 +132,13 @@ def _attention(trainer: Trainer, record: dict, classes: list[str]) -> ReportImag
 @torch.no_grad()
 def _detect(trainer: Trainer, record: dict) -> Instances:
     # Not wrapped for several processes.
-    model = trainer.checkpointer.model.eval()
+    model = trainer.trained_model.eval()
     return model([DetrDatasetMapper(trainer.cfg, is_train=False)(record)])[0]["instances"].to("cpu")
 
 
 def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
     cfg, detr = trainer.cfg, trainer.cfg.MODEL.DETR
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in trainer.trained_model.detr.parameters())
     return [
         ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them trained from random values"),
         ("transformer", f"{detr.ENC_LAYERS} encoder and {detr.DEC_LAYERS} decoder layers, "

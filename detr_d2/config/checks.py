@@ -39,6 +39,9 @@ _MODEL_RANGES: dict[str, _Range] = {
 _TRAINING_RANGES: dict[str, _Range] = {
     "SOLVER.MAX_ITER": _POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
+    "SOLVER.CHECKPOINTS_KEPT": _NOT_NEGATIVE,
+    "SOLVER.EMA.DECAY": ("a share of at least 0 and less than 1", lambda x: 0 <= x < 1),
+    "TEST.PATIENCE": _NOT_NEGATIVE,
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
 }
 # Those of Detectron2.
@@ -92,8 +95,8 @@ def check_model_config(cfg: CfgNode) -> None:
         )
     if detr.FROZEN_WEIGHTS and (detr.QUERY_GROUPS > 1 or detr.DENOISING.GROUPS):
         raise UserError(
-            "MODEL.DETR.QUERY_GROUPS and MODEL.DETR.DENOISING train boxes, which MODEL.DETR.FROZEN_WEIGHTS keeps as they "
-            "are: set MODEL.DETR.QUERY_GROUPS 1 and MODEL.DETR.DENOISING.GROUPS 0."
+            "MODEL.DETR.QUERY_GROUPS and MODEL.DETR.DENOISING train boxes, which MODEL.DETR.FROZEN_WEIGHTS keeps as "
+            "they are: set MODEL.DETR.QUERY_GROUPS 1 and MODEL.DETR.DENOISING.GROUPS 0."
         )
     check_device(cfg)
 
@@ -125,6 +128,11 @@ def check_training_config(cfg: CfgNode, num_processes: int) -> None:
         _check_name(names, key, config_value(cfg, key))
     check_amp(cfg)
     check_parts(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
+    if cfg.TEST.PATIENCE and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD):
+        raise UserError(
+            f"TEST.PATIENCE {cfg.TEST.PATIENCE} counts evaluations: set TEST.BEST_METRIC (bbox/AP) and "
+            "TEST.EVAL_PERIOD."
+        )
     if cfg.SOLVER.COMPILE and cfg.MODEL.DETR.FROZEN_WEIGHTS:
         raise UserError(
             "SOLVER.COMPILE True compiles the layers of the transformer in training, which MODEL.DETR.FROZEN_WEIGHTS "

@@ -59,7 +59,7 @@ def add_detr_config(cfg: CN) -> None:
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
 
-    # What only training has, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries that are matched each by
+    # What only training has, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries, each matched by
     # itself; the first is the model's own.
     detr.QUERY_GROUPS = 1
     # Groups of queries that are made from noised objects; 0: none.
@@ -162,6 +162,18 @@ def add_detr_config(cfg: CN) -> None:
     # Train the layers of the transformer with torch.compile, which takes a minute or more at the start. See
     # docs/TRAINING_SPEED.md.
     cfg.SOLVER.COMPILE = False
+
+    # Evaluate and save an exponential moving average of the weights. See docs/TRAINING_RECIPES.md.
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that a step keeps; less in the first steps.
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Number of checkpoints of a run that are kept, the newest; 0: all.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # Save model_best.pth at the evaluation where this is highest: "bbox/AP", "segm/AP", "panoptic_seg/PQ". "": never.
+    cfg.TEST.BEST_METRIC = ""
+    # End the training when it was not higher for so many evaluations; 0: never.
+    cfg.TEST.PATIENCE = 0
 
     # Images per batch of the evaluation, sorted by shape for little padding.
     cfg.TEST.BATCH_SIZE = 1

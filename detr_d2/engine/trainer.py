@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, TrainerBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,11 +22,14 @@ from detr_d2.config import check_training_config, choice, log_pixel_warnings
 from detr_d2.config.checks import amp_dtype
 from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
 from detr_d2.engine.console import FoldedMetricPrinter
+from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.step import TrainingStep
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import compile_for_training
+
+logger = logging.getLogger(__name__)
 
 # Losses leave a GPU this seldom: as often as Detectron2 writes a line.
 _LOG_PERIOD = 20
@@ -49,6 +52,7 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             check_evaluation(cfg, name)
         model = self.build_model(cfg)
+        average = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         if cfg.SOLVER.COMPILE:
             compile_for_training(model.detr.transformer)
         checkpoint_activations(model.detr, cfg.SOLVER.ACTIVATION_CHECKPOINTS)
@@ -75,12 +79,50 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._stopped = False
+        if average is not None:
+            self.checkpointer.averaged = average.averaged.module
+            self.register_hooks([average])
         self.register_hooks(self.build_hooks())
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model that is evaluated and saved: with averaged weights, if there are."""
+        averaged = self.checkpointer.averaged
+        return self.checkpointer.model if averaged is None else averaged
 
     def train(self) -> dict | None:
         """Train, and return the results of the last evaluation."""
-        super().train()
-        return getattr(self, "_last_eval_results", None)
+        logger.info(f"Starting training from iteration {self.start_iter}")
+        self.iter = self.start_iter
+        # The loop of TrainerBase.train, which can't end early.
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    if self._stopped:
+                        break
+                else:
+                    self.iter += 1
+            except Exception:
+                logger.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+        if self._stopped and comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=self.iter)
+        results = getattr(self, "_last_eval_results", None)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
+
+    def stop(self) -> None:
+        """End the training after this iteration; all processes call this together."""
+        self._stopped = True
 
     def run_step(self) -> None:
         try:
@@ -96,6 +138,25 @@ class Trainer(DefaultTrainer):
             if first is not None:
                 message += f" The loss became infinite or NaN in iteration {first}."
             raise FloatingPointError(message) from e
+
+    def build_hooks(self) -> list[HookBase]:
+        solver, test = self.cfg.SOLVER, self.cfg.TEST
+        built = [x for x in super().build_hooks() if x is not None]
+        for i, hook in enumerate(built):
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                built[i] = hooks.PeriodicCheckpointer(
+                    self.checkpointer, solver.CHECKPOINT_PERIOD, max_to_keep=solver.CHECKPOINTS_KEPT or None
+                )
+            elif isinstance(hook, hooks.EvalHook):
+                built[i] = hooks.EvalHook(test.EVAL_PERIOD, self._evaluate)
+                if test.BEST_METRIC:
+                    best = BestCheckpoint(test.EVAL_PERIOD, self.checkpointer, test.BEST_METRIC, test.PATIENCE)
+                    built.insert(i + 1, best)
+        return built
+
+    def _evaluate(self) -> dict:
+        self._last_eval_results = self.test(self.cfg, self.trained_model)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         writers = super().build_writers()

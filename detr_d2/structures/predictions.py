@@ -89,7 +89,7 @@ class Output(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """B"""
+        """Number of images, B."""
         return self.logits.shape[1]
 
 
