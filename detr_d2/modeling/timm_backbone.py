@@ -13,6 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from detr_d2.modeling.timm_weights import read_renamed
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.timm_models import import_timm
 
@@ -29,7 +30,7 @@ class TimmBackbone(Backbone):
         name: of the model, with the tag of its weights: "resnet50.a1_in1k".
         pretrained: download the weights that timm publishes under the name.
         weights: a file or URL of weights to start from instead: ``.pth``, ``.safetensors``, or for BiT and ViT models
-            the ``.npz`` of their authors.
+            the ``.npz`` of their authors; see also :func:`~detr_d2.modeling.timm_weights.read_renamed`.
         out_indices: feature levels to return, 0 being the finest; negative ones count from the last.
         freeze_at: as ``MODEL.BACKBONE.FREEZE_AT``: fix the parameters of every layer up to the last that works at
             stride 2**freeze_at or finer. 2 fixes the stem and the first stage of a ResNet, 0 nothing.
@@ -135,7 +136,9 @@ def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Mo
         raise UserError(f"MODEL.TIMM.WEIGHTS {weights} can't be downloaded ({type(e).__name__}: {e}).") from e
     if not Path(file).is_file():
         raise UserError(f"MODEL.TIMM.WEIGHTS {weights} does not exist: check the path.")
-    source = {"file": file, "custom_load": Path(file).suffix == ".npz"}
+    renamed = read_renamed(file)
+    custom_load = Path(file).suffix == ".npz"
+    source = {"file": file, "custom_load": custom_load} if renamed is None else {"state_dict": renamed}
     # timm loads the tensors that fit and leaves the others as initialized: equal in a second model of the same seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
