@@ -23,6 +23,11 @@ from detr_d2.modeling.meta_arch import Detr
 
 MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
 SMALL = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2)
+SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer")
+TRAINING_QUERIES = (
+    *("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.CLASS_LOSS", "matchability"),
+    *("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0),
+)
 FROZEN = ("MODEL.DETR.FROZEN_WEIGHTS", "box.pth")
 
 
@@ -55,6 +60,12 @@ JOINT_BATCH = {
     "masks, objects in one": Case([3, 0], (*MASKS, *SMALL), masks=True),
     "masks, frozen boxes, no objects": Case([0, 0], (*MASKS, *SMALL, *FROZEN), masks=True),
     "accumulation, checkpoints": Case([2, 1, 2, 1], prepare=checkpoint_both),
+    "training queries, objects in one": Case([3, 0], (*SMCA, *SMALL, *TRAINING_QUERIES)),
+    # The cross entropy, since losses per object are divided by at least one object in each process, as in the original.
+    "training queries, masks, no objects": Case(
+        [0, 0], (*MASKS, *SMALL, *TRAINING_QUERIES, "MODEL.DETR.CLASS_LOSS", "softmax"), masks=True
+    ),
+    "training queries, accumulation, checkpoints": Case([2, 0, 0, 1], TRAINING_QUERIES, prepare=checkpoint_both),
 }
 COMPILED = {
     # One piece of code per layer.

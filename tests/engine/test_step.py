@@ -10,6 +10,10 @@ from detr_d2.engine.step import LossLog, TrainingStep
 
 SIZE = (64, 64)
 MASKS = ("MODEL.MASK_ON", True)
+TRAINING_QUERIES = (
+    *("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.CLASS_LOSS", "matchability"),
+    *("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0),
+)
 INVARIANT = ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True)
 
 
@@ -50,8 +54,9 @@ def test_accumulated_gradients_are_those_of_the_batch(take_step, make_inputs, co
         (INVARIANT, [(64, 96), (80, 64), (64, 64), (48, 70)]),
         ((*MASKS, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)]),
         (MASKS, [SIZE] * 4),
+        ((*MASKS, *TRAINING_QUERIES, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)]),
     ],
-    ids=["boxes, several sizes", "masks, several sizes", "masks"],
+    ids=["boxes, several sizes", "masks, several sizes", "masks", "training queries"],
 )
 def test_accumulation_is_exact_in_float64(in_float64, take_step, make_inputs, options, sizes):
     """Also with steps of unequal size and unequal numbers of objects."""

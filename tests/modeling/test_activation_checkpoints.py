@@ -13,6 +13,10 @@ from detr_d2.utils.errors import UserError
 BOTH = ("backbone", "transformer")
 SIZES = [(64, 96), (48, 64)]
 TRAINED_NORMS = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
+TRAINING_QUERIES = (
+    *("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.CLASS_LOSS", "matchability"),
+    *("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0),
+)
 MASKS = ("MODEL.MASK_ON", True)
 TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_resnet", "MODEL.TIMM.FROZEN_BN", False)
 
@@ -51,6 +55,7 @@ def count_runs(modules: list[nn.Module]) -> list[int]:
         (*TRAINED_NORMS, "MODEL.DETR.BATCH_INVARIANT_TRAINING", True),
         MASKS,
         TIMM,
+        TRAINING_QUERIES,
     ],
     ids=[
         "DETR",
@@ -61,6 +66,7 @@ def count_runs(modules: list[nn.Module]) -> list[int]:
         "invariant, trained norms",
         "masks",
         "timm",
+        "training queries",
     ],
 )
 def test_gradients_and_statistics(in_float64, make_model, make_inputs, options):
