@@ -65,7 +65,7 @@ JOINT_BATCH = {
     "training queries, masks, no objects": Case(
         [0, 0], (*MASKS, *SMALL, *TRAINING_QUERIES, "MODEL.DETR.CLASS_LOSS", "softmax"), masks=True
     ),
-    "training queries, accumulation, checkpoints": Case([2, 0, 0, 1], TRAINING_QUERIES, prepare=checkpoint_both),
+    "training queries, accumulation, checkpoints": Case([2, 0, 1, 2], TRAINING_QUERIES, prepare=checkpoint_both),
 }
 COMPILED = {
     # One piece of code per layer.
