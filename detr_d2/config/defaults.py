@@ -178,6 +178,11 @@ def add_detr_config(cfg: CN) -> None:
     # Images per batch of the evaluation, sorted by shape for little padding.
     cfg.TEST.BATCH_SIZE = 1
 
+    # What follows the flip in training. "detr": as the paper. "light": for small sets of images that may be turned.
+    # "lsj": large scale jitter, to squares of the largest MIN_SIZE_TRAIN. See docs/TRAINING_RECIPES.md.
+    cfg.INPUT.AUGMENTATION = "detr"
+    # Brightness, contrast and saturation are multiplied by factors from 1 - COLOR_JITTER to 1 + COLOR_JITTER.
+    cfg.INPUT.COLOR_JITTER = 0.0
     # Shortest sides, in pixels, from which the size of an image before cropping is sampled.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
     # Resize images with PyTorch, three times as fast as with Pillow: about one value in a thousand differs, by one of

@@ -1,4 +1,4 @@
-"""DETR's augmentation (arXiv 2005.12872, appendix A.4), as Detectron2 augmentations."""
+"""Augmentation of training images: DETR's (arXiv 2005.12872, appendix A.4) and others, as Detectron2 augmentations."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from detr_d2.config import choice
 from detr_d2.data.images import to_tensor
 from detr_d2.utils.errors import UserError
 
@@ -83,11 +84,10 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build DETR's augmentation from the keys under ``INPUT``.
+    """Build the augmentation from the keys under ``INPUT``.
 
-    In training: a flip, then with probability 0.5 (``CROP.ENABLED``) a resize to one of ``CROP.RESIZE_SIZES`` and a
-    random crop, then a resize to one of ``MIN_SIZE_TRAIN``. In inference: a resize to ``MIN_SIZE_TEST``; 0 leaves the
-    image as it is.
+    In training: a flip, the entry of :data:`AUGMENTATIONS` that ``AUGMENTATION`` names, then changes of colors by up to
+    ``COLOR_JITTER``. In inference: a resize to ``MIN_SIZE_TEST``; 0 leaves the image as it is.
 
     Raises:
         UserError: a key has an invalid value.
@@ -100,10 +100,46 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         raise UserError(f"INPUT.RANDOM_FLIP is {flip!r}: set it to horizontal, vertical or none.")
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
-    if keys.CROP.ENABLED:
-        augmentations.append(T.RandomApply(_build_crop(keys), prob=0.5))
-    augmentations.append(_build_multi_scale_resize(keys))
-    return augmentations
+    augmentations += choice(AUGMENTATIONS, "INPUT.AUGMENTATION", keys.AUGMENTATION)(keys)
+    return augmentations + _build_color_jitter(keys.COLOR_JITTER)
+
+
+def _build_detr(keys: CfgNode) -> list[T.Augmentation]:
+    """Build DETR's: with probability 0.5 (``CROP.ENABLED``) a resize and a crop, then a resize."""
+    crop = [T.RandomApply(_build_crop(keys), prob=0.5)] if keys.CROP.ENABLED else []
+    return [*crop, _build_multi_scale_resize(keys)]
+
+
+def _build_light(keys: CfgNode) -> list[T.Augmentation]:
+    """Build that of small sets: half of the images lose up to a third of each side, all are flipped both ways."""
+    flip = [T.RandomFlip(horizontal=False, vertical=True)] if keys.RANDOM_FLIP == "horizontal" else []
+    return [
+        *flip,
+        T.RandomApply(T.RandomCrop("relative_range", (2 / 3, 2 / 3)), prob=0.5),
+        _build_multi_scale_resize(keys),
+    ]
+
+
+def _build_large_scale_jitter(keys: CfgNode) -> list[T.Augmentation]:
+    """Build large scale jitter (arXiv 2012.07177, section 3): 0.1 to 2 times the size, then a crop of one size."""
+    size = max(_lengths_of_resize(keys))
+    return [
+        T.ResizeScale(min_scale=0.1, max_scale=2.0, target_height=size, target_width=size),
+        # What is padded has no mask.
+        T.FixedSizeCrop(crop_size=(size, size), seg_pad_value=0),
+    ]
+
+
+AUGMENTATIONS = {"detr": _build_detr, "light": _build_light, "lsj": _build_large_scale_jitter}
+"""Values of ``INPUT.AUGMENTATION``: from the node ``INPUT`` to what follows the flip."""
+
+
+def _build_color_jitter(strength: float) -> list[T.Augmentation]:
+    """Return changes of brightness, contrast and saturation by factors from 1 - strength to 1 + strength."""
+    if not 0 <= strength < 1:
+        raise UserError(f"INPUT.COLOR_JITTER is {strength}: set a share of at least 0 and less than 1.")
+    kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation) if strength else ()
+    return [kind(1 - strength, 1 + strength) for kind in kinds]
 
 
 def _build_crop(keys: CfgNode) -> T.AugmentationList:
@@ -124,9 +160,13 @@ def _build_crop(keys: CfgNode) -> T.AugmentationList:
     return T.AugmentationList([*resize, T.RandomCrop(kind, size)])
 
 
+def _lengths_of_resize(keys: CfgNode) -> tuple[int, ...]:
+    lengths = keys.MIN_SIZE_TRAIN
+    return _check_lengths("INPUT.MIN_SIZE_TRAIN", (lengths,) if isinstance(lengths, int) else lengths, minimum=0)
+
+
 def _build_multi_scale_resize(keys: CfgNode) -> DetrResizeShortestEdge:
-    lengths, style = keys.MIN_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING
-    lengths = _check_lengths("INPUT.MIN_SIZE_TRAIN", (lengths,) if isinstance(lengths, int) else lengths, minimum=0)
+    lengths, style = _lengths_of_resize(keys), keys.MIN_SIZE_TRAIN_SAMPLING
     if style not in ("choice", "range"):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {style!r}: set it to choice or range.")
     if not lengths or (style == "range" and len(lengths) != 2):

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from detr_d2.data.annotations import build_instances
-from detr_d2.data.augmentation import DetrResizeShortestEdge, FastResizeTransform, build_augmentation
+from detr_d2.data.augmentation import AUGMENTATIONS, DetrResizeShortestEdge, FastResizeTransform, build_augmentation
 from detr_d2.utils.errors import UserError
 
 SAMPLES = 5000
@@ -290,6 +290,8 @@ def test_image_too_long_for_the_largest_side():
         (("INPUT.MIN_SIZE_TRAIN", ()), "INPUT.MIN_SIZE_TRAIN is"),
         (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"), "INPUT.MIN_SIZE_TRAIN is .* two lengths"),
         (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all"), "INPUT.MIN_SIZE_TRAIN_SAMPLING is 'all'"),
+        (("INPUT.AUGMENTATION", "much"), "INPUT.AUGMENTATION is 'much': choose one of detr, light, lsj"),
+        (("INPUT.COLOR_JITTER", 1.0), "INPUT.COLOR_JITTER is 1.0: set a share"),
     ],
 )
 def test_wrong_keys_are_named(make_cfg, options, message):
@@ -317,3 +319,47 @@ def test_keys_have_their_effect(make_cfg):
     assert len(in_range) > 5
     relative = ("INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", (0.5, 0.5), "INPUT.MIN_SIZE_TRAIN", (50,))
     assert kinds(*relative) == {"HFlipTransform", "CropTransform", 50}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_boxes_follow_their_pixels(make_cfg, name):
+    """A bright rectangle stays in its box, or leaves the image with it."""
+    np.random.seed(0)
+    cfg = make_cfg("INPUT.AUGMENTATION", name, "INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.CROP.RESIZE_SIZES", (80, 120))
+    cfg.merge_from_list(["INPUT.CROP.SIZE", (50, 80), "INPUT.COLOR_JITTER", 0.1])
+    augmentations = T.AugmentationList(build_augmentation(cfg, is_train=True))
+    for _ in range(50):
+        image = np.zeros((120, 180, 3), dtype=np.uint8)
+        image[40:90, 60:140] = 255
+        mask = image[..., 0] > 0
+        data = T.AugInput(image, boxes=np.array([[60.0, 40.0, 140.0, 90.0]]), sem_seg=mask.astype(np.uint8))
+        augmentations(data)
+        height, width = data.image.shape[:2]
+        x0, y0, x1, y1 = data.boxes[0].clip(0, [width, height, width, height])
+        bright = data.image[..., 0] > 160
+        inside = np.zeros_like(bright)
+        inside[round(y0) : round(y1), round(x0) : round(x1)] = True
+        edges = 2 * (height + width)
+        assert (bright != inside).sum() <= edges
+        assert (data.sem_seg.astype(bool) != inside).sum() <= edges
+        assert set(np.unique(data.sem_seg)) <= {0, 1}
+
+
+def test_color_jitter(make_cfg):
+    """It changes colors, not shapes, by factors in its range."""
+    cfg = make_cfg("INPUT.COLOR_JITTER", 0.2, "INPUT.CROP.ENABLED", False, "INPUT.RANDOM_FLIP", "none")
+    augmentations = build_augmentation(cfg, is_train=True)[1:]
+    kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+    assert [type(x) for x in augmentations] == list(kinds)
+    image = np.full((8, 8, 3), 100, dtype=np.uint8)
+    values = [int(augmentations[0].get_transform(image).apply_image(image)[0, 0, 0]) for _ in range(200)]
+    assert 80 <= min(values) < 85
+    assert 115 < max(values) <= 120
+
+
+def test_lsj_gives_one_size(make_cfg):
+    augmentations = build_augmentation(make_cfg("INPUT.AUGMENTATION", "lsj"), is_train=True)
+    for size in ((480, 640), (100, 50)):
+        data = T.AugInput(np.zeros((*size, 3), dtype=np.uint8))
+        T.AugmentationList(augmentations)(data)
+        assert data.image.shape == (800, 800, 3)
