@@ -41,6 +41,7 @@ _TRAINING_RANGES: dict[str, _Range] = {
     "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
     "SOLVER.CHECKPOINTS_KEPT": _NOT_NEGATIVE,
     "SOLVER.EMA.DECAY": ("a share of at least 0 and less than 1", lambda x: 0 <= x < 1),
+    "SOLVER.LAYER_DECAY": ("a factor over 0, at most 1", lambda x: 0 < x <= 1),
     "TEST.PATIENCE": _NOT_NEGATIVE,
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
 }

@@ -150,6 +150,8 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # For timm's transformers: factor of the learning rate from each layer of the backbone to the one before it.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # Precision of the network with SOLVER.AMP.ENABLED: "bfloat16", or "float16" with scaled gradients, on CUDA GPUs
     # only. Matching and losses stay in float32.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"

@@ -1,6 +1,7 @@
 """AdamW with a learning rate of its own for the backbone, and clipping over the full model."""
 
 import logging
+from importlib import import_module
 
 import torch
 from detectron2.config import CfgNode
@@ -9,6 +10,8 @@ from tabulate import tabulate
 from torch import nn
 
 from detr_d2.config import choice
+from detr_d2.modeling import TimmBackbone
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +33,43 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """Split the trainable parameters into those below a module called ``backbone`` and the others."""
+    """Split the trainable parameters into those below a module called ``backbone`` and the others.
+
+    With ``SOLVER.LAYER_DECAY`` the backbone has one group per layer.
+    """
     solver = cfg.SOLVER
-    rates = {"backbone": solver.BASE_LR * solver.BACKBONE_MULTIPLIER, "transformer and heads": solver.BASE_LR}
-    groups = {name: [] for name in rates}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups["backbone" if "backbone" in name.split(".") else "transformer and heads"].append(parameter)
-    return [
-        {"params": params, "lr": rates[name], "weight_decay": solver.WEIGHT_DECAY, "name": name}
-        for name, params in groups.items()
-        if params
-    ]
+    scales = layer_scales(model, solver.LAYER_DECAY) if solver.LAYER_DECAY != 1 else {}
+    groups: dict[str, dict] = {}
+    for path, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        name, rate = "transformer and heads", solver.BASE_LR
+        if "backbone" in path.split("."):
+            scale = scales.get(parameter, 1.0)
+            name = "backbone" if scale == 1 else f"backbone x {scale:.3g}"
+            rate = solver.BASE_LR * solver.BACKBONE_MULTIPLIER * scale
+        group = {"params": [], "lr": rate, "weight_decay": solver.WEIGHT_DECAY, "name": name}
+        groups.setdefault(name, group)["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: not group["name"].startswith("backbone"))
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Return the factor of the learning rate of every parameter of a timm backbone: ``decay`` ** layers after it.
+
+    The layers are those of timm (arXiv 2111.06377, appendix A.1).
+
+    Raises:
+        UserError: the backbone is not one of timm, or timm does not divide it into layers.
+    """
+    body = next((x.body for x in model.modules() if isinstance(x, TimmBackbone)), None)
+    whole = getattr(body, "model", body)
+    if not hasattr(whole, "group_matcher"):
+        raise UserError(
+            f"SOLVER.LAYER_DECAY {decay} needs a transformer of timm as backbone; this is "
+            f"{'another one' if whole is None else type(whole).__name__}: set SOLVER.LAYER_DECAY 1."
+        )
+    groups = import_module("timm.optim").param_groups_layer_decay(whole, layer_decay=decay)
+    return {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def group_table(optimizer: torch.optim.Optimizer) -> str:

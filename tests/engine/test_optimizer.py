@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
 from torch import nn
 from torch.testing import assert_close
 
@@ -27,6 +28,38 @@ def test_two_groups(make_cfg):
     assert backbone["lr"] == pytest.approx(1e-5)
     assert rest["lr"] == pytest.approx(1e-4)
     assert backbone["weight_decay"] == rest["weight_decay"] == 1e-4
+
+
+def test_layer_decay(make_cfg):
+    """Each block of a vision transformer learns slower than the one after it; the rest is not affected."""
+    pytest.importorskip("timm")
+    backbone = (
+        "MODEL.BACKBONE.NAME",
+        "build_timm_backbone",
+        "MODEL.TIMM.NAME",
+        "test_vit",
+        "MODEL.BACKBONE.FREEZE_AT",
+        0,
+    )
+    cfg = make_cfg(*backbone, "MODEL.TIMM.ARGS", {"dynamic_img_size": True}, "SOLVER.LAYER_DECAY", 0.5)
+    model = build_model(cfg)
+    groups = build_optimizer(cfg, model).param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    found = {name: rates[p] for name, p in model.named_parameters()}
+    prefix = "detr.backbone.0.backbone.body.model."
+    blocks = sorted({name.removeprefix(prefix).split(".")[1] for name in found if name.startswith(f"{prefix}blocks.")})
+    assert len(blocks) > 2
+    by_block = [found[f"{prefix}blocks.{i}.attn.qkv.weight"] for i in blocks]
+    assert by_block == pytest.approx([by_block[-1] * 0.5 ** (len(blocks) - 1 - int(i)) for i in blocks])
+    assert by_block[-1] <= cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
+    assert found[f"{prefix}patch_embed.proj.weight"] == pytest.approx(by_block[0] / 2)
+    assert found["detr.class_embed.weight"] == cfg.SOLVER.BASE_LR
+    assert len(rates) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_layer_decay_needs_a_transformer_of_timm(make_cfg):
+    with pytest.raises(UserError, match=r"SOLVER\.LAYER_DECAY 0\.5 needs a transformer of timm"):
+        build_optimizer(make_cfg("SOLVER.LAYER_DECAY", 0.5), Toy())
 
 
 def test_table_names_the_groups(make_cfg):
