@@ -1,7 +1,13 @@
-r"""Train several configs on the same data and show how their AP grows with the iterations.
+r"""Train several configs, or variants of one, on the same data, and show how their AP grows.
 
-Config keys as KEY VALUE hold for all configs. Every config gets a folder in the output folder; the table is in
+Config keys as KEY VALUE hold for all runs. Every run gets a folder in the output folder; the tables are in
 convergence.md there, the curves in convergence.png.
+
+Variants are the entries of a YAML file, each a name with the config keys that differ; ablation.yaml beside this module
+holds those of docs/TRAINING_RECIPES.md:
+  "groups": {MODEL.DETR.QUERY_GROUPS: 5, MODEL.DETR.NUM_OBJECT_QUERIES: 30}
+
+With --minutes every run takes the same time: its number of iterations is chosen by the time of some of its steps.
 
 Examples:
   does SMCA reach in 300 iterations what DETR reaches in 3000?
@@ -10,30 +16,58 @@ Examples:
   without a dataset that a small model could generalize from, by overfitting four images:
     DETECTRON2_DATASETS=path/to/datasets detr-d2 benchmark convergence --num-images 4 --metric AP50 \
         --config-file detr_128_2_3_cpu smca_128_2_3_cpu --iterations 300 --every 50
+  what does each part of the training gain in four minutes?
+    detr-d2 benchmark convergence --config-file smca_shapes_cpu --variants benchmarks/ablation.yaml --minutes 4 \
+        --seeds 2 --num-gpus 2 --output output/ablation
 """
 
 import argparse
 import json
+import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import yaml
 from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from detr_d2 import UserError
-from detr_d2.cli.arguments import CommandParser, add_training_flags
+from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_training_flags
 from detr_d2.cli.command import Command, launch
 from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, setup
 from detr_d2.visualization import plot_training
 
+# Steps that are made, and of these those at the end that are timed, to tell how many fit into some minutes.
+_STEPS, _TIMED_STEPS = 15, 10
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    name: str
+    """Of the config and the variant; runs that differ in the seed alone share it."""
+    cfg: CfgNode
+    seed: int
+
 
 def add_flags(parser: CommandParser) -> None:
     """Add the flags of the benchmark."""
-    parser.add_argument("--every", type=int, default=100, help="iterations between evaluations (default: 100)")
+    parser.add_argument("--every", type=int, metavar="N", help="iterations between evaluations (default: a fifth)")
     parser.add_argument(
-        "--iterations", nargs="+", type=int, metavar="N", help="instead of SOLVER.MAX_ITER: for all, or one each"
+        "--iterations",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="instead of SOLVER.MAX_ITER: for all configs, or one each",
     )
+    parser.add_argument("--minutes", type=float, metavar="M", help="training time of each run, evaluation excluded")
+    parser.add_argument("--variants", metavar="FILE", help="YAML file of variants of each config")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each variant (default: 1)")
     parser.add_argument("--metric", default="AP", choices=("AP", "AP50", "AP75"), help="what to compare (default: AP)")
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="overfit the first N images with objects, and evaluate on the same"
@@ -41,70 +75,137 @@ def add_flags(parser: CommandParser) -> None:
     parser.add_alias("--num-images", "--memorize")
     add_training_flags(parser, required=True, nargs="+")
     parser.add_alias("--config-file", "--configs")
+    add_data_arguments(parser)
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Train one config after the other, in one of the processes."""
+    """Train one run after the other, in one of the processes."""
+    runs = list_runs(args)
+    output = Path(runs[0].cfg.OUTPUT_DIR)
+    curves: dict[str, list[dict[int, float]]] = {}
+    folders, rows = {}, []
+    for run in runs:
+        label = run.name if args.seeds == 1 else f"{run.name}, seed {run.seed}"
+        folders[label] = output / label.replace(" ", "_")
+        cfg = schedule(run.cfg, folders[label], None, args.every)
+        seconds = None
+        if args.minutes:
+            seconds = seconds_per_step(cfg)
+            cfg = schedule(cfg, folders[label], max(1, round(60 * args.minutes / seconds)), args.every)
+        curve, results = train(cfg, run.seed, args.metric)
+        curves.setdefault(run.name, []).append(curve)
+        rows.append([label, cfg.SOLVER.MAX_ITER, seconds, *(results.get(x) for x in ("AP", "AP50", "AP75"))])
+    if not comm.is_main_process():
+        return
+    headers = ["run", "iterations", "s per iteration", "AP", "AP50", "AP75"]
+    last = tabulate(rows, headers, tablefmt="github", floatfmt=("", "", ".3f", ".1f", ".1f", ".1f"))
+    text = f"{last}\n" if args.minutes else f"{format_table(curves)}\n\n{last}\n"
+    (output / "convergence.md").write_text(text)
+    plot_training(folders, [f"bbox/{args.metric}", "total_loss"]).savefig(output / "convergence.png", dpi=150)
+    print(text, end="")
+
+
+def list_runs(args: argparse.Namespace) -> list[Run]:
+    """Return every config with every variant and every seed."""
     configs = args.config_file
     iterations = args.iterations or [None]
     if len(iterations) == 1:
         iterations = iterations * len(configs)
     if len(iterations) != len(configs):
         raise UserError(f"--iterations takes one number, or one for each of the {len(configs)} configs.")
-    output = None
-    curves = {}
+    if args.iterations and args.minutes:
+        raise UserError("Give --iterations or --minutes, not both.")
+    variants = read_variants(args.variants) if args.variants else {"": []}
+    runs = []
     for config, count in zip(configs, iterations, strict=True):
-        cfg = setup(argparse.Namespace(**{**vars(args), "config_file": config}))
-        if args.num_images:
-            # The trainer checks the images that are learned, not the dataset that they are of.
-            check_datasets(cfg, test=False)
-            cfg = overfit_config(cfg, args.num_images)
-        output = Path(cfg.OUTPUT_DIR)
-        name = Path(config).stem + (f" in {count}" if count else "")
-        if name in curves:
-            raise UserError(
-                f"{config} stands twice in --config-file with the same number of iterations: once is enough."
-            )
-        curves[name] = train(schedule(cfg, output / name.replace(" ", "_"), count, args.every), args.metric)
-    table = format_table(curves)
-    (output / "convergence.md").write_text(table + "\n")
-    runs = {name: output / name.replace(" ", "_") for name in curves}
-    plot_training(runs, [f"bbox/{args.metric}", "total_loss"]).savefig(output / "convergence.png", dpi=150)
-    print(table)
+        for variant, options in variants.items():
+            cfg = setup(argparse.Namespace(**{**vars(args), "config_file": config, "opts": [*args.opts, *options]}))
+            if args.num_images:
+                # The trainer checks the images that are learned, not the dataset that they are of.
+                check_datasets(cfg, test=False)
+                cfg = overfit_config(cfg, args.num_images)
+            stem = Path(config).stem if len(configs) > 1 or not variant else ""
+            name = " ".join(x for x in (stem, variant, f"in {count}" if count else "") if x)
+            if any(name == run.name for run in runs):
+                raise UserError(
+                    f"{config} stands twice in --config-file with the same number of iterations: once is enough."
+                )
+            cfg = schedule(cfg, Path(cfg.OUTPUT_DIR), count, args.every)
+            runs += [Run(name, cfg, seed) for seed in range(1, args.seeds + 1)]
+    return runs
 
 
-def schedule(cfg: CfgNode, folder: Path, iterations: int | None, every: int) -> CfgNode:
+def read_variants(file: str) -> dict[str, list[str]]:
+    """Return the config keys and values of each variant, by its name."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError) as e:
+        raise UserError(f"--variants {file} can't be read: {e}") from e
+    if not isinstance(content, dict) or not all(isinstance(x, dict) for x in content.values()):
+        raise UserError(
+            f"--variants {file}: write one line per variant, such as groups: {{MODEL.DETR.QUERY_GROUPS: 3}}"
+        )
+    return {str(name): [str(x) for pair in keys.items() for x in pair] for name, keys in content.items()}
+
+
+def schedule(cfg: CfgNode, folder: Path, iterations: int | None, every: int | None) -> CfgNode:
     """Return ``cfg`` with other iterations; the learning rate drops after the same share of them."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
-    cfg.TEST.EVAL_PERIOD = every
     if iterations:
         share = iterations / cfg.SOLVER.MAX_ITER
         cfg.SOLVER.STEPS = tuple(int(step * share) for step in cfg.SOLVER.STEPS)
         cfg.SOLVER.MAX_ITER = iterations
+    cfg.TEST.EVAL_PERIOD = every or max(1, cfg.SOLVER.MAX_ITER // 5)
     cfg.freeze()
     return cfg
 
 
-def train(cfg: CfgNode, metric: str) -> dict[int, float]:
-    """Train, and return AP, or another metric of boxes, by the number of iterations done."""
-    metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
-    metrics.unlink(missing_ok=True)
+def seconds_per_step(cfg: CfgNode) -> float:
+    """Return the mean time of a training step, loading included, in the slowest of the processes."""
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.train()
+    with EventStorage():
+        trainer.iter = 0
+        for step in range(_STEPS):
+            if step == _STEPS - _TIMED_STEPS:
+                comm.synchronize()
+                started = time.perf_counter()
+            trainer.run_step()
+    return max(comm.all_gather((time.perf_counter() - started) / _TIMED_STEPS))
+
+
+def train(cfg: CfgNode, seed: int, metric: str) -> tuple[dict[int, float], dict[str, float]]:
+    """Train, and return AP, or another metric of boxes, by the number of iterations done, and the final metrics."""
+    folder = Path(cfg.OUTPUT_DIR)
+    metrics = folder / "metrics.json"
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics.unlink(missing_ok=True)
+    comm.synchronize()
+    seed_all_rng(seed + comm.get_rank())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train() or {}
+    if not comm.is_main_process():
+        return {}, {}
     key = f"bbox/{metric}"
     lines = map(json.loads, metrics.read_text().splitlines())
     # The last evaluation comes after the last iteration, and counts it once more.
-    return {min(x["iteration"] + 1, cfg.SOLVER.MAX_ITER): x[key] for x in lines if key in x}
+    curve = {min(x["iteration"] + 1, cfg.SOLVER.MAX_ITER): x[key] for x in lines if key in x}
+    return curve, results.get("bbox", {})
 
 
-def format_table(curves: dict[str, dict[int, float]]) -> str:
-    """Return a Markdown table: one row per evaluation and one column per config."""
-    iterations = sorted({i for curve in curves.values() for i in curve})
-    rows = [[i, *(curve.get(i) for curve in curves.values())] for i in iterations]
+def format_table(curves: dict[str, list[dict[int, float]]]) -> str:
+    """Return a Markdown table: one row per evaluation and one column per config, averaged over the seeds."""
+    iterations = sorted({i for runs in curves.values() for curve in runs for i in curve})
+    rows = [[i, *(_mean([curve.get(i) for curve in runs]) for runs in curves.values())] for i in iterations]
     return tabulate(rows, ["iterations", *curves], tablefmt="github", floatfmt=".1f")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
 
 
 main = Command("benchmark convergence", __doc__, add_flags, partial(launch, compare))

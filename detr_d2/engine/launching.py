@@ -77,12 +77,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
     for message in data:
         logger.info(message)
-    # Detectron2's loop logs every exception with its traceback; a user's mistake is reported once, by the command.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     return cfg
-
-
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))

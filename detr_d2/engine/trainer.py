@@ -28,6 +28,7 @@ from detr_d2.engine.step import TrainingStep
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import compile_for_training
+from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,9 @@ class Trainer(DefaultTrainer):
                         break
                 else:
                     self.iter += 1
+            except UserError:
+                # Reported once, without a traceback, by the command.
+                raise
             except Exception:
                 logger.exception("Exception during training:")
                 raise

@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks.convergence import format_table, main, schedule
+from benchmarks.convergence import format_table, main, read_variants, schedule
 from detr_d2.engine import load_config
+from detr_d2.utils.errors import UserError
 
 
 def test_the_learning_rate_drops_after_the_same_share(repository, tmp_path):
@@ -15,7 +16,7 @@ def test_the_learning_rate_drops_after_the_same_share(repository, tmp_path):
 
 
 def test_a_table_has_gaps_where_a_run_was_not_evaluated():
-    table = format_table({"a": {100: 1.25, 200: 3.0}, "b": {200: 4.0}}).splitlines()
+    table = format_table({"a": [{100: 1.5, 200: 3.0}, {100: 1.0, 200: 3.0}], "b": [{200: 4.0}]}).splitlines()
     assert [cell.strip() for cell in table[2].strip("|").split("|")] == ["100", "1.2", ""]
     assert [cell.strip() for cell in table[3].strip("|").split("|")] == ["200", "3.0", "4.0"]
 
@@ -36,10 +37,40 @@ def compare(tmp_path, repository, real_coco, monkeypatch):
 
 
 @pytest.mark.slow
+def test_variants_in_equal_time(compare, tmp_path, capsys):
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("groups: {MODEL.DETR.QUERY_GROUPS: 3, MODEL.DETR.NUM_OBJECT_QUERIES: 8}\n")
+    smca = ("--configs", "smca_128_2_3_cpu", "--variants", str(variants))
+    assert compare(*smca, "--minutes", "0.01", "--seeds", "2") == 0
+    rows = [row.split("|") for row in (tmp_path / "convergence.md").read_text().splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["groups, seed 1", "groups, seed 2"]
+    for _, _, iterations, seconds, *metrics in (row[:-1] for row in rows):
+        assert int(iterations) == pytest.approx(0.6 / float(seconds), rel=0.2)
+        assert len(metrics) == 3
+    assert (tmp_path / "convergence.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a", "write one line per variant"), ("a: 3", "write one line per variant"), ("a: {", "can't be read")],
+)
+def test_bad_variants(tmp_path, text, message):
+    file = tmp_path / "variants.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_variants(str(file))
+
+
+def test_variants_of_the_docs_are_known_keys(repository):
+    for options in read_variants(str(repository / "benchmarks" / "ablation.yaml")).values():
+        load_config("smca_shapes_cpu", options)
+
+
+@pytest.mark.slow
 def test_two_configs_end_in_a_table_and_a_plot(compare, tmp_path, capsys):
     assert compare("--every", "2", "--iterations", "4", "2", "--metric", "AP50") == 0
     assert "detr_128_2_3_cpu in 4" in capsys.readouterr().out
-    table = (tmp_path / "convergence.md").read_text().splitlines()
+    table = (tmp_path / "convergence.md").read_text().split("\n\n")[0].splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == ["2", "4"]
     assert (tmp_path / "convergence.png").stat().st_size > 10_000
 
