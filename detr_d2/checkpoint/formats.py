@@ -13,7 +13,7 @@ from detr_d2.checkpoint.architecture import group_names
 from detr_d2.checkpoint.class_head import coco_head_by_ids, head_rows
 from detr_d2.checkpoint.huggingface import HUGGINGFACE, HUGGINGFACE_SEGMENTATION
 from detr_d2.checkpoint.key_maps import CheckpointFormat
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 FORMATS = (
     *(key_maps.NATIVE, key_maps.SMCA, key_maps.ORIGINAL, key_maps.ORIGINAL_SEGMENTATION),
@@ -52,8 +52,7 @@ def recognize(names: Iterable[str], source: str = "The checkpoint") -> Checkpoin
     found = _first_match(names)
     if found in FORMATS:
         return found
-    examples = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "nothing"
-    looks = f"is {found.name}" if found else f"is of no known format; it holds {examples}"
+    looks = f"is {found.name}" if found else f"is of no known format; it holds {abbreviate(names, 3) or 'nothing'}"
     raise UserError(f"{source} {looks}. What can be loaded: {', '.join(x.name for x in FORMATS)}.")
 
 

@@ -1,6 +1,5 @@
 """The command ``detr-d2``: help, versions, and the choice of a command."""
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from detr_d2 import __version__
 from detr_d2.cli.command import exit_code
+from detr_d2.utils.errors import did_you_mean
 from detr_d2.utils.prerequisites import check_detectron2
 
 GROUPS = {
@@ -67,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Its former name.
         words[:1] = ["benchmark", "convergence"]
     if words[0] not in COMMANDS:
-        similar = difflib.get_close_matches(words[0], COMMANDS)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else "detr-d2 --help lists them."
-        print(f"error: there is no command {words[0]}: {hint}", file=sys.stderr)
+        hint = did_you_mean(words[0], COMMANDS, "detr-d2 --help lists the commands.")
+        print(f"error: there is no command {words[0]}. {hint}", file=sys.stderr)
         return 2
     try:
         if "--help" not in words and "-h" not in words and words[0] != "completion":

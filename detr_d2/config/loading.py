@@ -1,6 +1,5 @@
 """From a config's name and command-line options to a config, with mistakes explained."""
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from detr_d2.config.checks import config_value
 from detr_d2.config.defaults import add_detr_config
 from detr_d2.config.published import PUBLISHED
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, did_you_mean
 
 
 def load_config(config: str, options: list[str]) -> CfgNode:
@@ -64,8 +63,7 @@ def packaged_config(name: str) -> str:
     if path.is_file():
         return str(path)
     names = [*sorted(str(x.relative_to(folder))[: -len(".yaml")] for x in folder.rglob("*.yaml")), *PUBLISHED]
-    similar = difflib.get_close_matches(Path(file).stem, names)
-    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Choose one of {', '.join(names)}."
+    hint = did_you_mean(Path(file).stem, names, f"Choose one of {', '.join(names)}.")
     raise UserError(
         f"The config {name} does not exist: there is no such file, config of this package or published model. {hint}"
     )
@@ -100,8 +98,8 @@ _FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number",
 def _explain(cfg: CfgNode, message: str) -> str:
     """Return what to write instead, given the message of an exception of yacs."""
     if match := re.search(r"Non-existent (?:config )?key: ([\w.]+)", message):
-        similar = difflib.get_close_matches(match[1], _all_keys(cfg), n=1)
-        hint = f"Did you mean {similar[0]}?" if similar else "See docs of the keys in detr_d2/config/defaults.py."
+        comments = "The keys are explained in detr_d2/config/defaults.py."
+        hint = did_you_mean(match[1], _all_keys(cfg), comments, limit=1)
         return f"there is no config key {match[1]}. {hint}"
     match = re.search(_MISMATCH, message, re.DOTALL)
     if not match:

@@ -12,8 +12,6 @@ from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_NAMES_SHOWN = 5
-
 
 class ImageTargets(NamedTuple):
     """Usable annotations of one image, in its own coordinates.
@@ -73,12 +71,6 @@ def name_annotation(annotation: dict, index: int, file_name: str) -> str:
     if "id" in annotation:
         return f"annotation id {annotation['id']} of image {file_name}"
     return f"annotation number {index} (counted from 0) of image {file_name}"
-
-
-def abbreviate(names: Sequence[object]) -> str:
-    """List the first names for a message, and how many more there are."""
-    shown = ", ".join(map(str, names[:MAX_NAMES_SHOWN]))
-    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown}, … {len(names) - MAX_NAMES_SHOWN} more"
 
 
 def read_targets(

@@ -7,12 +7,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 TRAIN, VAL = "own_train", "own_val"
 """Names that the datasets are registered with."""
-
-_MAX_NAMES_SHOWN = 10
 
 
 class _Files(NamedTuple):
@@ -71,7 +69,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     given = (args.opts or [])[::2]
     if "MODEL.DETR.NUM_CLASSES" not in given:
         cfg.MODEL.DETR.NUM_CLASSES = len(classes[name])
-        shown = ", ".join(classes[name][:_MAX_NAMES_SHOWN]) + (", …" if len(classes[name]) > _MAX_NAMES_SHOWN else "")
+        shown = abbreviate(classes[name], limit=10)
         messages.append(f"MODEL.DETR.NUM_CLASSES {len(classes[name])}, from {files[name].json}: {shown}.")
     if files[name].panoptic and "MODEL.DETR.PANOPTIC.NUM_THINGS" not in given:
         # So that the config says it also where the dataset is not registered: in prediction.

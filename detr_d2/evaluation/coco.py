@@ -9,7 +9,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
 
 # The key of a result's shape, by task.
@@ -81,11 +81,10 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         if result["image_id"] not in annotations.imgs:
             raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
         if result["category_id"] not in annotations.cats:
-            known = sorted(annotations.cats)
             raise UserError(
                 f"{path}: result {i} has the category {result['category_id']}, and the annotations have "
-                f"{', '.join(map(str, known[:10]))}{', …' if len(known) > 10 else ''}: write the category ids of the "
-                "annotations, not class numbers."
+                f"{abbreviate(sorted(annotations.cats), 10)}: write the category ids of the annotations, not class "
+                "numbers."
             )
     return results
 

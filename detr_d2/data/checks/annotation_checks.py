@@ -9,7 +9,6 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from detr_d2.data.annotations import (
-    abbreviate,
     annotations_of,
     clip_boxes,
     has_area,
@@ -21,7 +20,7 @@ from detr_d2.data.annotations import (
     read_category,
 )
 from detr_d2.data.checks.findings import Finding, Severity
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 # Of correct XYWH boxes hardly one leaves its image; of XYXY boxes mistaken for XYWH about half do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25

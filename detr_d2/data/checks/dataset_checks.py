@@ -1,6 +1,5 @@
 """Checks before a model is built, of faults that would make training fail late or go wrong silently."""
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data.annotations import abbreviate, is_panoptic
+from detr_d2.data.annotations import is_panoptic
 from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations, compute_statistics
 from detr_d2.data.checks.coco_file import read_coco_file
 from detr_d2.data.checks.findings import SEVERITIES, CheckResult, DatasetReport, Finding
 from detr_d2.data.checks.image_checks import check_files_exist, check_image_files, is_missing
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +107,9 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
         UserError: it is unknown, its files are missing, or its loader fails.
     """
     if name not in DatasetCatalog:
-        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f" Similar names: {', '.join(similar)}." if similar else ""
         raise UserError(
             f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
-            f"detectron2.data.datasets.register_coco_instances.{hint}"
+            f"detectron2.data.datasets.register_coco_instances. {did_you_mean(name, DatasetCatalog.list())}".rstrip()
         )
     metadata = MetadataCatalog.get(name)
     evaluator = metadata.get("evaluator_type")

@@ -6,10 +6,10 @@ import numpy as np
 from detectron2.data import transforms as T
 from scipy import ndimage
 
-from detr_d2.data.annotations import ImageTargets, abbreviate, is_crowd, name_segment, read_category
+from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
 from detr_d2.data.images import explain_errors, open_image
 from detr_d2.data.masks import augment_masks, select_pixels
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 # Id of pixels that belong to no segment.
 VOID = 0
