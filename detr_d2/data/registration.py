@@ -75,6 +75,18 @@ def read_annotation_file(json_file: str) -> dict[str, Any]:
     return content
 
 
+def list_of(content: dict[str, Any], key: str, json_file: str) -> list:
+    """Return a list that COCO's formats require.
+
+    Raises:
+        UserError: the file has no such list; the message names the keys that it has.
+    """
+    if not isinstance(content.get(key), list):
+        keys = ", ".join(map(str, content)) or "none"
+        raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")
+    return content[key]
+
+
 def read_coco_content(json_file: str) -> dict[str, Any]:
     """Read a file in COCO's instances format; "annotations" may be missing.
 
@@ -87,17 +99,15 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
         raise UserError(
             f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with `detr-d2 import-via`."
         )
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key, [] if key == "annotations" else None), list):
-            keys = ", ".join(map(str, content)) or "none"
-            raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")
+    for key in ("images", "categories", *(["annotations"] if "annotations" in content else [])):
+        list_of(content, key, json_file)
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
     if any(isinstance(x, dict) and "segments_info" in x for x in content.get("annotations", [])[:1]):
         raise UserError(
-            f"{json_file} is in COCO's panoptic format, where instances are expected: pass `detr-d2 train` the folder "
-            "of its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
-            "detr_d2.data.register_coco_panoptic_dataset."
+            f"{json_file} is in COCO's panoptic format, where instances are expected: give the file of instances, or "
+            "to `detr-d2 train` the folder of the PNGs too (--train-panoptic, --val-panoptic), or in Python register "
+            "it with detr_d2.data.register_coco_panoptic_dataset."
         )
     return content
 

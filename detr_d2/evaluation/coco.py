@@ -9,6 +9,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detr_d2.data.registration import read_coco_content
 from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
 
@@ -20,8 +21,8 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
     """Match and accumulate, with Detectron2's compiled COCOeval if it is built. Without results AP is 0.
 
     Args:
-        annotations: categories, images and objects.
-        results: COCO results; they are not modified.
+        annotations: ground truth: categories, images and objects.
+        results: COCO results, which are not modified.
         task: "bbox" or "segm".
     """
     # pycocotools would compute a mask's area from the box of a result with both.
@@ -44,14 +45,8 @@ def load_annotations(path: Path) -> COCO:
     Raises:
         UserError: it is not one, or no object is annotated in it.
     """
-    content = read_json(path, "a COCO file of annotations")
-    missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
-    if missing:
-        raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
-    if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
-        raise UserError(f"{path} holds panoptic annotations, one per image: give those of instances.")
     try:
-        coco = _create_coco(content)
+        coco = _create_coco(read_coco_content(str(path)))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
@@ -70,7 +65,7 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
     """
     results = read_json(path, "a COCO file of results")
     if not isinstance(results, list):
-        raise UserError(f"{path} is no list: it is not a COCO file of results.")
+        raise UserError(f"{path} does not hold a list: it is not a COCO file of results.")
     needed = ("image_id", "category_id", "score", SHAPES[task])
     for i, result in enumerate(results):
         if not isinstance(result, dict):

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.panoptic.categories import PanopticCategories
-from detr_d2.data.registration import read_annotation_file, unregister
+from detr_d2.data.registration import list_of, read_annotation_file, unregister
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,11 +66,11 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
         UserError: the file is missing or not in COCO's panoptic format; the message names the item.
     """
     content, categories = _load(panoptic_json)
-    annotations = _list_of(content, "annotations", panoptic_json)
+    annotations = list_of(content, "annotations", panoptic_json)
     if not annotations:
         raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
     try:
-        images = {image["id"]: image for image in _list_of(content, "images", panoptic_json)}
+        images = {image["id"]: image for image in list_of(content, "images", panoptic_json)}
     except (KeyError, TypeError) as error:
         raise UserError(f"An image in {panoptic_json} lacks an 'id': correct it.") from error
     rows, is_thing = categories.rows, categories.is_thing
@@ -92,16 +92,7 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
 
 def _load(panoptic_json: str) -> tuple[dict, PanopticCategories]:
     content = read_annotation_file(panoptic_json)
-    return content, PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
-
-
-def _list_of(content: dict, key: str, panoptic_json: str) -> list:
-    if not isinstance(content.get(key), list):
-        keys = ", ".join(map(str, content)) or "none"
-        raise UserError(
-            f"{panoptic_json} has no list {key!r}, which COCO's panoptic format requires; its keys are {keys}."
-        )
-    return content[key]
+    return content, PanopticCategories.from_json(list_of(content, "categories", panoptic_json), panoptic_json)
 
 
 def _read_annotation(item: Any, images: dict, panoptic_json: str, panoptic_root: str, image_root: str) -> dict:
