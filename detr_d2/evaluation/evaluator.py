@@ -58,8 +58,9 @@ class DetrCOCOEvaluator(COCOEvaluator):
     AP is 0 where Detectron2 has NaN because nothing was detected. Without annotated objects there is no AP at all.
 
     Args:
-        output_dir: of Detectron2's files. The analysis of boxes is in the folder ``dataset_name`` in it, that of masks
-            in ``segm`` in that.
+        dataset_name: name of a registered dataset.
+        output_dir: folder for Detectron2's files. The analysis of boxes is in the subfolder ``dataset_name``, that of
+            masks in ``segm`` below it.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
