@@ -63,7 +63,7 @@ def compare(args: argparse.Namespace) -> None:
         name = Path(config).stem + (f" in {count}" if count else "")
         if name in curves:
             raise UserError(
-                f"{config} stands twice in --config-file with the same number of iterations: once is enough."
+                f"{config} is given twice in --config-file with the same number of iterations: once is enough."
             )
         curves[name] = train(schedule(cfg, output / name.replace(" ", "_"), count, args.every), args.metric)
     table = format_table(curves)
