@@ -25,12 +25,12 @@ _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config; a UserError lists names like an unknown one."""
+    """Return the path of a config. For an unknown name, a UserError lists similar ones."""
     return packaged_config(name)
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Return the URL of the published weights of a config or model; a UserError if none are published."""
+    """Return the URL of the published weights of a config or model. If there are none, raise a UserError."""
     file = f"{name.removesuffix('.yaml')}.yaml"
     for model in PUBLISHED.values():
         if name == model.name or file == model.config:
@@ -45,9 +45,12 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """Return Detectron2's defaults, DETR's, and those of the config, each over the one before.
 
     Args:
-        name: of a config or published model; a UserError if there is none, or no weights to ``trained``.
-        trained: set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS`` and
-            ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
+        name: name of a config or of a published model.
+        trained: True to set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS``
+            and ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
+
+    Raises:
+        UserError: there is no such config or model, or it has no published weights and ``trained`` is True.
     """
     cfg = load_config(get_config_file(name), [])
     if trained:
@@ -58,11 +61,14 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """Return a model in training mode with its weights loaded, or raise a UserError if they can't be downloaded.
+    """Return a model in training mode with its weights loaded.
 
     Args:
-        name, trained: see :func:`get_config`.
-        device: overrides ``MODEL.DEVICE``; by default the CPU where there is no CUDA GPU.
+        name, trained: arguments of :func:`get_config`.
+        device: value for ``MODEL.DEVICE``; by default the config's, or the CPU if there is no CUDA GPU.
+
+    Raises:
+        UserError: see :func:`get_config`; or the weights can't be downloaded.
     """
     cfg = get_config(name, trained)
     if device is not None or not torch.cuda.is_available():
@@ -74,10 +80,13 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
 
 
 def torchvision_url(name: str) -> str:
-    """Return the URL of torchvision's ImageNet weights of a ResNet; a UserError lists what there is.
+    """Return the URL of torchvision's ImageNet weights of a ResNet.
 
     Args:
-        name: "resnet101", with the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" with others.
+        name: "resnet101", for the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" for others.
+
+    Raises:
+        UserError: there are no such weights; the message lists what there is.
     """
     model, _, tag = name.partition("/")
     if model not in _RESNETS:
@@ -121,6 +130,6 @@ class NamedWeightsHandler(PathHandler):
 
 
 def register_path_handlers() -> None:
-    """Let Detectron2's PathManager understand ``detr://NAME`` and ``torchvision://NAME``. Can be called again."""
+    """Register ``detr://NAME`` and ``torchvision://NAME`` with Detectron2's PathManager. Can be called again."""
     PathManager.register_handler(NamedWeightsHandler("detr://", lambda name: published_model(name).url))
     PathManager.register_handler(NamedWeightsHandler("torchvision://", torchvision_url))

@@ -20,19 +20,19 @@ GROUPS = {
     "Training": {
         "train": "train a model that a config describes",
         "demo": "train on rendered shapes in minutes, and write a report",
-        "overfit": "overfit a few images, to prove that data, config and model go together",
+        "overfit": "overfit a few images: a sanity check that data, config and model work together",
         "plot": "plot the training curves of runs",
     },
     "Trained models": {
         "predict": "find objects in images and videos",
         "attention": "visualize where a model looks in an image",
-        "convert": "convert a checkpoint to the names of other code, or to ours",
+        "convert": "convert a checkpoint to the native format, or to that of other code",
     },
     "Measuring": {
         "eval": "evaluate a model on a dataset",
         "evaluate-results": "evaluate a file of detections, without a model",
         "analyze": "count parameters, FLOPs and activations of a model",
-        "benchmark": "measure speed, beside the original code and transformers, and convergence",
+        "benchmark": "measure convergence, and speed compared with the original code and transformers",
     },
     "Data": {
         "check": "check a dataset before training",
