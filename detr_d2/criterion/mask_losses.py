@@ -22,9 +22,9 @@ class MatchedPairs(NamedTuple):
     """The matched pairs of each image."""
 
     queries: tuple[Tensor, ...]
-    """For each image (M,) int64 queries."""
+    """(M,) int64 queries of each image."""
     objects: tuple[Tensor, ...]
-    """For each image (M,) int64 indices of the objects that they are matched with."""
+    """(M,) int64 indices of the objects that they are matched with."""
 
     @property
     def total(self) -> int:
@@ -37,18 +37,18 @@ class MatchedMasks(NamedTuple):
 
     pairs: MatchedPairs
     logits: Sequence[Tensor]
-    """For each image (M, h, w) over the image's valid size. Without pairs, of any query."""
+    """(M, h, w) logits of each image, over its valid size; of any query in a batch without pairs."""
     sizes: Sequence[Size]
-    """The valid size in pixels of each image; see :class:`~detr_d2.structures.PaddedBatch`."""
+    """Valid size of each image in pixels; see :class:`~detr_d2.structures.PaddedBatch`."""
 
 
 def matched_pairs(matches: Tensor, counts: Sequence[int], num_queries: int) -> MatchedPairs:
     """Return the pairs of one decoder layer.
 
     Args:
-        matches: (B, T), the query of each object or -1; as many objects of an image are matched as possible.
+        matches: (B, T) query of each object, or -1; as many objects of an image are matched as possible.
         counts: number of objects in each image.
-        num_queries: of the model.
+        num_queries: number of queries of the model.
     """
     # Matched objects first: how many there are is known here, but which ones only on the device.
     order = (matches < 0).int().argsort(dim=1, stable=True)
@@ -59,13 +59,13 @@ def matched_pairs(matches: Tensor, counts: Sequence[int], num_queries: int) -> M
 
 
 def mask_losses(masks: MatchedMasks, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Sum, over the pairs, the focal loss averaged over pixels and the dice loss; in float32.
+    """Compute the sums over the pairs of the focal loss, averaged over pixels, and of the dice loss; in float32.
 
     As in the original, predictions are upsampled (bilinearly) to the valid size, and padding in it is background.
 
     Args:
-        masks: of the matched pairs.
-        targets: with masks.
+        masks: predicted masks of the matched pairs.
+        targets: targets with masks.
 
     Returns:
         Two scalars; without pairs zeros with gradients of zero.
@@ -74,19 +74,13 @@ def mask_losses(masks: MatchedMasks, targets: Targets) -> tuple[Tensor, Tensor]:
         zero = sum((x.float() * 0).sum() for x in masks.logits)
         return zero, zero
     sums = []
-    for logits, objects, bitmaps, size in zip(
-        masks.logits, masks.pairs.objects, targets.masks, masks.sizes, strict=True
-    ):
+    # The backward pass computes activations again instead of keeping them.
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    images = zip(masks.logits, masks.pairs.objects, targets.masks, masks.sizes, strict=True)
+    for logits, objects, bitmaps, size in images:
         for some_logits, some_objects in zip(logits.split(_CHUNK), objects.split(_CHUNK), strict=True):
             if len(some_objects):
-                # The backward pass computes activations again instead of keeping them.
-                sums.append(
-                    checkpoint(
-                        *(_sums, some_logits.float(), bitmaps[some_objects], size),
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                    )
-                )
+                sums.append(checkpoint(_sums, some_logits.float(), bitmaps[some_objects], size, **options))
     return torch.stack(sums).sum(0).unbind()
 
 

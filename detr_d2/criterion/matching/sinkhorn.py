@@ -24,9 +24,9 @@ class SinkhornMatcher:
         epsilon: weight of the entropy, relative to the spread of the costs that objects compete for.
         epsilon_init: initial weight, in multiples of ``epsilon``.
         epsilon_decay: factor per iteration on the weight, until it is ``epsilon``.
-        max_iterations: of Sinkhorn's iteration.
-        threshold: an image has converged when at most this share of its objects' mass is misplaced.
-        momentum_from: the iteration from which updates are over-relaxed.
+        max_iterations: maximum number of Sinkhorn iterations.
+        threshold: share of an image's objects' mass that may be misplaced when it counts as converged.
+        momentum_from: first iteration whose updates are over-relaxed.
         swap_sweeps: maximum number of sweeps of swaps over the rounded matching.
     """
 
@@ -158,16 +158,16 @@ def _over_relaxation(error: Tensor, last_error: Tensor) -> Tensor:
 
 
 def normalize(cost: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
-    """Bring costs to one scale without changing which matching is cheapest.
+    """Scale costs to a common range without changing which matching is cheapest.
 
     Each of n objects can be matched with one of its n cheapest queries. Their range of costs sets the scale; costs far
     above it are clipped. Entries that are not finite become costlier than any matching of finite entries.
 
     Args:
-        cost: (N, T, Q) of any magnitude.
-        rows: (N, T) bool, those that are objects.
-        columns: (N, Q + spare) bool, those to choose from; the spare ones cost the same for all objects.
-        total: (N, 1, 1) int64, the number of objects.
+        cost: (N, T, Q) costs of any magnitude.
+        rows: (N, T) bool, True for objects.
+        columns: (N, Q + spare) bool, True for columns to choose from; the spare ones cost the same for all objects.
+        total: (N, 1, 1) int64 number of objects.
 
     Returns:
         (N, T, Q + spare) finite, with a minimum of 0 in every row.
