@@ -22,14 +22,14 @@ class AttentionRecord:
     """
 
     encoder: list[Tensor] = field(default_factory=list)
-    """For each layer (B, heads, S, S), from every feature (dimension 2) to every feature; from P points
+    """Weights of each layer, (B, heads, S, S) from every feature (dimension 2) to every feature; from P points
     (B, heads, P, S)."""
     decoder: list[Tensor] = field(default_factory=list)
-    """For each layer (B, heads, Q, S), from the object queries to the features."""
+    """Weights of each layer, (B, heads, Q, S) from the object queries to the features."""
     size: tuple[int, int] = (0, 0)
     """H and W."""
     stride: int = 0
-    """Pixels, of the image that the network sees, from one feature to the next."""
+    """Distance of neighboring features, in pixels of the image that the network sees."""
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
     """Height and width in pixels of each of the B images that the network sees, unpadded."""
     padding_mask: Tensor | None = None
@@ -73,7 +73,7 @@ class AttentionRecord:
 
 @contextmanager
 def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = ()) -> Iterator[AttentionRecord]:
-    """Keep the attention weights of the forward passes of a Detr within the block.
+    """Record the attention weights of the forward passes of a Detr within the block.
 
     The results do not change. Every forward pass replaces the record, which stays valid after the block::
 
@@ -89,7 +89,6 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     points = None if encoder_points is None else [(float(x), float(y)) for x, y in encoder_points]
     record = AttentionRecord(encoder_points=points)
     network = model.detr
-    transformer = network.transformer
 
     def start(module: nn.Module, inputs: tuple, output: tuple) -> None:
         (batch,), (features, _) = inputs, output
@@ -110,22 +109,15 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     def keep_decoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
         record.decoder.append(module.weights(*inputs).detach())
 
+    # Handles of hooks are context managers that remove the hook.
     with ExitStack() as hooks:
-        hooks.enter_context(_remove_later(network.backbone.register_forward_hook(start)))
+        hooks.enter_context(network.backbone.register_forward_hook(start))
         if points is None or points:
-            for layer in transformer.encoder.layers:
-                hooks.enter_context(_remove_later(layer.self_attn.register_forward_hook(keep_encoder)))
-        for layer in transformer.decoder.layers:
-            hooks.enter_context(_remove_later(layer.multihead_attn.register_forward_hook(keep_decoder)))
+            for layer in network.transformer.encoder.layers:
+                hooks.enter_context(layer.self_attn.register_forward_hook(keep_encoder))
+        for layer in network.transformer.decoder.layers:
+            hooks.enter_context(layer.multihead_attn.register_forward_hook(keep_decoder))
         yield record
-
-
-@contextmanager
-def _remove_later(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _layer(layers: list[Tensor], index: int, part: str) -> Tensor:
