@@ -31,13 +31,12 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the queries' mix of the values.
+        """Return the values, averaged with the attention weights of each query.
 
         Args:
-            query: (B, N, C).
-            key: (B, S, C).
-            value: (B, S, C).
-            padding_mask: (B, S) bool, True where a key is padding. None where nothing is padded.
+            query: (B, N, C) queries.
+            key, value: (B, S, C) keys and values.
+            padding_mask: (B, S) bool, True where a key is padding; None if nothing is padded.
 
         Returns:
             (B, N, C)
@@ -72,11 +71,11 @@ class MultiheadAttention(nn.Module):
         """Attend with projected inputs, and mix the heads: (B, N, C).
 
         Args:
-            q: (B, heads, N, D).
-            k: (B, heads, S, D).
-            v: (B, heads, S, C / heads); D may be larger.
-            mask: where attention is allowed (bool), or added to the logits; broadcast to (B, heads, N, S).
-            scale: of the products of queries and keys. None: one over the root of D.
+            q: (B, heads, N, D) queries.
+            k: (B, heads, S, D) keys.
+            v: (B, heads, S, C / heads) values; D may be larger than C / heads.
+            mask: bool, True where attention is allowed, or a bias added to the logits; broadcast to (B, heads, N, S).
+            scale: factor on the products of queries and keys; None: one over the root of D.
         """
         p = self.dropout if self.training else 0.0
         # In the precision of the inputs.

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """:func:`dropout` in training."""
+    """Module that applies :func:`dropout` in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
@@ -39,8 +39,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     are kept are scaled by the rounded one.
 
     Args:
-        x: of any shape.
-        p: from 0 to 1.
+        x: values, of any shape.
+        p: probability in [0, 1].
     """
     dropped = round(p * 2**_BITS)
     if x.device.type != "cpu" or not 0 < dropped < 2**_BITS or torch.compiler.is_compiling():
