@@ -26,17 +26,17 @@ def add_flags(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose what suits this machine, and start the processes."""
+    """Choose the settings for this machine, and start the processes."""
     import torch
 
-    from detr_d2.utils.precision import has_bfloat16_products
+    from detr_d2.utils.precision import supports_bfloat16_matmul
 
     if torch.cuda.is_available():
         processes, options = 1, ["MODEL.DEVICE", "cuda"]
     else:
-        # Two processes with half of the cores each are a third faster than one; loading takes little beside them.
+        # Two processes with half of the cores each are a third faster than one; loading takes little in comparison.
         processes = min(2, os.cpu_count())
-        amp = str(has_bfloat16_products())
+        amp = str(supports_bfloat16_matmul())
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
     args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]

@@ -1,4 +1,4 @@
-"""From a config's name and command-line options to a config, with mistakes explained."""
+"""Loading of a config from its name and command-line options, with mistakes explained."""
 
 import re
 from collections.abc import Callable
@@ -18,10 +18,11 @@ def load_config(config: str, options: list[str]) -> CfgNode:
     """Return Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
 
     Args:
-        config: see :func:`find_config`; "" for the defaults alone.
+        config: name or path for :func:`find_config`; "" for the defaults alone.
+        options: keys and values, in turn.
 
     Raises:
-        UserError: names the file or option, the key, and the key that was probably meant.
+        UserError: a file, key or value is wrong; the message names the one that was probably meant.
     """
     cfg = get_cfg()
     add_detr_config(cfg)
@@ -29,7 +30,7 @@ def load_config(config: str, options: list[str]) -> CfgNode:
         file = find_config(config)
         _merge(cfg, cfg.merge_from_file, file, source=f"config file {file}")
     if flags := [word for word in options if word.startswith("--")]:
-        raise UserError(f"{flags[0]} stands among the options KEY VALUE: put flags before them.")
+        raise UserError(f"{flags[0]} is among the options KEY VALUE: put flags before them.")
     if len(options) % 2:
         raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -55,7 +56,7 @@ def packaged_config(name: str) -> str:
     Raises:
         UserError: there is no such config; the message lists names like it.
     """
-    # Installed, the configs lie in the package; in a checkout they lie beside it.
+    # Installed, the configs are in the package; in a checkout they are in the folder that holds it.
     package = Path(__file__).resolve().parents[1]
     folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
     file = PUBLISHED[name].config if name in PUBLISHED else f"{name.removesuffix('.yaml')}.yaml"
@@ -75,7 +76,7 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
     except AttributeError as e:
-        # From fvcore, of a file that is a single text or list in YAML.
+        # Raised by fvcore for a file that is a single string or list in YAML.
         raise UserError(f"In {source}: there are no keys with values in it; give a YAML file as configs/*.yaml.") from e
     except Exception as e:
         if type(e).__module__.startswith("yaml"):
@@ -84,19 +85,19 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
 
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:
-    """Return "1.0" for "1" where a key is a fraction, since Detectron2 refuses a whole number there."""
+    """Return "1.0" for "1" if the key is a float, since Detectron2 refuses an integer for it."""
     is_float = isinstance(config_value(cfg, key), float)
     return f"{value}.0" if is_float and re.fullmatch(r"[+-]?\d+", value) else value
 
 
-# The type of the given value, the value, and the key.
+# Groups: the type of the given value, the value, and the key.
 _MISMATCH = r"Type mismatch .*<class '([\w.]+)'>\) with values .* vs\. (.*)\) for config key: ([\w.]+)"
-# By the type of a key's default.
-_FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number", "str": "a text"}
+# Expected values by the type of a key's default.
+_FORMS = {"bool": "True or False", "float": "a number", "int": "an integer", "str": "a string"}
 
 
 def _explain(cfg: CfgNode, message: str) -> str:
-    """Return what to write instead, given the message of an exception of yacs."""
+    """Return advice for the user, given the message of an exception of yacs."""
     if match := re.search(r"Non-existent (?:config )?key: ([\w.]+)", message):
         comments = "The keys are explained in detr_d2/config/defaults.py."
         hint = did_you_mean(match[1], _all_keys(cfg), comments, limit=1)

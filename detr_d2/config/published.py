@@ -11,7 +11,7 @@ class PublishedModel(NamedTuple):
     name: str
     file: str
     config: str
-    """File name, in ``configs/``, of the config of the model that it fits."""
+    """Name of the config file, in ``configs/``, that it fits."""
     box_ap: float
     mask_ap: float | None = None
     pq: float | None = None

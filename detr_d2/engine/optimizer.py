@@ -1,4 +1,4 @@
-"""AdamW with a learning rate of its own for the backbone, and clipping over the full model."""
+"""AdamW with a separate learning rate for the backbone, and gradient clipping over the full model."""
 
 import logging
 

@@ -10,7 +10,7 @@ from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
 from detr_d2.utils.errors import UserError, abbreviate
 
 TRAIN, VAL = "own_train", "own_val"
-"""Names that the datasets are registered with."""
+"""Names under which the datasets are registered."""
 
 
 class _Files(NamedTuple):
@@ -35,15 +35,15 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Register the files that ``args`` names, and set ``cfg`` to train and evaluate on them.
 
     Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
-    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing where ``args``
-    has no such names.
+    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing if ``args`` has
+    none of these arguments.
 
     Args:
-        cfg: changed in place.
-        args: what a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments` returns.
+        cfg: config, which is changed in place.
+        args: arguments of a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments`.
 
     Returns:
-        Messages for the log: what was set.
+        Messages for the log on what was set.
 
     Raises:
         UserError: a flag lacks the other one of its pair, or the files can't be used.
@@ -65,14 +65,14 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     cfg.DATASETS.TEST = (VAL,) if val else ()
     messages = [f"Dataset {name!r} is {split}." for name, split in files.items()]
     name = TRAIN if train else VAL
-    # Numbers that are stated beside the files stay, so that the check of the datasets can object to them.
+    # Numbers that are given in addition to the files stay, so that the check of the datasets can object to them.
     given = (args.opts or [])[::2]
     if "MODEL.DETR.NUM_CLASSES" not in given:
         cfg.MODEL.DETR.NUM_CLASSES = len(classes[name])
         shown = abbreviate(classes[name], limit=10)
         messages.append(f"MODEL.DETR.NUM_CLASSES {len(classes[name])}, from {files[name].json}: {shown}.")
     if files[name].panoptic and "MODEL.DETR.PANOPTIC.NUM_THINGS" not in given:
-        # So that the config says it also where the dataset is not registered: in prediction.
+        # Prediction reads it from the config, since the dataset is not registered there.
         things = len(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)
         cfg.MODEL.DETR.PANOPTIC.NUM_THINGS = things
         messages.append(f"MODEL.DETR.PANOPTIC.NUM_THINGS {things}: the first classes are things, the others stuff.")
@@ -94,7 +94,7 @@ def _files(args: argparse.Namespace, split: str) -> _Files | None:
 
 
 def _check_datasets_given(cfg: CfgNode, eval_only: bool) -> None:
-    """Refuse a config, of an earlier run or for fine-tuning, with datasets that only the missing flags define."""
+    """Raise if the config, of an earlier run or for fine-tuning, has datasets that only the missing flags define."""
     used = {} if eval_only else {TRAIN: ("train", cfg.DATASETS.TRAIN)}
     used[VAL] = ("val", cfg.DATASETS.TEST)
     flags = [

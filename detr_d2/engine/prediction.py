@@ -66,7 +66,7 @@ def predict_files(
     - ``summary.json``: counts, speed, the files that could not be read, which are left out, and ``run``.
 
     Raises:
-        UserError: not one file can be read, or ``output`` may not be written.
+        UserError: no file can be read, or ``output`` can't be written or replaced.
     """
     started = time.perf_counter()
     with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
