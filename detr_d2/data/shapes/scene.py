@@ -30,8 +30,8 @@ class ShapesSpec:
         num_images: the number of images.
         seed: datasets of different seeds share no image.
         sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: in [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each other and
-            resemble what is behind them; and the bolder the textures, the stronger the noise.
+        difficulty: a number in [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each
+            other and resemble the background; and the stronger are textures and noise.
         max_objects: the largest number of objects per image; the smallest is one, and one image in twenty has none.
     """
 
@@ -50,8 +50,8 @@ class ShapesSpec:
             f"difficulty is {self.difficulty}: set 0 to 1": not 0 <= self.difficulty <= 1,
             f"max_objects is {self.max_objects}: set 1 or more": self.max_objects < 1,
         }
-        for problem, found in problems.items():
-            if found:
+        for problem, is_present in problems.items():
+            if is_present:
                 raise UserError(f"ShapesSpec: {problem}.")
 
     @property
@@ -104,7 +104,7 @@ def sample_scene(spec: ShapesSpec, index: int) -> Scene:
         segments = candidate
         things.append(thing)
         areas.append(area)
-    image = _photograph(rng, canvas, noise=1 + 10 * spec.difficulty)
+    image = _add_camera_effects(rng, canvas, noise=1 + 10 * spec.difficulty)
     return Scene(image, segments.astype(np.int32), stuff, things)
 
 
@@ -138,7 +138,7 @@ def rasterize_outline(
         name: one of ``THING_CLASSES``.
         size: height and width of the image.
         center: x and y in pixels; may lie outside the image.
-        diameter: of the circle around the outline, in pixels.
+        diameter: diameter of the circle around the outline, in pixels.
         angle: rotation of the outline, in radians.
 
     Returns:
@@ -206,8 +206,8 @@ def _sample_colors(rng: Generator, thing: int, hue_spread: float) -> np.ndarray:
     return 255 * value[:, None] * (1 - saturation[:, None] * np.clip(6 * distance - 1, 0, 1))
 
 
-def _photograph(rng: Generator, canvas: np.ndarray, noise: float) -> np.ndarray:
-    """Add uneven light, the blur of a lens, and a sensor's noise of this standard deviation in gray levels."""
+def _add_camera_effects(rng: Generator, canvas: np.ndarray, noise: float) -> np.ndarray:
+    """Add uneven illumination, blur, and noise of this standard deviation in gray levels."""
     light = 0.7 + 0.6 * _sample_noise(rng, canvas.shape[:2], 1)[..., None]
     image = Image.fromarray(np.clip(canvas * light, 0, 255).astype(np.uint8))
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8))), dtype=np.float32)
