@@ -27,7 +27,7 @@ class RleMasks:
 
         Args:
             objects: (M,) indices, M > 0.
-            transforms: those applied to the image.
+            transforms: transforms that were applied to the image.
 
         Returns:
             (M, H', W') bool.
@@ -54,15 +54,15 @@ def read_masks(
 
     Args:
         annotations: dicts with "segmentation", see :func:`~detr_d2.data.rle.to_rle`.
-        names: of the annotations, for messages.
+        names: names of the annotations in messages.
         image_size: height and width in pixels.
-        dropped: counts annotations without a pixel in the image, and polygons that are not valid.
+        dropped: counter of annotations without a pixel in the image, and of polygons that are not valid.
 
     Returns:
         (N,) indices of the annotations with a pixel in the image, and their masks.
 
     Raises:
-        UserError: a segmentation that can't be read, or of another size than the image; the message names it.
+        UserError: a segmentation can't be read, or has another size than the image; the message names it.
     """
     pairs = zip(annotations, names, strict=True)
     rles = [to_rle(item.get("segmentation"), image_size, name, dropped) for item, name in pairs]
@@ -80,7 +80,7 @@ def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> t
     ``torch.nn.functional.interpolate`` finds it, like the original.
 
     Args:
-        transforms: those applied to the image.
+        transforms: transforms that were applied to the image.
         image_size: height and width of the image before them.
 
     Returns:
@@ -111,9 +111,9 @@ def augment_masks(transforms: T.TransformList, masks: Iterable[np.ndarray]) -> n
 
 
 def _between(positions: np.ndarray, low: int, high: int) -> slice:
-    """Return the slice in which positions, which rise or fall, are in [low, high)."""
-    found = np.flatnonzero((positions >= low) & (positions < high))
-    return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
+    """Return the slice in which positions, in ascending or descending order, are in [low, high)."""
+    inside = np.flatnonzero((positions >= low) & (positions < high))
+    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
 
 
 def _nearest(positions: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Checks before a model is built, of faults that would make training fail late or go wrong silently."""
+"""Checks, before a model is built, for faults that would make training fail late or give wrong results silently."""
 
 import logging
 import os
@@ -28,11 +28,12 @@ class LoadedDataset:
     """A dataset to check.
 
     Attributes:
-        train: whether it is trained on, not only evaluated on.
-        records: in Detectron2's format.
+        name: name of the dataset.
+        train: True if it is trained on, not only evaluated on.
+        records: records in Detectron2's format.
         classes: names by label; None if unknown.
-        findings: what was found while loading.
-        panoptic: whether ``classes`` are things and stuff.
+        findings: findings of the reader.
+        panoptic: True if ``classes`` are things and stuff.
     """
 
     name: str
@@ -49,9 +50,9 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     Every dataset is loaded once more than Detectron2 loads it; images are not opened.
 
     Args:
-        cfg: with the keys of ``add_detr_config``.
-        train: whether to check ``DATASETS.TRAIN``.
-        test: whether to check ``DATASETS.TEST``.
+        cfg: config with the keys of ``add_detr_config``.
+        train: True to check ``DATASETS.TRAIN``.
+        test: True to check ``DATASETS.TEST``.
 
     Raises:
         UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
@@ -89,7 +90,11 @@ def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[s
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
-    """Load a COCO file in spite of faults, as findings; a UserError if it or the folder is missing, or has no lists."""
+    """Load a COCO file, with its faults as findings.
+
+    Raises:
+        UserError: the file or the folder is missing, or the file lacks a list that the format requires.
+    """
     if is_missing(image_root):
         raise UserError(f"The image folder {image_root} does not exist: correct its path.")
     return LoadedDataset(name or json_file, train, *read_coco_file(json_file, image_root, train))
@@ -99,9 +104,9 @@ def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDa
     """Load a registered dataset.
 
     Args:
-        name: as registered.
-        train: whether it is trained on.
-        from_json: read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
+        name: name under which it is registered.
+        train: True if it is trained on.
+        from_json: True to read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
 
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
@@ -149,7 +154,7 @@ def _load(name: str, json_file: str | None, coco_file: tuple[str, str] | None) -
             raise
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         faults = _find_faults(*coco_file) if coco_file else ""
-        hint = faults or "In COCO's format category ids are whole numbers that 'categories' lists."
+        hint = faults or "In COCO's format category ids are integers that 'categories' lists."
         raise UserError(
             f"Dataset {name!r} can't be loaded from {json_file or 'its files'} "
             f"({type(error).__name__}: {reason}): correct the file. {hint}"
@@ -180,11 +185,11 @@ def check_loaded(
     """Check datasets, and whether they fit each other and the model.
 
     Args:
-        datasets: of those that are not lists of records only the classes are checked.
-        num_classes: of the model; None if unknown.
-        num_queries: of the model, the maximum number of objects that it finds in an image; None if unknown.
-        open_images: whether to open and decode all image files, which takes minutes for 100,000.
-        masks: whether the model learns masks.
+        datasets: datasets; if one is not a list of records, only its classes are checked.
+        num_classes: number of classes of the model; None if unknown.
+        num_queries: number of queries of the model, the maximum number of detections in an image; None if unknown.
+        open_images: True to open and decode all image files, which takes minutes for 100,000.
+        masks: True if the model learns masks.
     """
     lists = [x for x in datasets if isinstance(x.records, list)]
     named = list({x.name: x for x in datasets if x.classes is not None}.values())

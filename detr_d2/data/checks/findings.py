@@ -37,9 +37,9 @@ class Finding:
         severity: "error": training or evaluation fails or is wrong; "warning": something is dropped or
             doubtful; "note": good to know.
         code: a short name that stays the same, for programs.
-        message: what is wrong, where, and what to do.
-        count: how often it occurs.
-        example: the first annotation, image or class.
+        message: description of the fault, its place and its fix.
+        count: number of occurrences.
+        example: the first annotation, image or class with it.
     """
 
     severity: Severity
@@ -128,7 +128,7 @@ def _format_statistics(statistics: dict[str, Any], num_queries: int | None) -> s
 
 
 def _values(statistics: dict[str, Any]) -> dict[str, Any]:
-    """Return statistics, and what they imply."""
+    """Return the statistics, with shares and numbers computed from them."""
     images, crowds, classes = statistics["images"], statistics["crowds"], statistics["classes"]
     return {
         **statistics,

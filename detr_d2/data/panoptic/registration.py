@@ -13,7 +13,7 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What Detectron2's evaluators and Visualizer read of panoptic datasets.
+# Metadata of panoptic datasets that Detectron2's evaluators and Visualizer need.
 EVALUATION_METADATA = {"evaluator_type": "coco_panoptic_seg", "ignore_label": 255, "label_divisor": 1000}
 
 
@@ -28,7 +28,7 @@ def register_coco_panoptic_dataset(
     Registering the same files under the same name again is allowed, also when they have changed in between.
 
     Args:
-        name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
+        name: name of the dataset in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         panoptic_json: "images", "annotations" with their "segments_info", "categories" with "isthing".
         panoptic_root: the folder of the PNGs, which "file_name" in "annotations" is relative to.
         image_root: the folder of the images, which "file_name" in "images" is relative to.
@@ -38,7 +38,8 @@ def register_coco_panoptic_dataset(
         The names of the classes, in the order of the class head's rows: set ``MODEL.DETR.NUM_CLASSES`` to their number.
 
     Raises:
-        UserError: a path does not exist, the file is not in COCO's panoptic format, or the name stands for other files.
+        UserError: a path does not exist, the file is not in COCO's panoptic format, or the name is registered for other
+            files.
     """
     files = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
     files = {key: os.fspath(path) for key, path in files.items()}
@@ -60,7 +61,7 @@ def register_coco_panoptic_dataset(
 def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) -> list[dict]:
     """Load the records of a dataset, as Detectron2's ``load_coco_panoptic_json``, with "height" and "width".
 
-    Images without segments in the json are left out, which is logged.
+    Images without segments in the JSON file are left out, which is logged.
 
     Raises:
         UserError: the file is missing or not in COCO's panoptic format; the message names the item.

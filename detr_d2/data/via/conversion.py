@@ -43,10 +43,10 @@ def via_to_coco(
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
 
     Args:
-        images: as :func:`~detr_d2.data.via.project.read_via` returns them.
+        images: annotated images, from :func:`~detr_d2.data.via.project.read_via`.
         image_root: the folder that their file names are relative to.
-        classes: where the classes come from.
-        skip_unsupported: leave out regions of other shapes than polygons, rectangles, circles and ellipses.
+        classes: source of the classes.
+        skip_unsupported: True to leave out regions of other shapes than polygons, rectangles, circles and ellipses.
 
     Raises:
         UserError: an image or a region can't be used, or its class is unclear; the message names it.
@@ -149,13 +149,13 @@ def _read_categories(regions: Sequence[ViaRegion], classes: ViaClasses) -> dict[
 
 def _class_attribute(regions: Sequence[ViaRegion], classes: ViaClasses) -> str | None:
     counts = Counter(name for region in regions for name in region.attributes)
-    found = ", ".join(f"{name} ({count} of {len(regions)} regions)" for name, count in counts.most_common())
+    known = ", ".join(f"{name} ({count} of {len(regions)} regions)" for name, count in counts.most_common())
     if classes.attribute is not None:
         if classes.attribute not in counts:
-            raise UserError(f"No region has the attribute {classes.attribute!r}; there are: {found or 'none'}.")
+            raise UserError(f"No region has the attribute {classes.attribute!r}; there are: {known or 'none'}.")
         return classes.attribute
     if len(counts) > 1:
-        raise UserError(f"The regions have several attributes: {found}. Set the one of the class: --class-attribute.")
+        raise UserError(f"The regions have several attributes: {known}. Set the one of the class: --class-attribute.")
     if not counts and classes.default is None:
         raise UserError("The regions have no attribute that could hold their class: name it with --default-class.")
     return next(iter(counts), None)
@@ -204,7 +204,7 @@ def _describe_outline(
         return None
     if (outline < -_TOLERANCE).any() or (outline > np.array(image_size)[::-1] + _TOLERANCE).any():
         notes.add(
-            "regions reach beyond their image and were clipped; if that is not meant, the image may have been resized "
+            "regions extend beyond their image and were clipped; if that is not meant, the image may have been resized "
             "or rotated since.",
             name,
         )

@@ -21,7 +21,7 @@ class ViaRegion:
     """Outlined object."""
 
     name: str
-    """For messages: "region 3 (counted from 0) of image 7.jpg in via.json"."""
+    """Display name, used in messages: "region 3 (counted from 0) of image 7.jpg in via.json"."""
     shape: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
@@ -53,7 +53,7 @@ class ViaRegion:
         return outline
 
     def category(self, attribute: str) -> str:
-        """Return the value of an attribute as text; "" if it is missing.
+        """Return the value of an attribute as a string; "" if it is missing.
 
         For a checkbox, which VIA stores as ``{"cat": true, "dog": false}``, return the ticked option.
 
