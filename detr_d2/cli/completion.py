@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def list_flags(command: str) -> dict[str, str]:
-    """Return the help of every flag, or choice, that a command shows; {} of the benchmarks, which are a program."""
+    """Return the help texts of a command by flag, or by choice; {} for the benchmarks, a separate program."""
     from detr_d2.cli.main import find_command
 
     main = find_command(command)
@@ -42,7 +42,7 @@ def list_flags(command: str) -> dict[str, str]:
 
 
 def bash(words: dict[str, dict[str, str]]) -> str:
-    """Return the script for bash; ``words``: help by word, by the command before the word, "" for the first word."""
+    """Return the script for bash; ``words``: help texts by word, by preceding command, "" before the first word."""
     cases = "\n".join(f"        {quote(command)}) choices={quote(' '.join(x))} ;;" for command, x in words.items())
     return f"""\
 _detr_d2() {{

@@ -1,12 +1,12 @@
-"""Train a small DETR on rendered shapes in minutes, and show in a report what it has learned.
+"""Train a small DETR on rendered shapes in minutes, and write a report on its results.
 
 Renders the dataset (the first time), trains, evaluates on held-out images and writes report.html, which holds all of
 its images, to the output folder (default: output/demo). Without a GPU it takes some ten minutes on two CPU cores: one
-process on each, computing in bfloat16 where they can and in float32 elsewhere, which takes longer.
+process on each, in bfloat16 if the CPU supports it, otherwise in float32, which takes longer.
 
 Examples:
   detr-d2 demo
-  a quick look, before anything is learned:
+  a quick trial, in which the model learns little:
     detr-d2 demo SOLVER.MAX_ITER 60 SOLVER.STEPS "(50,)" TEST.EVAL_PERIOD 30
 """
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, in one of the processes, and in the first of them write the report."""
+    """Train in one of the processes; the first one writes the report."""
     from detectron2.utils import comm
 
     from detr_d2.cli.demo_report import write_report

@@ -21,7 +21,7 @@ from detr_d2.cli.train import run
 
 
 def add_flags(parser: CommandParser) -> None:
-    """Add those of ``train --eval-only``, which this command is."""
+    """Add the flags of ``train --eval-only``, which is the same command."""
     add_training_flags(parser)
     parser.add_argument("--eval-only", action="store_true", default=True, help=argparse.SUPPRESS)
     add_data_arguments(parser)

@@ -25,7 +25,7 @@ GROUPS = {
     },
     "Trained models": {
         "predict": "find objects in images and videos",
-        "attention": "visualize where a model looks in an image",
+        "attention": "visualize where a model attends to in an image",
         "convert": "convert a checkpoint to the native format, or to that of other code",
     },
     "Measuring": {
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: its name, then its own arguments; by default those of this process.
+        arguments: name of the command, then its own arguments; by default those of this process.
 
     Returns:
         The exit code: 2 for an unknown command, otherwise that of the command's ``main``.
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         return exit_code(lambda: print(format_versions()))
     if words[0] == "compare":
-        # Its former name.
+        # The former name of the command.
         words[:1] = ["benchmark", "convergence"]
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS, "detr-d2 --help lists the commands.")

@@ -1,7 +1,7 @@
-"""Overfit a handful of images: the quickest proof that data, config and model go together.
+"""Overfit a handful of images: a sanity check that data, config and model work together.
 
-Takes the first images with objects of DATASETS.TRAIN, trains on them without augmentation and evaluates
-on the same images. A model and dataset that are in order end with AP50 near 100.
+Trains on the first images with objects of DATASETS.TRAIN, without augmentation, and evaluates on the same images.
+Without mistakes, AP50 approaches 100.
 
 Examples:
   DETECTRON2_DATASETS=path/to/datasets detr-d2 overfit --config-file detr_128_2_3_cpu
@@ -24,7 +24,7 @@ def add_flags(parser: CommandParser) -> None:
 
 
 def overfit(args: argparse.Namespace) -> None:
-    """Train, in one of the processes."""
+    """Train in one of the processes."""
     from detr_d2.data import check_datasets, overfit_config
     from detr_d2.engine import Trainer, setup
 

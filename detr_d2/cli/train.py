@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, in one of the processes."""
+    """Train in one of the processes."""
     from detr_d2.engine import Trainer, setup
 
     trainer = Trainer(setup(args))
@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluate ``MODEL.WEIGHTS``, in one of the processes."""
+    """Evaluate ``MODEL.WEIGHTS`` in one of the processes."""
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
