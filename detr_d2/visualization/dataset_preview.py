@@ -1,4 +1,4 @@
-"""Preview of some annotated images, to see at a glance whether boxes and names fit."""
+"""Preview of some annotated images, to check boxes and names at a glance."""
 
 import os
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figu
     The same records give the same plot. An image that can't be read is a cell that says so.
 
     Args:
-        records: in Detectron2's format.
-        classes: names by label; None shows "class 3".
+        records: records in Detectron2's format.
+        classes: names by label; None: "class 3".
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, ROWS * COLUMNS)

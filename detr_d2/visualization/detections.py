@@ -27,14 +27,14 @@ def draw_instances(
     """Draw detections or ground truth; a class has the same color in every image.
 
     Args:
-        image_rgb: (H, W, 3).
+        image_rgb: (H, W, 3) image.
         instances: detections (``pred_boxes``, ``pred_classes``, ``scores``, perhaps ``pred_masks``), ground truth
             (``gt_boxes``, ``gt_classes``), or the annotations of a Detectron2 record: dicts with ``bbox``,
             ``category_id`` (counted from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes are in
             pixels of the image.
-        class_names: by class; a class without a name is called "class 3".
+        class_names: names by class; a class without a name is called "class 3".
         score_thresh: minimum score of the detections that are drawn.
-        scale: of the returned image, for images too small for labels.
+        scale: scale of the returned image, for images too small for labels.
 
     Returns:
         (H * scale, W * scale, 3) RGB.
@@ -71,11 +71,11 @@ def draw_panoptic(
     A class of stuff has the same color in every image, a class of things shades of it.
 
     Args:
-        image_rgb: (H, W, 3).
+        image_rgb: (H, W, 3) image.
         ids: (H, W) segment ids.
         segments: dicts with "id", "isthing", "category_id" (a row of the class head) and perhaps "score".
-        class_names: by row; a row without a name is called "class 3".
-        scale: of the returned image, for images too small for labels.
+        class_names: names by row; a row without a name is called "class 3".
+        scale: scale of the returned image, for images too small for labels.
 
     Returns:
         (H * scale, W * scale, 3) RGB.
