@@ -22,10 +22,8 @@ UNUSED_BIAS = -1e4
 class CocoHead(NamedTuple):
     """A head that the original publishes, with a row for every category id of COCO, and its contiguous classes."""
 
-    names: list[str]
-    """Names of the contiguous classes."""
-    rows: list[int]
-    """Rows in the head over category ids, by contiguous class; last that of no-object, which is its last row."""
+    names: list[str]  # Names of the contiguous classes.
+    rows: list[int]  # Rows of the contiguous classes in the head over category ids, then its last, no-object.
 
     @property
     def num_id_rows(self) -> int:

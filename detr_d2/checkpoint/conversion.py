@@ -37,14 +37,11 @@ class ConversionSummary:
     source: str
     output: str
     format: str
-    architecture: dict[str, Any]
-    """Config keys of the model that the output fits."""
+    architecture: dict[str, Any]  # Config keys of the model that the output fits.
     num_tensors: int
     head: str
-    left_out: list[str]
-    """Names in the source of the tensors that the output does not hold."""
-    usage: str
-    """Instructions for loading the output in other programs; empty for the native format."""
+    left_out: list[str]  # Names in the source of the tensors that the output does not hold.
+    usage: str  # Instructions for loading the output in other programs; empty for the native format.
 
     def __str__(self) -> str:
         defaults = target_config({})
@@ -235,10 +232,9 @@ def write_checkpoint(
 ) -> str:
     """Write ``tensors``, under native names, in the format ``to``, and return instructions for loading the file.
 
+    For "huggingface", a config.json is written to the same folder.
+
     Args:
-        tensors: tensors by native name.
-        output: the file; for "huggingface", a config.json is written to the same folder.
-        to: one of :data:`TARGETS`.
         architecture: config keys and values of the model.
         labels: class names by row of the head, without no-object; None for an unused row.
 

@@ -37,10 +37,8 @@ class NativeWeights:
 
     tensors: dict[str, Tensor]
     format: CheckpointFormat
-    left_out: list[str]
-    """Names, in the file, of tensors that the model does not have: classifiers, counters."""
-    class_names: list[str] | None = None
-    """Names of the head's classes, where the format determines them."""
+    left_out: list[str]  # Names, in the file, of tensors that the model does not have: classifiers, counters.
+    class_names: list[str] | None = None  # Names of the head's classes, where the format determines them.
 
 
 def find_format(names: Iterable[str]) -> CheckpointFormat | None:
@@ -94,13 +92,13 @@ def to_native(
 ) -> NativeWeights:
     """Rename the keys of a checkpoint to the native format.
 
+    If the model has 80 classes, a head over COCO's category ids (92 rows) becomes one over the contiguous classes (81
+    rows); if it has 133, one of things and stuff (251 rows) becomes one of 134 rows. ``contiguous`` converts both for
+    any model.
+
     Args:
         checkpoint: contents of a file, from :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
-        num_classes: number of classes of the model to load. With 80, a head over COCO's category ids (92 rows) becomes
-            one over the contiguous classes (81 rows); with 133, one of things and stuff (251 rows) becomes one of 134
-            rows.
         source: name of the file in error messages.
-        contiguous: True to convert both to contiguous classes, whatever ``num_classes`` is.
 
     Raises:
         UserError: the format is not known.

@@ -96,14 +96,9 @@ def release_4_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | None) -> dict[str, Any]:
-    """Return the library's config of a model.
+    """Return the library's config of a model. If the library has no such model, raise a UserError.
 
-    Args:
-        architecture: config keys and values of the model.
-        labels: class names by row of the head, without no-object; None: the library's for unnamed classes.
-
-    Raises:
-        UserError: the library has no such model.
+    ``labels`` are the class names by row of the head, without no-object; None: the library's for unnamed classes.
     """
     detr = {key.removeprefix("MODEL.DETR."): x for key, x in architecture.items()}
     resnet = {key.removeprefix("MODEL.RESNETS."): x for key, x in architecture.items() if "RESNETS" in key}

@@ -31,20 +31,16 @@ _WILDCARDS = {
 class CheckpointFormat:
     """Format of a checkpoint: names of tensors that identify it, and rules that translate them to native names."""
 
-    name: str
-    """Display name, used in messages."""
-    signature: tuple[str, ...]
-    """Regular expressions. A checkpoint is of this format if each matches one of its names in full."""
+    name: str  # Display name, used in messages.
+    signature: tuple[str, ...]  # Regular expressions, each of which fully matches a name in a file of this format.
+    # In either direction, the first rule that matches a name counts. A foreign name that none matches is kept:
+    # comparing with the model finds it.
     rules: Rules = ()
-    """Rules, of which in either direction the first that matches a name counts. A foreign name that none matches is
-    kept: comparing with the model finds it."""
     backbone_only: bool = False
-    has_coco_ids: bool = False
-    """True if the rows of the class head may be COCO's category ids instead of contiguous classes."""
-    splits_in_proj: bool = False
-    """True if an attention's query, key and value projections are three tensors, not one."""
+    has_coco_ids: bool = False  # True if rows of the class head may be COCO's category ids, not contiguous classes.
+    splits_in_proj: bool = False  # True if an attention's query, key and value projections are three tensors, not one.
+    # Config keys and values of every model of the format that no tensor reveals.
     implies: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys and values of every model of the format that no tensor reveals."""
 
     def matches(self, names: Iterable[str]) -> bool:
         names = list(names)

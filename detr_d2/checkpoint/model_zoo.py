@@ -42,12 +42,10 @@ def get_checkpoint_url(name: str) -> str:
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """Return Detectron2's defaults, DETR's, and those of the config, each over the one before.
+    """Return Detectron2's defaults, DETR's, and those of the config or published model, each over the one before.
 
-    Args:
-        name: name of a config or of a published model.
-        trained: True to set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS``
-            and ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
+    If ``trained``, ``MODEL.WEIGHTS`` are the published weights, and none are frozen. Otherwise ``MODEL.WEIGHTS`` and
+    ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
 
     Raises:
         UserError: there is no such config or model, or it has no published weights and ``trained`` is True.
@@ -61,14 +59,10 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """Return a model in training mode with its weights loaded.
+    """Return the model of :func:`get_config`, in training mode, with its weights loaded.
 
-    Args:
-        name, trained: arguments of :func:`get_config`.
-        device: value for ``MODEL.DEVICE``; by default the config's, or the CPU if there is no CUDA GPU.
-
-    Raises:
-        UserError: see :func:`get_config`; or the weights can't be downloaded.
+    It is on ``device``, by default ``MODEL.DEVICE``, or the CPU if there is no CUDA GPU. If the weights can't be
+    downloaded, raise a UserError.
     """
     cfg = get_config(name, trained)
     if device is not None or not torch.cuda.is_available():
@@ -80,13 +74,9 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
 
 
 def torchvision_url(name: str) -> str:
-    """Return the URL of torchvision's ImageNet weights of a ResNet.
+    """Return the URL of torchvision's ImageNet weights of a ResNet. For an unknown name, a UserError lists all.
 
-    Args:
-        name: "resnet101", for the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" for others.
-
-    Raises:
-        UserError: there are no such weights; the message lists what there is.
+    "resnet101" names the weights that DETR was trained from, "resnet101/IMAGENET1K_V2" others.
     """
     model, _, tag = name.partition("/")
     if model not in _RESNETS:

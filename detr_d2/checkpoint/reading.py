@@ -76,11 +76,7 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
 
 
 def local_path(path: str) -> str:
-    """Return the path of a file, or of the local copy of a URL, downloaded if need be.
-
-    Raises:
-        UserError: the download fails, or the file is missing, empty or a folder.
-    """
+    """Return the path of a file, or of the local copy of a URL. If there is no such file, raise a UserError."""
     try:
         local = PathManager.get_local_path(path)
     except Exception as e:  # every handler of PathManager has its own errors

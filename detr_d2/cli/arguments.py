@@ -19,12 +19,7 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of one command, with hidden old spellings and config keys anywhere among the flags."""
 
     def __init__(self, command: str, doc: str):
-        """Make a parser without flags.
-
-        Args:
-            command: name of the command, as in ``detr-d2 COMMAND``.
-            doc: docstring of its module, shown by ``--help``: the first line before the flags, the rest after them.
-        """
+        """Make a parser without flags. ``--help`` shows the first line of ``doc`` before them, the rest after them."""
         description, _, epilog = doc.partition("\n\n")
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"detr-d2 {command}", description=description, epilog=epilog, formatter_class=raw)

@@ -15,8 +15,7 @@ class Command:
     """A command of ``detr-d2``, called like a function; ``main`` of its module."""
 
     name: str
-    doc: str
-    """Docstring of its module, for ``--help``: see :class:`~detr_d2.cli.arguments.CommandParser`."""
+    doc: str  # Docstring of its module, for ``--help``: see :class:`~detr_d2.cli.arguments.CommandParser`.
     add_flags: Callable[[CommandParser], None]
     run: Callable[[argparse.Namespace], int | None]
 

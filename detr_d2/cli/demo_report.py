@@ -67,10 +67,7 @@ class Section:
 def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
     """Return HTML that needs no other file.
 
-    Args:
-        title, lead: the headline, and the result in a sentence or two. Text, not HTML, as everything else here.
-        statistics: the most important numbers, as (number, name).
-        sections: the sections that follow, in order.
+    ``lead`` states the result in a sentence or two, ``statistics`` are the most important numbers, as (number, name).
     """
     template = resources.files("detr_d2.cli").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -78,13 +75,9 @@ def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], 
 
 
 def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:
-    """Write ``report.html`` into the run's folder, and return its path.
+    """Write ``report.html`` into the run's folder, after training, and return its path.
 
-    Args:
-        trainer: the trainer of the main process, after training.
-        results: results of its last evaluation, in Detectron2's form: ``{"bbox": {"AP": …}}``, in percent.
-        minutes: duration of the training.
-        command: the command line.
+    ``results`` are those of the last evaluation, in Detectron2's form: ``{"bbox": {"AP": …}}``, in percent.
     """
     cfg, box, dataset = trainer.cfg, results["bbox"], trainer.cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(dataset).thing_classes

@@ -50,14 +50,7 @@ def find_command(name: str) -> Callable[[Sequence[str] | None], int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: name of the command, then its own arguments; by default those of this process.
-
-    Returns:
-        The exit code: 2 for an unknown command, otherwise that of the command's ``main``.
-    """
+    """Run the command that the first argument names, and return its exit code; 2 if there is no such command."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         return exit_code(lambda: print(format_help()))

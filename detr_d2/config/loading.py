@@ -15,11 +15,9 @@ from detr_d2.utils.errors import UserError, did_you_mean
 
 
 def load_config(config: str, options: list[str]) -> CfgNode:
-    """Return Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
+    """Return Detectron2's defaults, DETR's, those of :func:`find_config`'s file, and ``KEY VALUE`` pairs.
 
-    Args:
-        config: name or path for :func:`find_config`; "" for the defaults alone.
-        options: keys and values, in turn.
+    Each overrides the ones before; ``config`` "" stands for no file.
 
     Raises:
         UserError: a file, key or value is wrong; the message names the one that was probably meant.
@@ -39,22 +37,17 @@ def load_config(config: str, options: list[str]) -> CfgNode:
 
 
 def find_config(name: str) -> str:
-    """Return the path of the file ``name`` if there is one, otherwise that of the :func:`packaged_config`.
-
-    Raises:
-        UserError: there is neither; the message lists names like it.
-    """
+    """Return the path of the file ``name`` if there is one, otherwise that of the :func:`packaged_config`."""
     return name if PathManager.isfile(name) else packaged_config(name)
 
 
 def packaged_config(name: str) -> str:
     """Return the path of a config of this package.
 
-    Args:
-        name: a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
+    ``name`` is a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
 
     Raises:
-        UserError: there is no such config; the message lists names like it.
+        UserError: there is no such config; the message lists similar names.
     """
     # Installed, the configs are in the package; in a checkout they are in the folder that holds it.
     package = Path(__file__).resolve().parents[1]

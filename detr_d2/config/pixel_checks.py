@@ -19,8 +19,8 @@ class Family(NamedTuple):
     image_format: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # ``MODEL.RESNETS.STRIDE_IN_1X1`` of bottleneck blocks; None: not known, or not a ResNet of Detectron2.
     stride_in_1x1: bool | None = None
-    """``MODEL.RESNETS.STRIDE_IN_1X1`` of bottleneck blocks; None: not known, or not a ResNet of Detectron2."""
 
 
 TORCHVISION = Family("torchvision's ImageNet weights", "RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)

@@ -10,12 +10,10 @@ class PublishedModel(NamedTuple):
 
     name: str
     file: str
-    config: str
-    """Name of the config file, in ``configs/``, that it fits."""
+    config: str  # Name of the config file, in ``configs/``, that it fits.
     box_ap: float
     mask_ap: float | None = None
-    pq: float | None = None
-    """Panoptic quality."""
+    pq: float | None = None  # Panoptic quality.
 
     @property
     def url(self) -> str:
@@ -46,11 +44,7 @@ PUBLISHED = {
 
 
 def published_model(name: str) -> PublishedModel:
-    """Return the published model of this name.
-
-    Raises:
-        UserError: there is no such model; the message lists all.
-    """
+    """Return the published model of this name. For an unknown name, a UserError lists all."""
     if name not in PUBLISHED:
         raise UserError(f"There is no published model {name!r}: choose one of {', '.join(PUBLISHED)}.")
     return PUBLISHED[name]

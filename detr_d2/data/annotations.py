@@ -14,19 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class ImageTargets(NamedTuple):
-    """Usable annotations of one image, in its own coordinates.
+    """Usable annotations of one image, in its own coordinates."""
 
-    Attributes:
-        boxes: (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
-        classes: (N,) int64.
-        annotations: the N annotation dicts these come from, unchanged; masks are read from here.
-        names: display names, used in messages.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    annotations: list[dict]
-    names: list[str]
+    boxes: np.ndarray  # (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
+    classes: np.ndarray  # (N,) int64.
+    annotations: list[dict]  # The N annotation dicts these come from, unchanged; masks are read from here.
+    names: list[str]  # Display names, used in messages.
 
     def select(self, objects: np.ndarray) -> "ImageTargets":
         """Return the targets with the given indices."""
@@ -101,11 +94,7 @@ def read_targets(
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
-    """Read the box of an annotation, as (4,) float32, absolute XYXY.
-
-    Raises:
-        UserError: the box is missing, malformed or not finite.
-    """
+    """Read the box of an annotation, as (4,) float32, absolute XYXY. If it can't be read, raise a UserError."""
     try:
         with np.errstate(over="ignore"):
             box = np.array(annotation["bbox"], dtype=np.float32)[None]
@@ -125,11 +114,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
 
 
 def read_category(annotation: dict, name: str) -> int:
-    """Read the category of an annotation: ``"3"`` and ``3.0`` count as 3.
-
-    Raises:
-        UserError: it is missing, or not a non-negative integer.
-    """
+    """Read the category of an annotation: ``"3"`` and ``3.0`` count as 3. If it can't be read, raise a UserError."""
     value = annotation.get("category_id")
     try:
         category = int(value)
@@ -162,11 +147,9 @@ def build_instances(
     Boxes are clipped to the image; an object is removed if nothing is left of its box, or of its mask.
 
     Args:
-        boxes: (N, 4) absolute XYXY boxes in the augmented image.
-        classes: (N,) int classes.
+        boxes: (N, 4) absolute XYXY boxes in the augmented image, with (N,) int classes.
         image_size: height and width of the augmented image.
-        rasterize_masks: function that returns (M, H, W) bool masks in the augmented image for (M,) indices of objects,
-            M > 0.
+        rasterize_masks: function that returns (M, H, W) bool masks in the augmented image for (M,) indices, M > 0.
 
     Returns:
         ``gt_boxes``: (K, 4) float32 ``Boxes``; ``gt_classes``: (K,) int64; with ``rasterize_masks`` also ``gt_masks``:

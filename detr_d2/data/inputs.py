@@ -18,15 +18,10 @@ VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 
 @dataclass(frozen=True)
 class InputFile:
-    """An image or a video.
-
-    Attributes:
-        path: path of the file.
-        name: unique relative path for its results in one folder.
-    """
+    """An image or a video."""
 
     path: Path
-    name: str
+    name: str  # Unique relative path for its results in one folder.
 
     @property
     def is_video(self) -> bool:

@@ -47,12 +47,8 @@ def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[st
 def unregister(name: str, paths: Mapping[str, str]) -> None:
     """Remove a dataset from Detectron2's catalogs that is registered under this name with the same files.
 
-    Args:
-        name: name for another dataset.
-        paths: paths of its files, by their key in the metadata; the first is the JSON file with the annotations.
-
-    Raises:
-        UserError: the name is registered for other files.
+    ``paths`` are by their key in the metadata; the first is the JSON file with the annotations. If the name is
+    registered for other files, raise a UserError.
     """
     if name not in DatasetCatalog:
         return
@@ -68,11 +64,7 @@ def unregister(name: str, paths: Mapping[str, str]) -> None:
 
 
 def read_annotation_file(json_file: str) -> dict[str, Any]:
-    """Read the object in a JSON file of annotations.
-
-    Raises:
-        UserError: the file is missing, or does not hold a JSON object.
-    """
+    """Read the object in a JSON file of annotations. If there is none, raise a UserError."""
     content = read_json(json_file, "a JSON file in COCO's format")
     if not isinstance(content, dict):
         raise UserError(f"{json_file} holds a JSON {type(content).__name__}, where COCO's format has an object.")
@@ -80,11 +72,7 @@ def read_annotation_file(json_file: str) -> dict[str, Any]:
 
 
 def list_of(content: dict[str, Any], key: str, json_file: str) -> list:
-    """Return a list that COCO's formats require.
-
-    Raises:
-        UserError: the file has no such list; the message names the keys that it has.
-    """
+    """Return a list that COCO's formats require. If the file has none, raise a UserError with the keys that it has."""
     if not isinstance(content.get(key), list):
         keys = ", ".join(map(str, content)) or "none"
         raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")

@@ -55,11 +55,7 @@ def _check_processes(args: argparse.Namespace) -> None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config of ``args``, check it, and set up the log.
-
-    Args:
-        args: arguments of Detectron2's parser, and optionally of :func:`~detr_d2.engine.own_data.use_own_data`.
-    """
+    """Load the config of ``args``, with :func:`~detr_d2.engine.own_data.use_own_data`, check it, and set up the log."""
     if args.config_file:
         # Detectron2's setup logs the content of the file.
         args.config_file = find_config(args.config_file)

@@ -36,11 +36,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
 
     Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
     panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing if ``args`` has
-    none of these arguments.
-
-    Args:
-        cfg: config, which is changed in place.
-        args: arguments of a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments`.
+    none of the arguments of :func:`detr_d2.cli.arguments.add_data_arguments`.
 
     Returns:
         Messages for the log on what was set.

@@ -94,9 +94,6 @@ class LossLog:
 
     Reading a loss waits for the device, which then idles. Detectron2's ``gather_metric_period`` avoids that by leaving
     out the losses of all other steps; this reads the losses of every step, of several steps at once.
-
-    Args:
-        period: number of steps whose losses are read at once.
     """
 
     def __init__(self, period: int = 1):
@@ -104,15 +101,9 @@ class LossLog:
         self._steps: list[tuple[int, dict[str, Tensor], float]] = []
 
     def add(self, iteration: int, losses: dict[str, Tensor], data_time: float) -> None:
-        """Buffer the losses of one step.
+        """Buffer the losses of a step, scalars by name, and the seconds that it waited for its data.
 
-        Args:
-            iteration: number of the step.
-            losses: scalars by name, on any device.
-            data_time: seconds that the step waited for its data.
-
-        Raises:
-            FloatingPointError: see :meth:`write`, in the last step of each period.
+        In the last step of each period, :meth:`write` them, with its errors.
         """
         self._steps.append((iteration, losses, data_time))
         if (iteration + 1) % self.period == 0:

@@ -78,8 +78,7 @@ class Overlaps:
 def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evaluation:
     """Analyze what COCOeval, or Detectron2's compiled one, has accumulated with its default parameters.
 
-    Args:
-        score_threshold: minimum score for the confusion matrix; None: the best threshold of all classes together.
+    The confusion matrix is for scores >= ``score_threshold``, by default the best threshold of all classes together.
     """
     overlaps = find_overlaps(coco_eval)
     matches = match(overlaps)
@@ -125,12 +124,7 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
 def best_point(scores: NDArray, is_true_positive: NDArray, num_objects: int) -> OperatingPoint:
     """Find the threshold with the highest F1 = 2 TP / (detections + objects); of several, the highest threshold.
 
-    It is halfway between the lowest score that is kept and the next.
-
-    Args:
-        scores: (N,) scores, descending.
-        is_true_positive: (N,) bool, True where the detection matches an object.
-        num_objects: number of annotated objects.
+    It is halfway between the lowest score that is kept and the next. The (N,) ``scores`` are descending.
     """
     if not num_objects:
         return OperatingPoint(np.nan, np.nan, np.nan, np.nan, 0)
@@ -184,11 +178,7 @@ def _mean(values: NDArray) -> float:
 
 
 def find_overlaps(coco_eval: COCOeval) -> Overlaps:
-    """Find the pairs, of any two classes, with an IoU of at least :data:`IOU_THRESHOLD`.
-
-    Args:
-        coco_eval: an evaluation after ``evaluate()``, which has encoded the masks.
-    """
+    """Find the pairs, of any two classes, with an IoU of at least :data:`IOU_THRESHOLD`, after ``evaluate()``."""
     params = coco_eval.params
     classes = {category: k for k, category in enumerate(params.catIds)}
     shape = SHAPES[params.iouType]

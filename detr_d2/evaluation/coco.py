@@ -20,10 +20,7 @@ SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str = "bbox") -> COCOeval:
     """Match and accumulate, with Detectron2's compiled COCOeval if it is built. Without results AP is 0.
 
-    Args:
-        annotations: ground truth: categories, images and objects.
-        results: COCO results, which are not modified.
-        task: "bbox" or "segm".
+    ``task`` is "bbox" or "segm". The results are not modified.
     """
     # pycocotools would compute a mask's area from the box of a result with both.
     other = {"segm": "bbox", "bbox": "segmentation"}[task]
@@ -40,11 +37,7 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
 
 
 def load_annotations(path: Path) -> COCO:
-    """Read a COCO file of annotations.
-
-    Raises:
-        UserError: it is not one, or no object is annotated in it.
-    """
+    """Read a COCO file of annotations. If it is not one, or has no annotated objects, raise a UserError."""
     try:
         coco = _create_coco(read_coco_content(str(path)))
     except (KeyError, TypeError) as error:

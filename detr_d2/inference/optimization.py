@@ -66,8 +66,7 @@ def inference_options(cfg: CfgNode) -> dict:
 def usable_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the data type of a name in :data:`~detr_d2.config.PRECISIONS`; float32, with a warning, if it is slow.
 
-    Raises:
-        UserError: there is no such precision.
+    If there is no such precision, raise a UserError.
     """
     check_precision(name)
     dtype = getattr(torch, name)
@@ -90,13 +89,8 @@ def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
 def fold_batch_norms(module: nn.Module) -> int:
     """Fold the batch norms of Detectron2's convolutions into their weights and biases, in place and in float64.
 
-    Other norms stay, and so do the batch norms of timm's models, which are modules of their own.
-
-    Args:
-        module: a module in evaluation mode.
-
-    Returns:
-        The number of folded norms.
+    The module is in evaluation mode. Other norms stay, and so do the batch norms of timm's models, which are separate
+    modules. Return the number of folded norms.
     """
     folded = 0
     for convolution in module.modules():

@@ -48,13 +48,7 @@ class Predictor:
     """Detector of the objects in images, several at a time.
 
     Images are batched with images of similar size. The results do not depend on the batch, unless
-    ``MODEL.DETR.BATCH_INVARIANT`` is False.
-
-    Args:
-        model: a Detr, which is put into evaluation mode.
-        augmentations: augmentations for inference.
-        image_format: "RGB" or "BGR", ``INPUT.FORMAT``.
-        categories: categories of the model's classes.
+    ``MODEL.DETR.BATCH_INVARIANT`` is False. ``image_format`` is "RGB" or "BGR", ``INPUT.FORMAT``.
     """
 
     def __init__(

@@ -12,12 +12,8 @@ class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with several heads (arXiv 1706.03762, section 3.2).
 
     The parameters have the names and shapes of :class:`torch.nn.MultiheadAttention`; the first
-    dimension of every input is the batch.
-
-    Args:
-        hidden_dim: size of queries, keys and values; a multiple of ``num_heads``.
-        num_heads: number of heads.
-        dropout: probability with which an attention weight is dropped in training.
+    dimension of every input is the batch. ``hidden_dim`` is the size of queries, keys and values, a multiple of
+    ``num_heads``; ``dropout`` the probability with which an attention weight is dropped in training.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0):
@@ -31,15 +27,12 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the values, averaged with the attention weights of each query.
+        """Return (B, N, C), the values averaged with the attention weights of each query.
 
         Args:
             query: (B, N, C) queries.
             key, value: (B, S, C) keys and values.
             padding_mask: (B, S) bool, True where a key is padding; None if nothing is padded.
-
-        Returns:
-            (B, N, C)
         """
         return self.attend(*self.operands(query, key, value, padding_mask))
 

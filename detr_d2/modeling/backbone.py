@@ -82,13 +82,7 @@ class MaskedBackbone(nn.Module):
 
 
 def per_image_forward(backbone: Backbone, pixels: Tensor, valid_sizes: Sequence[Size]) -> dict[str, FeatureLevel]:
-    """Return the features that each image has alone, from any backbone. Images of one valid size are computed together.
-
-    Args:
-        backbone: a backbone that maps (B, C, H, W) images to features by level.
-        pixels: (B, C, H, W) images.
-        valid_sizes: height and width of each image, in pixels.
-    """
+    """Return the features that each of (B, C, H, W) images has alone; those of one valid size are computed together."""
     groups = defaultdict(list)
     for index, size in enumerate(valid_sizes):
         groups[size].append(index)

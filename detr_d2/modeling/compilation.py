@@ -40,11 +40,8 @@ _TRAINING_OPTIONS = {
 def compile_for_inference(modules: Sequence[nn.Module]) -> bool:
     """Replace each module's ``forward`` by compiled code, in place; see :class:`CompiledForward`.
 
-    Args:
-        modules: modules in evaluation mode, with their final weights.
-
-    Returns:
-        True if this version of PyTorch supports it; otherwise a warning is logged and nothing is changed.
+    The modules are in evaluation mode and have their final weights. If this version of PyTorch does not support it, log
+    a warning, change nothing and return False.
     """
     if TORCH_VERSION < _MIN_INFERENCE_VERSION:
         needed, installed = (".".join(map(str, x)) for x in (_MIN_INFERENCE_VERSION, TORCH_VERSION))
@@ -62,10 +59,8 @@ def compile_for_training(transformer: nn.Module) -> bool:
     Layers of one class share their code: six take no longer to compile than one, and processes can exchange the
     gradients of one layer while those of the next are computed. The rest of the transformer, and layers in evaluation
     mode, run without compiling. Call this before
-    :func:`~detr_d2.modeling.activation_checkpoints.checkpoint_activations`, which then runs compiled layers again.
-
-    Returns:
-        True if this version of PyTorch supports it; otherwise a warning is logged and nothing is changed.
+    :func:`~detr_d2.modeling.activation_checkpoints.checkpoint_activations`, which then runs compiled layers again. If
+    this version of PyTorch does not support it, log a warning, change nothing and return False.
     """
     if not can_compile_training():
         installed = ".".join(map(str, TORCH_VERSION))
@@ -124,19 +119,14 @@ def _always(module: nn.Module) -> bool:
 class Compiler:
     """Settings of the compilation and its state, which the compiled modules of a model share."""
 
-    activity: str
-    """Activity that continues without compiled code: first word of the warning about a failure."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the inductor."""
-    context: Callable[[], AbstractContextManager] = nullcontext
-    """Context in which the code is compiled and runs."""
-    applies: Callable[[nn.Module], bool] = _always
-    """Function that returns True if a module, in its current mode, is to run compiled."""
-    failures: type[Exception] = Exception
-    """Exceptions of compiled code after which the module runs in eager."""
+    activity: str  # Activity that continues without compiled code: first word of the warning about a failure.
+    options: dict[str, Any] = field(default_factory=dict)  # Options of the inductor.
+    context: Callable[[], AbstractContextManager] = nullcontext  # Context in which the code is compiled and runs.
+    applies: Callable[[nn.Module], bool] = _always  # True if a module, in its current mode, is to run compiled.
+    failures: type[Exception] = Exception  # Exceptions of compiled code after which the module runs in eager.
     failed: bool = False
+    # Compiled functions by their originals: modules of one class share their code.
     functions: dict[Callable, Callable] = field(default_factory=dict, repr=False)
-    """Compiled functions by their originals: modules of one class share their code."""
 
     def compiled(self, function: Callable) -> Callable:
         """Return ``function`` compiled."""
@@ -166,11 +156,8 @@ class CompiledForward:
     compiled when they first occur. Where compiling fails, a warning is logged once, and modules that are not compiled
     yet run in eager. So does a module while hooks are registered on its children, which compiled code would not call.
 
-    The module's parameters keep their names; copies of a model are compiled as it is.
-
-    Args:
-        module: module whose ``forward`` is that of its class.
-        compiler: compiler that the modules of a model share.
+    The module's parameters keep their names; copies of a model are compiled as it is. Its ``forward`` must be that of
+    its class.
     """
 
     def __init__(self, module: nn.Module, compiler: Compiler):

@@ -37,15 +37,12 @@ class AttentionMaps(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor, memory: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return one map per query and head.
+        """Return (B, Q, heads, H, W), one map per query and head, which sum to 1 over heads and positions together.
 
         Args:
             hidden: (B, Q, C) output of the decoder for the object queries.
             memory: (B, C, H, W) output of the encoder.
             padding_mask: (B, H, W) bool, True where padded, or None.
-
-        Returns:
-            (B, Q, heads, H, W), which sums to 1 over heads and positions together.
         """
         q = self.q_linear(hidden).unflatten(-1, (self.nheads, -1))
         k = self.k_linear(memory.flatten(2).transpose(1, 2)).unflatten(-1, (self.nheads, -1))
@@ -139,8 +136,7 @@ class MaskHead(nn.Module):
 class _Stage(NamedTuple):
     """The step from one level to the next finer one."""
 
-    level: Tensor
-    """(B, channels, h, w) response to the level itself."""
+    level: Tensor  # (B, channels, h, w) response to the level itself.
     upsampling: "UpsamplingConv"
     norm: nn.GroupNorm
 
@@ -149,11 +145,8 @@ class UpsamplingConv:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the upsampled features.
 
     Where the size doubles, a kernel of 3 x 3 sees only 2 x 2 features before the upsampling, and which ones depends on
-    whether row and column of the output are even or odd. Four smaller kernels need 4/9 of the operations.
-
-    Args:
-        weight: (outputs, inputs, 3, 3) kernel.
-        size: height and width of the output.
+    whether row and column of the output are even or odd. Four smaller kernels need 4/9 of the operations. ``weight`` is
+    (outputs, inputs, 3, 3).
     """
 
     def __init__(self, weight: Tensor, size: Sequence[int]):
@@ -189,12 +182,8 @@ def build_mask_modules(
 ) -> tuple[AttentionMaps, MaskHead] | tuple[None, None]:
     """Build the attention maps and the mask head; None for both without ``MODEL.MASK_ON``.
 
-    Args:
-        cfg: config of the model.
-        level_channels: channels of the backbone's levels finer than the transformer's, coarse to fine.
-
-    Raises:
-        UserError: the backbone returns too few levels.
+    ``level_channels`` are those of the backbone's levels finer than the transformer's, coarse to fine. If there are too
+    few, raise a UserError.
     """
     if not cfg.MODEL.MASK_ON:
         return None, None

@@ -48,11 +48,9 @@ class MaskedResNet(ResNet):
     """A ResNet that can compute each image of a padded batch as if it were alone."""
 
     def forward(self, x: Tensor, batch: PaddedBatch | None = None) -> dict[str, Tensor]:
-        """Return the features by level.
+        """Return the features of (B, C, H, W) images by level.
 
-        Args:
-            x: (B, C, H, W) images, zeros where padded.
-            batch: batch with their valid sizes, beyond which every convolution sees zeros; None: Detectron2's features.
+        With ``batch``, every convolution sees zeros beyond their valid sizes; without, the features are Detectron2's.
         """
         if batch is None:
             return super().forward(x)

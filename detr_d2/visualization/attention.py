@@ -49,22 +49,17 @@ def draw_query_attention(
 ) -> NDArray[np.uint8]:
     """Draw the image with the boxes of some object queries, then one heat map of cross attention per query.
 
+    Return (H', W', 3) RGB. If there is no such query or layer, raise a UserError.
+
     Args:
         image_rgb: (H, W, 3) whole image, of any size.
         instances: its detections as the model returns them, with boxes in pixels of ``image_rgb``, and ``queries``.
         record: record of the forward pass that gave them, see :func:`~detr_d2.modeling.record_attention`.
         class_names: names by class; a class without a name is called "class 3".
         queries: numbers of queries; by default those of the ``top`` best detections.
-        top: number of detections, if ``queries`` is None.
         index: the image's number in the batch.
         layer: number of the decoder layer; negative numbers count from the last.
         per_head: True for one heat map per head instead of their mean.
-
-    Returns:
-        (H', W', 3) RGB.
-
-    Raises:
-        UserError: there is no such query or layer.
     """
     weights = record.cross_attention(index, layer)
     instances = instances.to("cpu")
@@ -90,17 +85,13 @@ def draw_encoder_attention(
 ) -> NDArray[np.uint8]:
     """Draw the image with numbered points, then one heat map of the encoder's self attention per point.
 
+    Return (H', W', 3) RGB. If there is no such layer, or no such point was recorded, raise a UserError.
+
     Args:
         image_rgb: (H, W, 3) whole image, of any size.
         record: record with these points, or with every feature; see :func:`~detr_d2.modeling.record_attention`.
         points: x and y relative to the image; by default the recorded points.
         index, layer, per_head: as in :func:`draw_query_attention`, for the encoder.
-
-    Returns:
-        (H', W', 3) RGB.
-
-    Raises:
-        UserError: there is no such layer, or no such point was recorded.
     """
     points = record.encoder_points if points is None else points
     if not points:

@@ -25,11 +25,7 @@ CANDIDATES = 10_000
 def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figure:
     """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
 
-    The same records give the same plot. An image that can't be read is a cell that says so.
-
-    Args:
-        records: records in Detectron2's format.
-        classes: names by label; None: "class 3".
+    The same records give the same plot. For an image that can't be read, the error is shown.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, ROWS * COLUMNS)

@@ -14,15 +14,11 @@ MAX_CHARACTERS_SHOWN = 80
 
 
 class Fault(NamedTuple):
-    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities.
-
-    ``train`` is the severity in training data, None if not reported there; ``evaluation`` the one in evaluation data,
-    None if it is the same.
-    """
+    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities."""
 
     text: str
-    train: Severity | None = "error"
-    evaluation: Severity | None = None
+    train: Severity | None = "error"  # In training data; None if not reported there.
+    evaluation: Severity | None = None  # In evaluation data; None if the same.
 
 
 def _some(problem: str, advice: str = "", *severities: Severity | None) -> Fault:

@@ -25,34 +25,20 @@ _LEVELS = {"warning": logging.WARNING, "note": logging.INFO}
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A dataset to check.
-
-    Attributes:
-        name: name of the dataset.
-        train: True if it is trained on, not only evaluated on.
-        records: records in Detectron2's format.
-        classes: names by label; None if unknown.
-        findings: findings of the reader.
-        panoptic: True if ``classes`` are things and stuff.
-    """
+    """A dataset to check."""
 
     name: str
-    train: bool
-    records: Sequence[dict]
-    classes: Sequence[str] | None
-    findings: Sequence[Finding] = ()
-    panoptic: bool = False
+    train: bool  # True if it is trained on, not only evaluated on.
+    records: Sequence[dict]  # In Detectron2's format.
+    classes: Sequence[str] | None  # Names by label; None if unknown.
+    findings: Sequence[Finding] = ()  # Findings of the reader.
+    panoptic: bool = False  # True if the classes are things and stuff.
 
 
 def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """Check the datasets in ``DATASETS.TRAIN`` and ``DATASETS.TEST``; log their statistics and what is doubtful.
 
     Every dataset is loaded once more than Detectron2 loads it; images are not opened.
-
-    Args:
-        cfg: config with the keys of ``add_detr_config``.
-        train: True to check ``DATASETS.TRAIN``.
-        test: True to check ``DATASETS.TEST``.
 
     Raises:
         UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
@@ -92,8 +78,7 @@ def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[s
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
     """Load a COCO file, with its faults as findings.
 
-    Raises:
-        UserError: the file or the folder is missing, or the file lacks a list that the format requires.
+    If the file, the folder or a list that the format requires is missing, raise a UserError.
     """
     if is_missing(image_root):
         raise UserError(f"The image folder {image_root} does not exist: correct its path.")
@@ -103,10 +88,7 @@ def load_coco(json_file: str, image_root: str, train: bool, name: str | None = N
 def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDataset:
     """Load a registered dataset.
 
-    Args:
-        name: name under which it is registered.
-        train: True if it is trained on.
-        from_json: True to read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
+    With ``from_json``, COCO's format is read by :func:`load_coco`, which finds more faults than Detectron2's reader.
 
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
@@ -184,10 +166,10 @@ def check_loaded(
 ) -> CheckResult:
     """Check datasets, and whether they fit each other and the model.
 
+    If a dataset is not a list of records, only its classes are checked.
+
     Args:
-        datasets: datasets; if one is not a list of records, only its classes are checked.
-        num_classes: number of classes of the model; None if unknown.
-        num_queries: number of queries of the model, the maximum number of detections in an image; None if unknown.
+        num_classes, num_queries: numbers of the model; None if unknown.
         open_images: True to open and decode all image files, which takes minutes for 100,000.
         masks: True if the model learns masks.
     """

@@ -31,22 +31,14 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, however often it occurs.
+    """One kind of fault, however often it occurs."""
 
-    Attributes:
-        severity: "error": training or evaluation fails or is wrong; "warning": something is dropped or
-            doubtful; "note": good to know.
-        code: a short name that stays the same, for programs.
-        message: description of the fault, its place and its fix.
-        count: number of occurrences.
-        example: the first annotation, image or class with it.
-    """
-
+    # "error": training or evaluation fails or is wrong; "warning": something is dropped or doubtful.
     severity: Severity
-    code: str
-    message: str
+    code: str  # A short name that stays the same, for programs.
+    message: str  # The fault, its place and its fix.
     count: int = 1
-    example: str = ""
+    example: str = ""  # The first annotation, image or class with it.
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from detr_d2.utils.errors import UserError
 class PanopticCategory(NamedTuple):
     """Class of things (countable objects) or stuff (sky, grass)."""
 
-    id: int
-    """Category id in the dataset."""
+    id: int  # Category id in the dataset.
     name: str
     is_thing: bool
-    color: tuple[int, int, int] | None = None
-    """RGB in [0, 255]; None: the default of the visualization."""
+    color: tuple[int, int, int] | None = None  # RGB in [0, 255]; None: the default of the visualization.
 
 
 class PanopticCategories(tuple[PanopticCategory, ...]):

@@ -24,22 +24,15 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """Parameters that determine a dataset: equal ones give equal files.
-
-    Attributes:
-        num_images: the number of images.
-        seed: datasets of different seeds share no image.
-        sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: a number in [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each
-            other and resemble the background; and the stronger are textures and noise.
-        max_objects: the largest number of objects per image; the smallest is one, and one image in twenty has none.
-    """
+    """Parameters that determine a dataset: equal ones give equal files."""
 
     num_images: int
-    seed: int = 0
-    sides: tuple[int, int] = (128, 192)
+    seed: int = 0  # Datasets of different seeds share no image.
+    sides: tuple[int, int] = (128, 192)  # The shortest and the longest side that an image may have, in pixels.
+    # In [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each other and resemble the
+    # background; and the stronger are textures and noise.
     difficulty: float = 0.15
-    max_objects: int = 10
+    max_objects: int = 10  # The largest number per image; the smallest is one, and one image in twenty has none.
 
     def __post_init__(self) -> None:
         low, high = self.sides
@@ -73,14 +66,10 @@ class ShapesSpec:
 class Scene(NamedTuple):
     """Image of shapes with its segments."""
 
-    image: np.ndarray
-    """(H, W, 3) uint8, RGB."""
-    segments: np.ndarray
-    """(H, W) int32: stuff first, then things from back to front; numbers without gaps."""
-    stuff: list[int]
-    """Indices in ``STUFF_CLASSES`` of the first segments."""
-    things: list[int]
-    """Indices in ``THING_CLASSES`` of the segments after them."""
+    image: np.ndarray  # (H, W, 3) uint8, RGB.
+    segments: np.ndarray  # (H, W) int32: stuff first, then things from back to front; numbers without gaps.
+    stuff: list[int]  # Indices in ``STUFF_CLASSES`` of the first segments.
+    things: list[int]  # Indices in ``THING_CLASSES`` of the segments after them.
 
 
 def sample_scene(spec: ShapesSpec, index: int) -> Scene:

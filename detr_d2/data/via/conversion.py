@@ -26,12 +26,9 @@ _DECIMALS = 2
 class ViaClasses:
     """Source of the classes of a VIA file."""
 
-    attribute: str | None = None
-    """Region attribute that holds the class; None: the only one that the regions have."""
-    default: str | None = None
-    """Class of regions without the attribute; None: such regions are an error."""
-    names: Sequence[str] | None = None
-    """All classes, in the order of their ids; None: those of the regions, sorted."""
+    attribute: str | None = None  # Region attribute that holds the class; None: the only one that the regions have.
+    default: str | None = None  # Class of regions without the attribute; None: such regions are an error.
+    names: Sequence[str] | None = None  # All classes, in the order of their ids; None: those of the regions, sorted.
 
 
 def via_to_coco(
@@ -43,9 +40,8 @@ def via_to_coco(
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
 
     Args:
-        images: annotated images, from :func:`~detr_d2.data.via.project.read_via`.
-        image_root: the folder that their file names are relative to.
-        classes: source of the classes.
+        images: annotated images, from :func:`~detr_d2.data.via.project.read_via`; file names relative to
+            ``image_root``.
         skip_unsupported: True to leave out regions of other shapes than polygons, rectangles, circles and ellipses.
 
     Raises:
@@ -78,12 +74,8 @@ def via_to_coco(
 def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the images at random, with their annotations, into training and validation.
 
-    Both keep all categories, and the ids of images and annotations.
-
-    Args:
-        coco: annotations in COCO's instances format.
-        val_share: share of the images for validation, in (0, 1); either set gets at least one image.
-        seed: the same seed splits the same images alike.
+    Both keep all categories, and the ids of images and annotations. Either set gets at least one image. The same seed
+    splits the same images alike.
 
     Raises:
         UserError: the share is not in (0, 1), or there are fewer than two images.

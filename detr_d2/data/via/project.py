@@ -20,8 +20,7 @@ _ELLIPSE_CORNERS = 64
 class ViaRegion:
     """Outlined object."""
 
-    name: str
-    """Display name, used in messages: "region 3 (counted from 0) of image 7.jpg in via.json"."""
+    name: str  # Display name, used in messages: "region 3 (counted from 0) of image 7.jpg in via.json".
     shape: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
@@ -77,8 +76,7 @@ class ViaImage:
     """Image with its outlined objects."""
 
     file_name: str
-    bytes: int
-    """Size of the file when it was annotated; -1 if unknown."""
+    bytes: int  # Size of the file when it was annotated; -1 if unknown.
     regions: Sequence[ViaRegion]
 
 

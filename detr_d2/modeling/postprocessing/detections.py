@@ -30,7 +30,6 @@ def box_instances(
     original.
 
     Args:
-        output: output of the network.
         image_sizes: (height, width) in pixels of each of the B results.
         class_loss: class loss that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
         score_threshold: minimum score of a detection.
@@ -65,9 +64,8 @@ def resized_masks(
 
     Args:
         logits: (N, h, w) logits over the padded image.
-        padded_size: size of the images in the batch.
-        image_size: size of this image, without padding.
-        output_size: size of the result.
+        padded_size, image_size, output_size: sizes of the images in the batch, of this one without padding, and of the
+            result.
         threshold: probability above which a pixel belongs to a mask.
 
     Returns:

@@ -21,8 +21,7 @@ Segmentation = tuple[Tensor, list[dict]]
 class SelectedQueries(NamedTuple):
     """The M object queries of one image that may become segments."""
 
-    queries: Tensor
-    """(M,) int64, ascending."""
+    queries: Tensor  # (M,) int64, ascending.
     scores: list[float]
     classes: list[int]
 
@@ -31,17 +30,13 @@ class SelectedQueries(NamedTuple):
 class PanopticRules:
     """The rules by which queries become segments."""
 
-    is_thing: Sequence[bool]
-    """True for things, of the K foreground classes in the order of the class head's rows."""
-    score_threshold: float = 0.85
-    """Probability that the class of a query must exceed."""
-    min_area: int = 4
-    """Number of pixels of the result that a segment must exceed; the pixels of smaller ones go to others."""
+    is_thing: Sequence[bool]  # True for things, of the K foreground classes in the order of the class head's rows.
+    score_threshold: float = 0.85  # Probability that the class of a query must exceed.
+    min_area: int = 4  # Pixels of the result that a segment must exceed; those of smaller ones go to others.
+    # False: as the original, which merges stuff of one class only until the first segment is removed. Then all but the
+    # first query of a class of stuff are removed too, and their pixels go to segments of other classes.
     merge_after_removal: bool = True
-    """False: as the original, which merges stuff of one class only until the first segment is removed. Then all but the
-    first query of a class of stuff are removed too, and their pixels go to segments of other classes."""
-    class_loss: str = "softmax"
-    """Name in :data:`~detr_d2.criterion.CLASS_LOSSES`, which decides the class of a query."""
+    class_loss: str = "softmax"  # Name in :data:`~detr_d2.criterion.CLASS_LOSSES`, which decides the class of a query.
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_thing: Sequence[bool]) -> "PanopticRules":
@@ -56,11 +51,7 @@ class PanopticRules:
         )
 
     def select(self, class_logits: Tensor) -> SelectedQueries:
-        """Select the confident queries of an image.
-
-        Args:
-            class_logits: (Q, K + 1) logits of the last decoder layer; the last column is no-object.
-        """
+        """Select the confident queries of an image from (Q, K + 1) logits, the last of which are no-object."""
         scores, classes = get_class_loss(self.class_loss).best(class_logits.float())
         queries = (scores > self.score_threshold).nonzero().squeeze(1)
         return SelectedQueries(queries, scores[queries].tolist(), classes[queries].tolist())
@@ -82,9 +73,8 @@ def panoptic_segmentation(
     Args:
         selected: M queries, from :meth:`PanopticRules.select`.
         mask_logits: (M, h, w) logits of these queries, over the padded image.
-        padded_size: size of the images in the batch.
+        padded_size, output_size: sizes of the images in the batch, and of the result.
         image_size: size of this image, without padding, which is cut off before the winners are resized.
-        output_size: size of the result.
         rules: rules for things, stuff and small segments.
 
     Returns:
@@ -125,8 +115,6 @@ def _assign_pixels(
     Args:
         masks: (M, h, w) logits at the image's size.
         owners: index of the query that owns the pixels of each query.
-        output_size: size of the result.
-        rules: rules for small segments.
 
     Returns:
         (H, W) int64 owner of each pixel of the result, and the number of pixels of each of the M queries.
