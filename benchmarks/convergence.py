@@ -28,8 +28,7 @@ from detr_d2.engine import Trainer, setup
 from detr_d2.visualization import plot_training
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the benchmark."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--every", type=int, default=100, help="iterations between evaluations (default: 100)")
     parser.add_argument(
         "--iterations", nargs="+", type=int, metavar="N", help="instead of SOLVER.MAX_ITER: for all, or one each"
@@ -107,4 +106,4 @@ def format_table(curves: dict[str, dict[int, float]]) -> str:
     return tabulate(rows, ["iterations", *curves], tablefmt="github", floatfmt=".1f")
 
 
-main = Command("benchmark convergence", __doc__, add_flags, partial(launch, compare))
+main = Command("benchmark convergence", __doc__, _add_flags, partial(launch, compare))

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 ATTENTION = "aten::scaled_dot_product_attention"
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config()
     parser.add_argument("--size", nargs=2, type=int, action="append", metavar=("H", "W"), help="default: 800 1066")
     parser.add_argument("--dataset", metavar="NAME", help="use the sizes of the images of this dataset; FLOPs only")
@@ -165,4 +164,4 @@ def _table(depth: int, parameters: dict[str, int], statistics: dict[str, Any]) -
     return tabulate(rows, headers, colalign=("left", *["right"] * (len(headers) - 1)), disable_numparse=True)
 
 
-main = Command("analyze", __doc__, add_flags, run)
+main = Command("analyze", __doc__, _add_flags, run)

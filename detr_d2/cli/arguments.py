@@ -31,14 +31,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_config(self, required: bool = False, **settings) -> None:
         """Add ``--config-file``, and accept ``KEY VALUE`` pairs of the config anywhere, as ``args.opts``."""
-        defaults = {"default": None if required else "", "required": required, "metavar": "NAME"}
+        accepted = "a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
         default = f" (default: {settings['default']})" if "default" in settings else ""
-        self.add_argument(
-            "--config-file",
-            **{**defaults, **settings},
-            help="a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
-            + default,
-        )
+        settings = {"required": required, "default": "", "metavar": "NAME", **settings}
+        self.add_argument("--config-file", **settings, help=accepted + default)
         self._accepts_keys = True
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, e.g. MODEL.DEVICE cpu")
 

@@ -21,8 +21,7 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config(required=True)
     parser.add_argument("--input", required=True, metavar="IMAGE", help="the image")
     parser.add_argument("--output", required=True, metavar="FILE.png", help="file to write, replaced if it exists")
@@ -76,4 +75,4 @@ def relative_points(points: list[list[float]], height: int, width: int) -> list[
     return [(x / width, y / height) for x, y in points]
 
 
-main = Command("attention", __doc__, add_flags, run)
+main = Command("attention", __doc__, _add_flags, run)

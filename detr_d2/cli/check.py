@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from detr_d2.data.checks import LoadedDataset
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--train-json", metavar="FILE", help="annotations to train on, in COCO's format")
     parser.add_argument("--train-images", metavar="DIR", help="folder of their images")
     parser.add_alias("--train-json", "--json")
@@ -100,4 +99,4 @@ def write(folder: str, reports: dict[str, str], datasets: list["LoadedDataset"])
         raise UserError(f"--output {folder} can't be written: {e}.") from e
 
 
-main = Command("check", __doc__, add_flags, run)
+main = Command("check", __doc__, _add_flags, run)

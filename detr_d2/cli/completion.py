@@ -14,8 +14,7 @@ from detr_d2.cli.arguments import CommandParser
 from detr_d2.cli.command import Command
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the argument of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("shell", choices=SCRIPTS, help="bash, zsh or fish")
 
 
@@ -88,4 +87,4 @@ def fish(words: dict[str, dict[str, str]]) -> str:
 
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
 
-main = Command("completion", __doc__, add_flags, run)
+main = Command("completion", __doc__, _add_flags, run)

@@ -24,8 +24,7 @@ TARGETS = ("d2", "original", "huggingface")
 """Values of --to, as in :data:`detr_d2.checkpoint.conversion.TARGETS`, which takes long to import."""
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--input", required=True, metavar="FILE", help="file or URL to convert")
     parser.add_alias("--input", "--source_model", "--source-model")
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
@@ -78,4 +77,4 @@ def run(args: argparse.Namespace) -> None:
     print(convert_checkpoint(args.input, args.output, settings=settings, **options))
 
 
-main = Command("convert", __doc__, add_flags, run)
+main = Command("convert", __doc__, _add_flags, run)

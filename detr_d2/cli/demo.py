@@ -19,8 +19,7 @@ from detr_d2.cli.arguments import CommandParser, add_training_flags
 from detr_d2.cli.command import Command, launch
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     add_training_flags(parser, default="smca_shapes_cpu")
     parser.set_defaults(num_gpus=None, dist_url="auto")
 
@@ -63,4 +62,4 @@ def train(args: argparse.Namespace) -> None:
     print(f"The report: {report}")
 
 
-main = Command("demo", __doc__, add_flags, run)
+main = Command("demo", __doc__, _add_flags, run)

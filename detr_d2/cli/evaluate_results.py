@@ -16,8 +16,7 @@ from detr_d2.cli.command import Command
 from detr_d2.utils.errors import UserError
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth in COCO's format")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="results in COCO's format")
     parser.add_alias("--input", "--results")
@@ -47,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote the report to {args.output}.")
 
 
-main = Command("evaluate-results", __doc__, add_flags, run)
+main = Command("evaluate-results", __doc__, _add_flags, run)

@@ -26,8 +26,7 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="project or annotations saved by VIA")
     parser.add_argument("via", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
@@ -82,4 +81,4 @@ def summarize(coco: dict[str, Any]) -> str:
     return f"{counted}: {classes}"
 
 
-main = Command("import-via", __doc__, add_flags, run)
+main = Command("import-via", __doc__, _add_flags, run)

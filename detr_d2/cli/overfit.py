@@ -16,8 +16,7 @@ from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_trainin
 from detr_d2.cli.command import Command, launch
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images to overfit (default: 4)")
     add_training_flags(parser)
     add_data_arguments(parser)
@@ -35,4 +34,4 @@ def overfit(args: argparse.Namespace) -> None:
     trainer.train()
 
 
-main = Command("overfit", __doc__, add_flags, partial(launch, overfit))
+main = Command("overfit", __doc__, _add_flags, partial(launch, overfit))

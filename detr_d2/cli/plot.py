@@ -18,8 +18,7 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="DIR", help="OUTPUT_DIR of every run")
     parser.add_argument("runs", nargs="*", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="default: curves.png")
@@ -53,4 +52,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote {args.output}.")
 
 
-main = Command("plot", __doc__, add_flags, run)
+main = Command("plot", __doc__, _add_flags, run)

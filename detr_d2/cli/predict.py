@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from detr_d2.engine.prediction import Summary
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config(required=True)
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
@@ -86,4 +85,4 @@ def print_summary(summary: "Summary") -> None:
         print(f"not read: {failed['error']}", file=sys.stderr)
 
 
-main = Command("predict", __doc__, add_flags, run)
+main = Command("predict", __doc__, _add_flags, run)

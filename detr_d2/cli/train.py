@@ -21,8 +21,7 @@ from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_trainin
 from detr_d2.cli.command import Command, launch
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     add_training_flags(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, as the command eval does")
     add_data_arguments(parser)
@@ -63,4 +62,4 @@ def evaluate(args: argparse.Namespace) -> None:
         verify_results(cfg, results)
 
 
-main = Command("train", __doc__, add_flags, run)
+main = Command("train", __doc__, _add_flags, run)
