@@ -48,11 +48,7 @@ def find_format(names: Iterable[str]) -> CheckpointFormat | None:
 
 
 def recognize(names: Iterable[str], source: str = "The checkpoint") -> CheckpointFormat:
-    """Return the supported format with tensors of these names.
-
-    Raises:
-        UserError: there is none; the message lists what can be loaded.
-    """
+    """Return the supported format with tensors of these names. If there is none, a UserError lists the formats."""
     names = list(names)
     match = find_format(names)
     if match in FORMATS:
@@ -117,11 +113,7 @@ def to_native(
 
 
 def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[str, Tensor]:
-    """Invert :func:`to_native`.
-
-    Raises:
-        UserError: ``target`` has no name for one of the tensors.
-    """
+    """Invert :func:`to_native`. If ``target`` has no name for one of the tensors, raise a UserError."""
     if target.splits_in_proj:
         tensors = _split_in_proj(tensors)
     names = {name: target.foreign_name(name) for name in tensors}

@@ -213,11 +213,7 @@ for _core in ("numpy.core", "numpy._core"):
 
 # The C unpickler has no hook for setting state, through which a pickle can change what it was allowed to import.
 class Unpickler(pickle._Unpickler):
-    """Reader of one object.
-
-    Raises:
-        ForbiddenGlobal: the pickle requires more than data.
-    """
+    """Reader of one object, which raises :class:`ForbiddenGlobal` if the pickle requires more than data."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 

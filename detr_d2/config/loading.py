@@ -1,7 +1,7 @@
 """Loading of a config from its name and command-line options, with mistakes explained."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,8 @@ def _explain(cfg: CfgNode, message: str) -> str:
     return f"{key} is {value}: set {form}."
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in node.items():
-        keys.append(prefix + name)
+        yield prefix + name
         if isinstance(value, CfgNode):
-            keys.extend(_all_keys(value, f"{prefix}{name}."))
-    return keys
+            yield from _all_keys(value, f"{prefix}{name}.")

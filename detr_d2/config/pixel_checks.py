@@ -44,10 +44,8 @@ _TOLERANCE = 0.51
 def check_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Find contradictions between the image format, the pixel statistics and the weights of a config.
 
-    A model runs with them, but its results are worse than they could be. Nothing is downloaded.
-
-    Returns:
-        One message per contradiction, which names the keys and their correct values.
+    A model runs with them, but its results are worse than they could be. Return one message per contradiction, which
+    names the keys and their correct values. Nothing is downloaded.
     """
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     if len(mean) != len(std):

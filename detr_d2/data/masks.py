@@ -23,15 +23,7 @@ class RleMasks:
         self.image_size = image_size
 
     def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-        """Return the masks of some objects in the augmented image.
-
-        Args:
-            objects: (M,) indices, M > 0.
-            transforms: transforms that were applied to the image.
-
-        Returns:
-            (M, H', W') bool.
-        """
+        """Return the (M, H', W') bool masks, in the image after ``transforms``, of (M,) indices of objects, M > 0."""
         rles = [self.rles[index] for index in objects]
         masks = coco_mask.decode(rles)
         selection = select_pixels(transforms, self.image_size)
@@ -76,15 +68,9 @@ def read_masks(
 def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the rows and the columns of a mask that form the augmented mask, in its order: (H',) and (W',) int64.
 
-    Flips, crops and resizes only select rows and columns. A resize selects the nearest pixel as
-    ``torch.nn.functional.interpolate`` finds it, like the original.
-
-    Args:
-        transforms: transforms that were applied to the image.
-        image_size: height and width of the image before them.
-
-    Returns:
-        None if one of the transforms is of another kind.
+    Flips, crops and resizes only select rows and columns; None if one of the transforms is of another kind. A resize
+    selects the nearest pixel as ``torch.nn.functional.interpolate`` finds it, like the original. ``image_size`` is
+    height and width before the transforms.
     """
     rows, columns = np.arange(image_size[0]), np.arange(image_size[1])
     for transform in transforms.transforms:

@@ -36,10 +36,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
 
     Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
     panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing if ``args`` has
-    none of the arguments of :func:`detr_d2.cli.arguments.add_data_arguments`.
-
-    Returns:
-        Messages for the log on what was set.
+    none of the arguments of :func:`detr_d2.cli.arguments.add_data_arguments`. Returns messages for the log.
 
     Raises:
         UserError: a flag lacks the other one of its pair, or the files can't be used.

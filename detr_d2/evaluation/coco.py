@@ -53,8 +53,7 @@ def load_annotations(path: Path) -> COCO:
 def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict[str, Any]]:
     """Read a COCO file of results, as ``coco_instances_results.json``, of the images in ``annotations``.
 
-    Raises:
-        UserError: it is not one, or is of other images or categories.
+    If it is not one, or is of other images or categories, raise a UserError.
     """
     results = read_json(path, "a COCO file of results")
     if not isinstance(results, list):

@@ -62,12 +62,10 @@ class PanopticEvaluator(DatasetEvaluator):
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Compare results with their annotations.
+        """Compare the ``panoptic_seg`` of the outputs with the annotations of the inputs' ``image_id``.
 
-        Args:
-            inputs: dicts with ``image_id`` and ``file_name``.
-            outputs: dicts with ``panoptic_seg``: (H, W) segment ids, 0 for void, and a list of dicts with "id" and
-                "category_id", a row of the class head.
+        It holds (H, W) segment ids, 0 for void, and a list of dicts with "id" and "category_id", a row of the class
+        head.
         """
         rows = self._categories.rows
         for sample, output in zip(inputs, outputs, strict=True):
@@ -190,11 +188,8 @@ def count_segments(
 def compute_quality(counts: NDArray) -> NDArray:
     """Compute panoptic, segmentation and recognition quality, equations (1) and (2); PQ = SQ * RQ.
 
-    Args:
-        counts: (K, 4) counts of K classes, see :func:`count_segments`.
-
-    Returns:
-        (K, 3) in percent, NaN for a class that is neither annotated nor predicted.
+    From the (K, 4) counts of K classes, see :func:`count_segments`; (K, 3) in percent, NaN for a class that is neither
+    annotated nor predicted.
     """
     tp, fp, fn, iou_sum = counts.T
     total = tp + (fp + fn) / 2

@@ -113,12 +113,9 @@ def cast_network(network: DetrNetwork, dtype: torch.dtype) -> None:
     Weights are cast once, where autocast would cast them in every pass. The position embedding, SMCA's layers that
     predict points and scales, and the class and box heads stay float32.
     """
-    cast = (
-        *(network.backbone[0], network.input_proj, network.transformer),
-        *(network.bbox_attention, network.mask_head),
-    )
+    parts = (network.backbone[0], network.input_proj, network.transformer, network.bbox_attention, network.mask_head)
     exact = set(_layers_of_points(network))
-    for module in chain.from_iterable(x.modules() for x in cast if x is not None):
+    for module in chain.from_iterable(x.modules() for x in parts if x is not None):
         if module not in exact:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 tensor.data = tensor.data.to(dtype)

@@ -25,11 +25,7 @@ def checkpoint_activations(network: DetrNetwork, names: Sequence[str]) -> None:
     """Enable checkpointing for some parts: their blocks keep only their input, and run again in the backward pass.
 
     The blocks are the repeated modules of a part: the residual blocks of a ResNet, the layers of a transformer.
-    Gradients, running statistics and names of parameters do not change.
-
-    Args:
-        network: the network, which is changed in place.
-        names: "backbone", "transformer" or both.
+    Gradients, running statistics and parameter names do not change. ``names`` are "backbone", "transformer" or both.
 
     Raises:
         UserError: there is no such part, or nothing in it repeats.

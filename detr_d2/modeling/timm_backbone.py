@@ -55,12 +55,8 @@ class TimmBackbone(Backbone):
         arguments: dict[str, Any] | None = None,
     ):
         super().__init__()
-        options = {
-            **(arguments or {}),
-            "features_only": True,
-            "out_indices": tuple(out_indices),
-            "in_chans": in_channels,
-        }
+        features = {"features_only": True, "out_indices": tuple(out_indices), "in_chans": in_channels}
+        options = {**(arguments or {}), **features}
         self.body = _create_from_file(name, weights, options) if weights else _create(name, pretrained, options)
         if frozen_bn:
             self.body = import_timm().layers.freeze_batch_norm_2d(self.body)

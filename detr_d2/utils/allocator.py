@@ -22,10 +22,8 @@ def keep_freed_memory() -> bool:
     fork (the workers of a data loader) it returns its free memory, so that no child keeps a copy.
 
     The setting needs Linux with glibc. Nothing happens elsewhere, with another allocator loaded in place of glibc's, or
-    where the environment sets one of :data:`VARIABLES`. A second call changes nothing.
-
-    Returns:
-        True if the setting was made.
+    where the environment sets one of :data:`VARIABLES`. A second call changes nothing. Return True if the setting was
+    made.
     """
     libc = _glibc()
     is_set = any(x in os.environ for x in VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

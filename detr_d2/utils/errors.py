@@ -32,11 +32,7 @@ class ExampleCounter:
         self.examples: dict[str, str] = {}
 
     def add(self, kind: str, example: str, count: int = 1) -> bool:
-        """Count ``count`` occurrences of ``kind``.
-
-        Returns:
-            True for the first of this kind, which the caller may log.
-        """
+        """Count ``count`` occurrences of ``kind``. Return True for the first of this kind, which the caller may log."""
         is_first = kind not in self.examples
         self.counts[kind] += count
         self.examples.setdefault(kind, example)

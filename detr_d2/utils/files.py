@@ -37,7 +37,6 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     keeps this name, and the next run replaces it.
 
     Args:
-        path: the folder.
         marker: name of a file that every such folder holds in the end. A folder without it is never replaced.
         overwrite: True to replace the results of an earlier run.
 
@@ -85,7 +84,6 @@ def read_json(
     """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
-        path: a path that ``PathManager`` supports.
         what: kind of the expected file, with its article, for messages.
         fix: advice for a file that is not JSON, for messages.
 

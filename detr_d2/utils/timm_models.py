@@ -6,11 +6,7 @@ from detr_d2.utils.errors import UserError, did_you_mean
 
 
 def import_timm(model: str | None = None) -> ModuleType:
-    """Return the module timm.
-
-    Raises:
-        UserError: it is not installed, or does not have ``model`` (a name, with or without the tag of its weights).
-    """
+    """Return the module timm. If it is not installed, or has no ``model`` of this name, raise a UserError."""
     try:
         import timm
     except ImportError as e:

@@ -79,10 +79,8 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
     """Read the series of a run: by metric, (N,) int iterations, ascending, and (N,) float64 values, perhaps NaN.
 
     Where a run was resumed or started again in the same folder, repeated iterations replace the earlier ones and all
-    that followed. Incomplete lines are left out, such as the last one of a run that is writing.
-
-    Args:
-        path: the run's folder, or its ``metrics.json``.
+    that followed. Incomplete lines are left out, such as the last one of a run that is writing. ``path`` is the run's
+    folder, or its ``metrics.json``.
 
     Raises:
         UserError: there is no such file, or no line in it is one of Detectron2's.

@@ -94,23 +94,13 @@ class SinkhornMatcher:
             objects outnumber queries, those without a query get a column of their own.
         """
         layers, _, queries, width = cost.shape
-        problems = cost.float().transpose(2, 3).flatten(0, 1)
-        spare = max(width - queries, 0)
-        rows, columns, total = self._sizes(counts, queries, width, spare, cost.device, layers)
-        problems = normalize(problems, rows, columns, total)
+        # Made on the host: the copy does not wait for the device.
+        total = torch.tensor(counts * layers).to(cost.device, non_blocking=True)[:, None]
+        rows = torch.arange(width, device=cost.device) < total
+        columns = torch.arange(max(queries, width), device=cost.device) < total.clamp(min=queries)
+        problems = normalize(cost.float().transpose(2, 3).flatten(0, 1), rows, columns, total[:, :, None])
         of_rows, of_columns = self._potentials(problems, rows, columns)
         return of_rows[:, :, None] + of_columns[:, None, :] - problems / self.epsilon, problems, rows, columns
-
-    @staticmethod
-    def _sizes(
-        counts: tuple[int, ...], queries: int, width: int, spare: int, device: torch.device, layers: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows (N, T) and columns (N, Q + spare) that take part, and the number of objects (N, 1, 1)."""
-        # Made on the host: the copy does not wait for the device.
-        total = torch.tensor(counts * layers).to(device, non_blocking=True)[:, None]
-        rows = torch.arange(width, device=device) < total
-        columns = torch.arange(queries + spare, device=device) < total.clamp(min=queries)
-        return rows, columns, total[:, :, None]
 
     def _potentials(self, cost: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of the scalings, (N, T) and (N, Q), of Sinkhorn's iteration.

@@ -77,16 +77,15 @@ def check_image_files(records: Sequence[dict], name: str) -> list[Finding]:
         faults = list(tqdm(faults, f"images of {name}", len(records), disable=None, unit="image"))
     by_kind: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record, faults_of_image in zip(records, faults, strict=True):
-        for (code, mode), example in faults_of_image.items():
-            by_kind.setdefault((code, mode), []).append((record["file_name"], example))
+        for kind, example in faults_of_image.items():
+            by_kind.setdefault(kind, []).append((record["file_name"], example))
     total = len(records) - len(by_kind.get(("image-unreadable", ""), ()))
     findings = []
     for code, mode in sorted(by_kind, key=lambda kind: (list(_FAULTS).index(kind[0]), kind[1])):
         severity, text = _FAULTS[code]
-        (path, example), *others = by_kind[code, mode]
+        count, (path, example) = len(by_kind[code, mode]), by_kind[code, mode][0]
         conversion = _CONVERSIONS.get(mode.split(";")[0], f"of mode {mode}, converted to RGB")
-        count = len(others) + 1
-        in_total = f" In total, {count} images can't be read." if others else ""
+        in_total = f" In total, {count} images can't be read." if count > 1 else ""
         values = {"count": count, "total": total, "example": example, "in_total": in_total, "conversion": conversion}
         findings.append(Finding(severity, code, text.format(**values), count, path))
     return findings

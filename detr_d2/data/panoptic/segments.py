@@ -65,13 +65,9 @@ def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTarge
 
 
 def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
-    """Read a panoptic PNG.
+    """Return the id of each pixel's segment in a panoptic PNG, (H, W) int32, ``VOID`` for pixels of no segment.
 
-    Returns:
-        (H, W) int32, the id of each pixel's segment; ``VOID`` for pixels of no segment.
-
-    Raises:
-        UserError: see :func:`read_segments`.
+    Errors are those of :func:`read_segments`.
     """
     with explain_errors(f"Panoptic map {path}", "the folder of the dataset's PNGs"):
         data, image = open_image(path)

@@ -96,9 +96,7 @@ def cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """Return the folder ``path``, after ``fill(folder)`` unless an earlier call has filled it.
 
     The folder is either complete or absent. If several processes call this at once, one fills it and the others wait.
-
-    Raises:
-        UserError: the folder can't be written to.
+    If it can't be written to, raise a UserError.
     """
     if path.is_dir():
         return path

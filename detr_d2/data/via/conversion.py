@@ -40,8 +40,7 @@ def via_to_coco(
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
 
     Args:
-        images: annotated images, from :func:`~detr_d2.data.via.project.read_via`; file names relative to
-            ``image_root``.
+        images: images from :func:`~detr_d2.data.via.project.read_via`, with file names relative to ``image_root``.
         skip_unsupported: True to leave out regions of other shapes than polygons, rectangles, circles and ellipses.
 
     Raises:
@@ -110,13 +109,10 @@ def _check_regions(regions: list[ViaRegion], skip_unsupported: bool, notes: Exam
         raise UserError("No image has a region: outline objects in VIA first.")
     if not skip_unsupported:
         return regions
-    supported = []
-    for region in regions:
-        if region.is_supported:
-            supported.append(region)
-        else:
-            example = f"a {region.shape.get('name')}, {region.name}"
-            notes.add("regions of shapes without an outline were skipped.", example)
+    supported = [x for x in regions if x.is_supported]
+    for x in regions:
+        if not x.is_supported:
+            notes.add("regions of shapes without an outline were skipped.", f"a {x.shape.get('name')}, {x.name}")
     if not supported:
         raise UserError(
             f"All {len(regions)} regions are of shapes without an outline: outline objects as polygons or rectangles."

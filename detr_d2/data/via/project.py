@@ -83,8 +83,7 @@ class ViaImage:
 def read_via(path: str) -> list[ViaImage]:
     """Read a file of VIA 1 or 2: annotations exported as JSON, or a project of VIA 2.
 
-    Returns:
-        All images, also those without regions, sorted by file name.
+    All images are returned, also those without regions, sorted by file name.
 
     Raises:
         UserError: the file is missing, is not a VIA file, has no images, or lists one twice.
