@@ -113,7 +113,7 @@ def _reply(method: Any, arguments: tuple) -> bytes:
     try:
         return pickle.dumps((method(*arguments), None, None))
     except UserError as e:
-        # As text: another revision may have its class elsewhere.
+        # Sent as text, since another revision may have its class elsewhere.
         return pickle.dumps((None, str(e), None))
     except Exception as e:
         return pickle.dumps((None, None, ExceptionWithTraceback(_portable(e), e.__traceback__)))

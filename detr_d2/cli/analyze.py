@@ -30,7 +30,9 @@ ATTENTION = "aten::scaled_dot_product_attention"
 
 def _add_flags(parser: CommandParser) -> None:
     parser.add_config()
-    parser.add_argument("--size", nargs=2, type=int, action="append", metavar=("H", "W"), help="default: 800 1066")
+    parser.add_argument(
+        "--size", nargs=2, type=int, action="append", metavar=("H", "W"), help="size of images (default: 800 1066)"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="use the sizes of the images of this dataset; FLOPs only")
     parser.add_argument("--num-images", type=int, default=100, metavar="N", help="images of --dataset (default: 100)")
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to show (default: 3)")

@@ -1,4 +1,4 @@
-r"""Visualize where a trained model attends to in an image: the attention of object queries, or of points.
+r"""Visualize where a trained model attends in an image: the attention of object queries, or of points.
 
 By default, these are the maps of the decoder for the best detections, or for the queries of --queries. With
 --encoder-point X Y, in pixels of the image and once per point, they are the maps of the encoder from these points. Each
@@ -23,12 +23,14 @@ from detr_d2.utils.files import atomic_file
 
 def _add_flags(parser: CommandParser) -> None:
     parser.add_config(required=True)
-    parser.add_argument("--input", required=True, metavar="IMAGE", help="the image")
+    parser.add_argument("--input", required=True, metavar="IMAGE", help="image to draw on")
     parser.add_argument("--output", required=True, metavar="FILE.png", help="file to write, replaced if it exists")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=5, metavar="N", help="queries of the N best detections (default: 5)")
     which.add_argument("--queries", type=int, nargs="+", metavar="Q", help="these queries, numbered from 0")
-    which.add_argument("--encoder-point", type=float, nargs=2, action="append", metavar=("X", "Y"))
+    which.add_argument(
+        "--encoder-point", type=float, nargs=2, action="append", metavar=("X", "Y"), help="point; can be repeated"
+    )
     parser.add_argument("--layer", type=int, default=-1, help="layer, counted from 0, or -1 for the last (default: -1)")
     parser.add_argument("--per-head", action="store_true", help="one map per head instead of their mean")
 

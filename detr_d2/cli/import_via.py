@@ -35,9 +35,9 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--default-class", metavar="NAME", help="class of regions without that attribute")
     parser.add_argument("--categories", metavar="A,B,C", help="all classes, in the order of their ids")
     parser.add_argument("--skip-unsupported", action="store_true", help="leave out points, lines and polylines")
-    parser.add_argument("--val-output", metavar="FILE", help="second .json file, with images for validation")
-    parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="share of these (default: 0.2)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of these (default: 0)")
+    parser.add_argument("--val-output", metavar="FILE", help="second .json file, for validation")
+    parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="its share of images (default: 0.2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of its images (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:

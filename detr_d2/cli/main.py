@@ -25,7 +25,7 @@ GROUPS = {
     },
     "Trained models": {
         "predict": "find objects in images and videos",
-        "attention": "visualize where a model attends to in an image",
+        "attention": "visualize where a model attends in an image",
         "convert": "convert a checkpoint to the native format, or to that of other code",
     },
     "Measuring": {

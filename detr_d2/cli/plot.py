@@ -21,7 +21,7 @@ from detr_d2.utils.files import atomic_file
 def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="DIR", help="OUTPUT_DIR of every run")
     parser.add_argument("runs", nargs="*", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="default: curves.png")
+    parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="plot (default: curves.png)")
     parser.add_argument("--metrics", nargs="+", metavar="KEY", help="keys of metrics.json, one panel each")
     parser.add_argument(
         "--smoothing", type=int, metavar="N", help="values to average; 1: none (default: a twentieth of all)"

@@ -38,10 +38,10 @@ class Summary:
     frames: int = 0
     detections: int = 0
     detections_by_class: Counter = field(default_factory=Counter)
-    highest_score: float = 0.0  # Of all detections, including those below the threshold.
+    highest_score: float = 0.0  # Including detections below the threshold.
     seconds: float = 0.0
-    images_per_second: float = 0.0  # With frames of videos; reading, predicting, drawing and writing together.
-    failed: list[dict] = field(default_factory=list)  # "file" and "error" of those that could not be read.
+    images_per_second: float = 0.0  # Including frames of videos; reading, predicting, drawing and writing together.
+    failed: list[dict] = field(default_factory=list)  # "file" and "error" of the inputs that could not be read.
 
 
 def predict_files(

@@ -51,10 +51,7 @@ def load_annotations(path: Path) -> COCO:
 
 
 def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict[str, Any]]:
-    """Read a COCO file of results, as ``coco_instances_results.json``, of the images in ``annotations``.
-
-    If it is not one, or is of other images or categories, raise a UserError.
-    """
+    """Read a COCO file of results. If it does not fit ``annotations`` and ``task``, raise a UserError."""
     results = read_json(path, "a COCO file of results")
     if not isinstance(results, list):
         raise UserError(f"{path} does not hold a list: it is not a COCO file of results.")

@@ -129,7 +129,7 @@ class PanopticEvaluator(DatasetEvaluator):
         for name in set(os.listdir(folder)) - {x["file_name"] for x in predictions}:
             if name.endswith(".png"):
                 os.remove(os.path.join(folder, name))
-        # With the images and categories of the annotations.
+        # The file holds the images and categories of the annotations, too.
         with atomic_file(f"{folder}.json") as file:
             file.write(json.dumps({**read_json(self._json), "annotations": predictions}).encode())
         rows = [["class", "kind", "PQ", "SQ", "RQ", "matched", "false positives", "missed"]]
@@ -163,7 +163,7 @@ def count_segments(
     common = {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in common.items()}
     counts = {x: np.zeros(4) for x in {*true_classes.values(), *predicted_classes.values()}}
 
-    # By predicted segment: pixels without annotation.
+    # Number of pixels without annotation by predicted segment.
     ignored = Counter({j: area for (i, j), area in common.items() if i == VOID})
     union = {(i, j): true_area[i] + predicted_area[j] - area - ignored[j] for (i, j), area in common.items()}
     matched_true, matched_predicted = set(), set()

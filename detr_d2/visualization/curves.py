@@ -109,7 +109,7 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
 def smooth(values: NDArray, window: int) -> NDArray:
     """Compute centered moving averages of (N,) ``values`` over at most ``window`` finite ones; NaN stays NaN."""
     finite = np.isfinite(values)
-    # Of an even window, one more value after the center than before it.
+    # An even window holds one more value after the center than before it.
     options = {"size": window, "mode": "constant", "origin": window % 2 - 1}
     totals = uniform_filter1d(np.where(finite, values, 0.0), **options)
     shares = uniform_filter1d(finite.astype(float), **options)

@@ -277,7 +277,7 @@ def _check_queries(table: AnnotationTable, num_queries: int | None) -> Iterator[
         example = table.records[objects.argmax()]["file_name"]
         message = (
             f"{count} of {table.num_images} images have more objects than the model has queries ({num_queries}), "
-            f"at most {objects.max()}, in {example}: the surplus is never found. "
+            f"at most {objects.max()}, in {example}: the surplus is never detected. "
             "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
         )
         yield Finding("warning", "more-objects-than-queries", message, count, example)

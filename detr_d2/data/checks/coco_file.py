@@ -59,7 +59,7 @@ FAULTS = {
         "have no 'area', which COCO's evaluation needs", "add it; without masks it is width times height", None, "error"
     ),
     "annotation-id-zero": _some(
-        "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
+        "have the id 0, which COCO's evaluation treats as no match", "count from 1", None, "warning"
     ),
     "mask-polygon-short": _some(
         "have polygons of under six or an odd number of coordinates, which are dropped", "", "warning"

@@ -190,7 +190,7 @@ def _sample_colors(rng: Generator, thing: int, hue_spread: float) -> np.ndarray:
     """Return (32, 3) RGB candidates in [0, 255] around the hue that is typical of the class."""
     hue = thing / len(THING_CLASSES) + rng.uniform(-0.5, 0.5, 32) * hue_spread
     saturation, value = rng.uniform(0.5, 1, 32), rng.uniform(0.3, 1, 32)
-    # From HSV: each channel decreases with the distance of the hue from the channel's own.
+    # Conversion from HSV: each channel decreases with the distance of the hue from the channel's own.
     distance = np.abs((hue[:, None] - np.array([0, 1 / 3, 2 / 3]) + 0.5) % 1 - 0.5)
     return 255 * value[:, None] * (1 - saturation[:, None] * np.clip(6 * distance - 1, 0, 1))
 
