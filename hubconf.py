@@ -29,11 +29,11 @@ def detr_resnet50(pretrained: bool = False, num_classes: int = 91, return_postpr
     """Build DETR, ResNet-50: 42.0 AP on COCO val2017.
 
     Args:
-        pretrained: load the published weights.
+        pretrained: True to load the published weights.
         num_classes: foreground classes. 91, as in the original, counts COCO's category ids, gaps included; with 80
-            the published head is brought to COCO's contiguous classes. Others can't be pretrained.
-        return_postprocessor: also return :func:`~detr_d2.modeling.postprocessing.box_instances`, which makes instances
-            of the predictions of the network inside the model, ``model.detr``.
+            the published head is converted to COCO's contiguous classes. Others can't be pretrained.
+        return_postprocessor: True to also return :func:`~detr_d2.modeling.postprocessing.box_instances`, which makes
+            instances of the predictions of the network inside the model, ``model.detr``.
 
     Returns:
         The model, or the model and the post-processor.
@@ -65,14 +65,14 @@ def detr_resnet50_panoptic(
     """Build panoptic DETR, ResNet-50: 43.4 PQ on COCO val2017.
 
     Args:
-        pretrained: load the published weights.
+        pretrained: True to load the published weights.
         num_classes: foreground classes. 250, as in the original, counts COCO's panoptic category ids, gaps included:
-            up to 90 they are things. With 133 the published head is brought to COCO's contiguous classes, 80 things,
+            up to 90 they are things. With 133 the published head is converted to COCO's contiguous classes, 80 things,
             then stuff. Others can't be pretrained; as in the original, the first 91 of them are things.
-        threshold: the minimum probability of a query that becomes a segment.
-        return_postprocessor: also return a function that makes segments of an image's logits by the rules of the
-            model: ``f(class_logits, mask_logits, padded_size=…, image_size=…, output_size=…)``, with the (Q, K + 1) and
-            (Q, h, w) logits of all queries. Sizes and result are those of
+        threshold: minimum probability of a query that becomes a segment.
+        return_postprocessor: True to also return a function that makes segments of an image's logits by the rules of
+            the model: ``f(class_logits, mask_logits, padded_size=…, image_size=…, output_size=…)``, with the
+            (Q, K + 1) and (Q, h, w) logits of all queries. Sizes and result are those of
             :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`.
 
     Returns:

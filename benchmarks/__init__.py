@@ -1,1 +1,1 @@
-"""Benchmarks of detr_d2 beside the original code and transformers' DETR: same work, same results, in turns."""
+"""Benchmarks of detr_d2 compared with the original code and transformers' DETR: same work, same results, in turns."""

@@ -1,4 +1,4 @@
-"""Measure speed and memory, side by side with the original code (package python-detr) and transformers' DETR."""
+"""Measure speed and memory, compared with the original code (package python-detr) and transformers' DETR."""
 
 import argparse
 import importlib.util
@@ -15,6 +15,7 @@ import torch
 
 from detr_d2 import UserError
 from detr_d2.cli.arguments import take_options
+from detr_d2.cli.command import exit_code
 from detr_d2.utils.files import atomic_file
 
 EXAMPLES = """
@@ -50,7 +51,7 @@ examples, where "benchmark" is `detr-d2 benchmark`, `python -m benchmarks` or `p
     benchmark inference --implementations python-detr ours ours-compiled-bf16
     benchmark training --memory
     benchmark criterion
-  this revision beside an older one, whose checkout is ../old:
+  this revision compared with an older one, whose checkout is ../old:
     benchmark inference --implementations ours@../old ours python-detr
   batches, on a GPU:
     benchmark inference --model box dc5 --batch 1 8 32 --device cuda --json result.json
@@ -76,21 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, pairs = take_options(words)
     args = make_parser().parse_args(words)
     args.options = tuple(pairs)
-    torch.set_num_threads(args.threads)
-    try:
-        check(args)
-        run(args)
-    except UserError as e:
-        sys.stderr.write(f"error: {e}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of everything except ``KEY VALUE`` pairs."""
+    """Make the parser of all arguments except ``KEY VALUE`` pairs."""
     parser = argparse.ArgumentParser(
         "benchmark", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,22 +95,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("training", help="a step: forward, losses, backward, optimizer")
     _add_model(command, models=("box", "dc5", "r101", "masks"), size=(640, 850), batch=2)
-    command.add_argument("--objects", nargs="+", type=int, default=[7], help="per image (default: 7)")
+    command.add_argument("--objects", nargs="+", type=int, default=[7], help="objects per image (default: 7)")
     _add_shared(command, rounds=5)
 
     command = commands.add_parser("criterion", help="matching and losses alone, on random predictions")
     command.add_argument("--batch", nargs="+", type=int, default=[16], help="images (default: 16)")
-    command.add_argument("--objects", nargs="+", type=int, default=[20], help="per image (default: 20)")
+    command.add_argument("--objects", nargs="+", type=int, default=[20], help="objects per image (default: 20)")
     command.add_argument("--device", default="cpu", help="(default: cpu)")
     _add_shared(command, rounds=20)
 
     command = commands.add_parser("loading", help="reading and augmenting the images of DATASETS.TRAIN")
     command.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="loader processes (default: 0 2)")
-    command.add_argument("--images", type=int, default=100, help="per run (default: 100)")
+    command.add_argument("--images", type=int, default=100, help="images per run (default: 100)")
     _add_shared(command, rounds=5, memory=False)
 
     _add_matchers(commands.add_parser("matchers", help="gap to the optimum and time of our matchers"))
-    # `main` hands its arguments on, since it trains as `detr-d2 train` does.
+    # `main` passes its arguments to a parser of its own: it trains as `detr-d2 train` does.
     commands.add_parser("convergence", help="AP over the iterations of several configs", add_help=False)
     return parser
 
@@ -139,10 +130,10 @@ def _add_shared(command: argparse.ArgumentParser, rounds: int, memory: bool = Tr
         "--implementations", nargs="+", metavar="NAME", help="see `benchmark --help` (default: the originals and ours)"
     )
     command.add_argument("--contestants", nargs="+", dest="implementations", help=argparse.SUPPRESS)
-    command.add_argument("--rounds", type=int, default=rounds, help=f"that are timed (default: {rounds})")
+    command.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default: {rounds})")
     _add_threads(command)
     if memory:
-        command.add_argument("--memory", action="store_true", help="measure the peak of memory, too")
+        command.add_argument("--memory", action="store_true", help="also measure the peak of memory")
     command.add_argument("--json", metavar="FILE", help="write all times to this file")
 
 
@@ -150,16 +141,16 @@ def _add_matchers(command: argparse.ArgumentParser) -> None:
     command.add_argument("measure", choices=("gap", "time"), help="gap to the optimum, or time of a call")
     command.add_argument("--problems", type=int, default=1000, help="random cost matrices (default: 1000)")
     command.add_argument("--queries", type=int, default=100, help="(default: 100)")
-    command.add_argument("--objects", type=int, default=60, help="at most, per image (default: 60)")
+    command.add_argument("--objects", type=int, default=60, help="maximum number of objects per image (default: 60)")
     command.add_argument("--annotations", type=Path, nargs="*", default=[], help="COCO files with real objects")
-    command.add_argument("--device", default="cpu", help="of the times (default: cpu)")
+    command.add_argument("--device", default="cpu", help="device on which a call is timed (default: cpu)")
     command.add_argument("--repeats", type=int, default=5, help="calls, for the median time (default: 5)")
-    command.add_argument("--seed", type=int, default=0, help="of random problems (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the random problems (default: 0)")
     _add_threads(command)
 
 
 def _add_threads(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on the CPU")
+    command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="PyTorch threads on the CPU")
 
 
 _MINIMA = {"workers": 0, "size": 32, "problems": 5}
@@ -179,14 +170,16 @@ def check(args: argparse.Namespace) -> None:
     for name in _NUMBERS:
         values, minimum = getattr(args, name, None), _MINIMA.get(name, 1)
         if values is not None and min(np.ravel(values)) < minimum:
-            raise UserError(f"--{name} {values}: give numbers from {minimum}.")
+            raise UserError(f"--{name} {values}: give numbers of at least {minimum}.")
     file = getattr(args, "json", None)
     if file and not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
         raise UserError(f"--json {file}: there is no folder {folder}.")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the benchmark and print its tables."""
+    """Check the arguments, run the benchmark and print its tables."""
+    check(args)
+    torch.set_num_threads(args.threads)
     if args.command == "matchers":
         from benchmarks.matchers import print_gaps, print_times
 

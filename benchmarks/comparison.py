@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.measuring import Runner, added_memory, interleave, rest, speedup, stopwatch
+from benchmarks.measuring import Runner, added_memory, interleave, speedup, stopwatch, wait_until_idle
 from benchmarks.processes import ROOT, WorkerProcess
 from detr_d2 import UserError, keep_freed_memory
 
@@ -32,25 +32,27 @@ class Implementation(NamedTuple):
 
     runner: Runner
     outputs: Callable[[], dict[str, Tensor]]
-    """Does the work, perhaps several times, and returns what is compared with the baseline's."""
+    """Function that does the work, perhaps several times, and returns what is compared with the baseline's."""
     tolerance: float
     keeps_freed_memory: bool
-    """Whether its process does, see :func:`detr_d2.keep_freed_memory`: ours does, as our programs do."""
+    """True if its process keeps freed memory, see :func:`detr_d2.keep_freed_memory`, as our programs do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is compared.
+    """Base of the cases: work that several implementations do.
 
     Args:
         names: the implementations; the first is the baseline. ``NAME@FOLDER`` is the one of another checkout.
-        images: per run.
+        batch: number of images that are processed together.
     """
 
     names: tuple[str, ...]
+    batch: int = 1
 
     @property
     def images(self) -> int:
+        """Number of images per run."""
         return self.batch
 
     @property
@@ -106,9 +108,9 @@ class Worker:
         return {name: x.detach().cpu() for name, x in implementation.outputs().items()}, implementation.tolerance
 
     def run(self) -> tuple[float, float]:
-        """Do the work once, rest, and return the wall and CPU time of the work."""
+        """Do the work once, wait until the threads sleep, and return the wall and CPU time of the work."""
         elapsed = stopwatch(self._implementation().runner)
-        rest()
+        wait_until_idle()
         return tuple(elapsed)
 
     def memory(self) -> float:
@@ -139,9 +141,10 @@ def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> d
     """Return statistics for :func:`table` and JSON.
 
     Args:
-        rounds: how often each implementation is timed.
-        warmup: rounds before that are not counted. After two the C library keeps what it needs.
-        memory: also measure the memory of each implementation, in a fresh process.
+        case: the case; its implementations take turns.
+        rounds: number of times that each implementation is timed.
+        warmup: number of rounds before these, not counted. After two the C library keeps what it needs.
+        memory: True to measure also the memory of each implementation, in a fresh process.
 
     Raises:
         UserError: an implementation's outputs are not those of the baseline, it can't be built, or its process was
@@ -200,16 +203,16 @@ def check_agreement(
         UserError: it exceeds ``tolerance``, or the outputs can't be compared.
     """
     try:
-        found = differences(outputs, expected)
+        by_output = differences(outputs, expected)
     except UserError as e:
         raise UserError(f"{name} and {baseline} can't be compared, so timing them says nothing: {e}") from e
-    worst = max(found, key=found.get)
-    if found[worst] > tolerance:
+    worst = max(by_output, key=by_output.get)
+    if by_output[worst] > tolerance:
         raise UserError(
             f"{name} and {baseline} disagree, so timing them says nothing: their {worst} differ by "
-            f"{found[worst]:.3g}, more than {tolerance:g}."
+            f"{by_output[worst]:.3g}, more than {tolerance:g}."
         )
-    return found[worst]
+    return by_output[worst]
 
 
 def differences(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:

@@ -55,8 +55,7 @@ class Run(NamedTuple):
     seed: int
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the benchmark."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--every", type=int, metavar="N", help="iterations between evaluations (default: a fifth)")
     parser.add_argument(
         "--iterations",
@@ -128,7 +127,7 @@ def list_runs(args: argparse.Namespace) -> list[Run]:
             name = " ".join(x for x in (stem, variant, f"in {count}" if count else "") if x)
             if any(name == run.name for run in runs):
                 raise UserError(
-                    f"{config} stands twice in --config-file with the same number of iterations: once is enough."
+                    f"{config} is given twice in --config-file with the same number of iterations: once is enough."
                 )
             cfg = schedule(cfg, Path(cfg.OUTPUT_DIR), count, args.every)
             runs += [Run(name, cfg, seed) for seed in range(1, args.seeds + 1)]
@@ -208,4 +207,4 @@ def _mean(values: list[float | None]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
-main = Command("benchmark convergence", __doc__, add_flags, partial(launch, compare))
+main = Command("benchmark convergence", __doc__, _add_flags, partial(launch, compare))

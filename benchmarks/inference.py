@@ -17,9 +17,10 @@ from benchmarks import models, ours
 from benchmarks.comparison import Case, Implementation
 from benchmarks.measuring import Runner
 from detr_d2 import optimize_for_inference
+from detr_d2.data.panoptic import things_of_model
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
-"""For scores, boxes relative to the result, and the share of classes and pixels that may differ.
+"""Tolerances for scores, boxes relative to the result, and the share of classes and pixels that differ.
 
 In bfloat16 a tenth of the pixels of a random panoptic model changes its class, in the original, too.
 """
@@ -46,7 +47,7 @@ VARIANTS = {
     for start, (library, keeps, compiled) in _STARTS.items()
     for suffix, precision in models.PRECISIONS.items()
 }
-"""By name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …"""
+"""Variants by name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Inference(Case):
 
 
 def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):
-    model = models.build_ours(cfg)
+    model = ours.build(cfg, models.build_original(cfg).state_dict())
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
         models.make_segments(cfg, model.detr, model.detr)
     precision = variant.precision
@@ -89,11 +90,11 @@ def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):
     def outputs(results: list[dict]) -> dict[str, Tensor]:
         if cfg.MODEL.DETR.PANOPTIC.ENABLED:
             return _class_maps(x["panoptic_seg"] for x in results)
-        found = [x["instances"] for x in results]
+        instances = [x["instances"] for x in results]
         sizes = torch.tensor([[x["width"], x["height"]] * 2 for x in batch])
-        boxes = torch.stack([x.pred_boxes.tensor.cpu() for x in found]) / sizes[:, None]
-        masks = {"masks": torch.stack([x.pred_masks for x in found])} if cfg.MODEL.MASK_ON else {}
-        scores, classes = (torch.stack([x.get(name) for x in found]) for name in ("scores", "pred_classes"))
+        boxes = torch.stack([x.pred_boxes.tensor.cpu() for x in instances]) / sizes[:, None]
+        masks = {"masks": torch.stack([x.pred_masks for x in instances])} if cfg.MODEL.MASK_ON else {}
+        scores, classes = (torch.stack([x.get(name) for x in instances]) for name in ("scores", "pred_classes"))
         return {"scores": scores, "classes": classes, "boxes": boxes, **masks}
 
     return predict, outputs
@@ -125,7 +126,8 @@ def _python_detr(cfg: CfgNode, batch: list[dict], variant: Variant):
 def _postprocess(cfg: CfgNode, batch: list[dict], sizes: Tensor) -> Callable[[dict], list[dict]]:
     processed = torch.tensor([x["image"].shape[1:] for x in batch])
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        panoptic = PostProcessPanoptic(ours.is_thing(cfg), cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD)
+        is_thing = dict(enumerate(things_of_model(cfg)))
+        panoptic = PostProcessPanoptic(is_thing, cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD)
         return lambda outputs: panoptic(outputs, processed, sizes)
     boxes, masks = PostProcess(), PostProcessSegm(cfg.MODEL.DETR.MASK.THRESHOLD)
 
@@ -144,8 +146,8 @@ def _transformers(cfg: CfgNode, batch: list[dict], variant: Variant):
     def predict() -> list[dict]:
         samples = models.original_samples(batch, cfg)
         with models.autocast(cfg, variant.precision):
-            found = model(pixel_values=samples.tensors, pixel_mask=(~samples.mask).long())
-        return postprocess({"pred_logits": found.logits.float(), "pred_boxes": found.pred_boxes.float()}, sizes)
+            outputs = model(pixel_values=samples.tensors, pixel_mask=(~samples.mask).long())
+        return postprocess({"pred_logits": outputs.logits.float(), "pred_boxes": outputs.pred_boxes.float()}, sizes)
 
     return predict, lambda results: _relative(results, sizes)
 

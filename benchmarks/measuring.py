@@ -13,9 +13,9 @@ import torch
 
 from detr_d2 import UserError
 
-# Seconds between two looks at the CPU time, and the share of them that a sleeping process may use.
-_LOOK, _ASLEEP = 0.01, 0.1
-_LONGEST_REST = 2.0
+# Seconds between two checks of the CPU time, and the fraction of them that an idle process may use.
+_POLL_INTERVAL, _IDLE_CPU_FRACTION = 0.01, 0.1
+_IDLE_TIMEOUT = 2.0  # Seconds.
 _STATUS = Path("/proc/self/status")
 
 
@@ -74,16 +74,16 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def rest() -> None:
-    """Wait until the threads of this process sleep.
+def wait_until_idle() -> None:
+    """Wait until the threads of this process sleep, two seconds at most.
 
     Threads of OpenMP poll for more work, for up to a fifth of a second, on cores that others need.
     """
-    until = time.perf_counter() + _LONGEST_REST
+    until = time.perf_counter() + _IDLE_TIMEOUT
     while time.perf_counter() < until:
         before = time.process_time()
-        time.sleep(_LOOK)
-        if time.process_time() - before < _ASLEEP * _LOOK:
+        time.sleep(_POLL_INTERVAL)
+        if time.process_time() - before < _IDLE_CPU_FRACTION * _POLL_INTERVAL:
             return
 
 
@@ -96,8 +96,9 @@ def interleave(
     caches cold or the processor hot is slower.
 
     Args:
-        turns: by name, a function that runs once and returns the wall and CPU time.
-        warmup: rounds before that are not counted.
+        turns: functions by name that run once and return the wall and CPU time.
+        rounds: number of rounds that are counted.
+        warmup: number of rounds before these, not counted.
     """
     names = list(turns)
     times: dict[str, list[Elapsed]] = {name: [] for name in names}

@@ -26,7 +26,7 @@ from benchmarks import ours
 from detr_d2 import UserError
 
 PRECISIONS = {"": "float32", "-bf16": "bfloat16", "-fp16": "float16"}
-"""By the ending of an implementation's name."""
+"""Data types by the ending of an implementation's name."""
 
 REFERENCES = {
     "python-detr": ("python-detr", False),
@@ -34,7 +34,7 @@ REFERENCES = {
     "transformers": ("transformers", False),
     "transformers-kept": ("transformers", True),
 }
-"""By the start of an implementation's name: the library, and whether its process keeps freed memory, as ours does."""
+"""Libraries by the start of an implementation's name, with True if its process keeps freed memory, as ours does."""
 
 _SEED = 0
 # Equally improbable random classes would hide differences between implementations.
@@ -59,8 +59,12 @@ def build_original(cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: the original has no such model.
     """
+    values = {key: reduce(getitem, key.split("."), cfg) for key in _ONLY}
+    if others := [f"{key} {value}" for key, value in values.items() if value != _ONLY[key]]:
+        raise UserError(f"The original DETR has no {', '.join(others)}: there is nothing to compare with.")
     torch.manual_seed(_SEED)
-    model = _original_network(cfg)
+    model = original_network(cfg, cfg.MODEL.DETR.NUM_CLASSES)
+    model = with_original_mask_head(cfg, model) if cfg.MODEL.MASK_ON else model
     with torch.no_grad():
         # Without training, features explode from block to block, and attention is the same everywhere.
         for block in (x for x in model.modules() if isinstance(x, BasicBlock | Bottleneck)):
@@ -73,10 +77,8 @@ def build_original(cfg: CfgNode) -> nn.Module:
     return model.to(cfg.MODEL.DEVICE).eval()
 
 
-def _original_network(cfg: CfgNode) -> nn.Module:
-    values = {key: reduce(getitem, key.split("."), cfg) for key in _ONLY}
-    if others := [f"{key} {value}" for key, value in values.items() if value != _ONLY[key]]:
-        raise UserError(f"The original DETR has no {', '.join(others)}: there is nothing to compare with.")
+def original_network(cfg: CfgNode, num_classes: int) -> DETR:
+    """Build the original network for boxes, whose backbone also returns finer levels if ``MODEL.MASK_ON``."""
     detr = cfg.MODEL.DETR
     dilation = {} if cfg.MODEL.RESNETS.RES5_DILATION == 1 else {"replace_stride_with_dilation": [False, False, True]}
     resnet = getattr(torchvision.models, f"resnet{cfg.MODEL.RESNETS.DEPTH}")
@@ -94,11 +96,14 @@ def _original_network(cfg: CfgNode) -> nn.Module:
         normalize_before=detr.PRE_NORM,
         return_intermediate_dec=True,
     )
-    model = DETR(joiner, transformer, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, aux_loss=detr.DEEP_SUPERVISION)
-    if not cfg.MODEL.MASK_ON:
-        return model
-    model = segmentation.DETRsegm(model)
+    return DETR(joiner, transformer, num_classes, detr.NUM_OBJECT_QUERIES, aux_loss=detr.DEEP_SUPERVISION)
+
+
+def with_original_mask_head(cfg: CfgNode, network: DETR) -> segmentation.DETRsegm:
+    """Add the original's mask head, for the channels of any ResNet, to its network."""
+    model = segmentation.DETRsegm(network)
     if cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 256:
+        detr = cfg.MODEL.DETR
         channels = [cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * x for x in (4, 2, 1)]
         model.mask_head = segmentation.MaskHeadSmallConv(detr.HIDDEN_DIM + detr.NHEADS, channels, detr.HIDDEN_DIM)
     return model
@@ -167,11 +172,6 @@ def build_transformers(cfg: CfgNode) -> nn.Module:
     return model.eval().to(cfg.MODEL.DEVICE)
 
 
-def build_ours(cfg: CfgNode) -> nn.Module:
-    """Build our model with the weights of :func:`build_original`, in evaluation mode."""
-    return ours.build(cfg, build_original(cfg).state_dict())
-
-
 def autocast(cfg: CfgNode, precision: str) -> AbstractContextManager:
     """Return a context that casts to a dtype, named as an attribute of torch; with "float32" nothing is cast."""
     if precision == "float32":
@@ -186,8 +186,10 @@ def random_batch(
 
     Args:
         sizes: height and width of each image in pixels.
+        num_classes: number of classes.
         objects: number of objects per image, rectangles anywhere, of any class.
-        masks: whether they have masks, too.
+        masks: True to give the objects masks.
+        seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = []
@@ -215,7 +217,9 @@ def make_segments(cfg: CfgNode, boxes: nn.Module, masks: nn.Module) -> None:
     """Make a random model find a few segments, things and stuff in turn, the same in every implementation.
 
     Args:
-        boxes: has ``class_embed``. masks: has ``bbox_attention``.
+        cfg: config of the model.
+        boxes: module with ``class_embed``.
+        masks: module with ``bbox_attention``.
     """
     generator = torch.Generator().manual_seed(_SEED)
     queries, classes = cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.DETR.NUM_CLASSES

@@ -19,7 +19,6 @@ from detr_d2.config.checks import check_amp, check_device
 from detr_d2.config.loading import load_config
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import MatchingCost
-from detr_d2.data.panoptic import things_of_model
 from detr_d2.engine.step import TrainingStep
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import compile_for_training
@@ -41,6 +40,7 @@ def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") 
     Args:
         model: one of :data:`MODELS`.
         options: config keys and values.
+        device: value of ``MODEL.DEVICE``.
 
     Raises:
         UserError: there is no such key, or no such device.
@@ -49,7 +49,7 @@ def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") 
     cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
     cfg.MODEL.DEVICE = device
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        # As in the original, which returns no instance masks beside the segments.
+        # As in the original, which returns no instance masks in addition to the segments.
         cfg.MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL = False
         cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD
     check_device(cfg)
@@ -64,17 +64,13 @@ def build(cfg: CfgNode, weights: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def is_thing(cfg: CfgNode) -> dict[int, bool]:
-    """Return by class of a panoptic model whether it is a thing."""
-    return dict(enumerate(things_of_model(cfg)))
-
-
 @contextmanager
 def exported_to_transformers(cfg: CfgNode, weights: dict[str, Tensor]) -> Iterator[str]:
     """Yield a temporary folder with weights in transformers' format.
 
     Args:
-        weights: of the original.
+        cfg: config of the model.
+        weights: state dict of the original.
     """
     weights = build(cfg, weights).state_dict()
     architecture = infer_architecture(weights) | {
@@ -99,8 +95,10 @@ def make_training_step(
     """Return a function that does a step of our trainer and returns the loss.
 
     Args:
-        precision: of autocast.
-        checkpoints: recompute activations instead of keeping them. compiled: compile the transformer's layers.
+        cfg, model, batch: config, model and images of the step.
+        precision: name of the autocast data type, or "float32".
+        checkpoints: True to recompute activations instead of keeping them.
+        compiled: True to compile the transformer's layers.
     """
     model.train()
     if compiled or cfg.SOLVER.COMPILE:
@@ -132,7 +130,9 @@ def make_criterion(
     """Return functions that compute the matches of all layers, and the sum of all losses.
 
     Args:
-        logits: shape (layers, batch, queries, classes + 1). boxes: shape (layers, batch, queries, 4).
+        cfg, batch: config and images with their objects.
+        logits: (layers, batch, queries, classes + 1) class logits.
+        boxes: (layers, batch, queries, 4) boxes.
     """
     criterion = SetCriterion(cfg).to(cfg.MODEL.DEVICE)
     output = Output(logits, boxes)

@@ -18,8 +18,8 @@ from detr_d2 import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout of these benchmarks."""
-# Seconds between two checks that the process is alive, and for it to end by itself.
-_LOOK, _PATIENCE = 1.0, 10.0
+# Seconds between two checks that the process is alive, and seconds that it has to end by itself.
+_POLL_INTERVAL, _SHUTDOWN_TIMEOUT = 1.0, 10.0
 
 
 class WorkerProcess:
@@ -34,7 +34,7 @@ class WorkerProcess:
 
         Args:
             target: object that can be pickled; the other process imports its class.
-            name: for messages.
+            name: name of the process in messages.
             checkout: folder with a checkout of this repository. The process imports ``detr_d2`` from there, and
                 ``benchmarks`` if the checkout has them.
         """
@@ -64,7 +64,7 @@ class WorkerProcess:
         try:
             self._connection.send_bytes(pickle.dumps((method, arguments)))
             # Not only recv: children of a process that has ended keep its connection open.
-            while not self._connection.poll(_LOOK):
+            while not self._connection.poll(_POLL_INTERVAL):
                 if self._process.poll() is not None:
                     raise EOFError
             result, message, error = pickle.loads(self._connection.recv_bytes())
@@ -80,7 +80,7 @@ class WorkerProcess:
 
     def _wait(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
+            self._process.wait(_SHUTDOWN_TIMEOUT)
         return self._process.returncode
 
     def __enter__(self) -> "WorkerProcess":
@@ -113,7 +113,7 @@ def _reply(method: Any, arguments: tuple) -> bytes:
     try:
         return pickle.dumps((method(*arguments), None, None))
     except UserError as e:
-        # As text: another revision may have its class elsewhere.
+        # Sent as text, since another revision may have its class elsewhere.
         return pickle.dumps((None, str(e), None))
     except Exception as e:
         return pickle.dumps((None, None, ExceptionWithTraceback(_portable(e), e.__traceback__)))

@@ -13,7 +13,7 @@ from benchmarks.comparison import Case, Implementation
 from benchmarks.measuring import Runner
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-"""For the losses, relative."""
+"""Relative tolerances for the losses."""
 # transformers leaves the decoder's last norm out of the auxiliary losses. It starts as the identity, so that the losses
 # of the first step are equal; later ones are not.
 _TRANSFORMERS_TOLERANCE = 1e-3
@@ -24,7 +24,7 @@ VARIANTS = {
     for suffix, precision in models.PRECISIONS.items()
     if precision in TOLERANCES
 }
-"""By name: the library, the precision of autocast, and whether its process keeps freed memory."""
+"""Variants by name: the library, the precision of autocast, and True if its process keeps freed memory."""
 # Size of every second image relative to the first, so that batches are padded, as they are in training.
 _SMALLER = 0.95
 _CHECKED_STEPS = 2
@@ -70,7 +70,8 @@ class Training(Case):
 
 
 def _our_step(cfg: CfgNode, batch: list[dict], precision: str, **settings: bool) -> Callable[[], float]:
-    return ours.make_training_step(cfg, models.build_ours(cfg), batch, precision, **settings)
+    model = ours.build(cfg, models.build_original(cfg).state_dict())
+    return ours.make_training_step(cfg, model, batch, precision, **settings)
 
 
 def _original_step(cfg: CfgNode, batch: list[dict], precision: str) -> Callable[[], float]:
@@ -138,7 +139,7 @@ _STEPS = {
 }
 
 PARTS = ("matching", "losses", "gradients")
-"""What is timed of the criterion; each includes those before it."""
+"""Parts of the criterion that are timed; each includes those before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +194,8 @@ def _original_criterion(cfg: CfgNode, batch: list[dict], logits: Tensor, boxes: 
         return [criterion.matcher(layer, targets) for layer in layers]
 
     def losses() -> Tensor:
-        found = criterion(outputs, models.original_targets(batch, cfg))
-        return sum(found[name] * weight for name, weight in criterion.weight_dict.items())
+        by_name = criterion(outputs, models.original_targets(batch, cfg))
+        return sum(by_name[name] * weight for name, weight in criterion.weight_dict.items())
 
     return matching, losses
 

@@ -6,22 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_coco
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.logger import setup_logger
-from detr.models.backbone import BackboneBase, FrozenBatchNorm2d, Joiner
-from detr.models.detr import DETR, SetCriterion
-from detr.models.matcher import HungarianMatcher
-from detr.models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
-from detr.models.segmentation import DETRsegm, MaskHeadSmallConv
-from detr.models.transformer import Transformer
+from detr.models.detr import DETR
+from detr.models.segmentation import DETRsegm
 from detr.util.box_ops import box_xyxy_to_cxcywh
 from detr.util.misc import NestedTensor, nested_tensor_from_tensor_list
 
+from benchmarks.models import build_original_criterion, original_network, with_original_mask_head
 from detr_d2 import add_detr_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -198,30 +194,7 @@ def make_original():
 
     def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETR:
         torch.manual_seed(seed)
-        detr = cfg.MODEL.DETR
-        dilation = {} if cfg.MODEL.RESNETS.RES5_DILATION == 1 else {"replace_stride_with_dilation": [0, 0, 1]}
-        resnet = getattr(torchvision.models, f"resnet{cfg.MODEL.RESNETS.DEPTH}")
-        body = resnet(weights=None, norm_layer=FrozenBatchNorm2d, **dilation)
-        backbone = BackboneBase(body, True, body.fc.in_features, return_interm_layers=cfg.MODEL.MASK_ON)
-        half = detr.HIDDEN_DIM // 2
-        positions = {
-            "sine": lambda: PositionEmbeddingSine(half, normalize=True),
-            "learned": lambda: PositionEmbeddingLearned(half),
-        }
-        joiner = Joiner(backbone, positions[detr.POSITION_EMBEDDING]())
-        joiner.num_channels = backbone.num_channels
-        transformer = Transformer(
-            d_model=detr.HIDDEN_DIM,
-            nhead=detr.NHEADS,
-            num_encoder_layers=detr.ENC_LAYERS,
-            num_decoder_layers=detr.DEC_LAYERS,
-            dim_feedforward=detr.DIM_FEEDFORWARD,
-            dropout=detr.DROPOUT,
-            normalize_before=detr.PRE_NORM,
-            return_intermediate_dec=True,
-        )
-        classes = detr.NUM_CLASSES if num_classes is None else num_classes
-        model = DETR(joiner, transformer, classes, detr.NUM_OBJECT_QUERIES, aux_loss=detr.DEEP_SUPERVISION)
+        model = original_network(cfg, cfg.MODEL.DETR.NUM_CLASSES if num_classes is None else num_classes)
         randomize(model)
         return model.eval()
 
@@ -233,10 +206,7 @@ def make_original_segmentation(make_original):
     """Return ``make_original`` with the original's mask head: ``HIDDEN_DIM`` is 128 or 256, and ``NHEADS`` 8."""
 
     def make(cfg: CfgNode, seed: int = 0, num_classes: int | None = None) -> DETRsegm:
-        detr = cfg.MODEL.DETR
-        model = DETRsegm(make_original(cfg, seed, num_classes))
-        channels = [cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * x for x in (4, 2, 1)]
-        model.mask_head = MaskHeadSmallConv(detr.HIDDEN_DIM + detr.NHEADS, channels, detr.HIDDEN_DIM)
+        model = with_original_mask_head(cfg, make_original(cfg, seed, num_classes))
         for module in model.mask_head.modules():
             if isinstance(module, torch.nn.GroupNorm):
                 torch.nn.init.normal_(module.weight, 1.0, 0.1)
@@ -249,17 +219,7 @@ def make_original_segmentation(make_original):
 @pytest.fixture(scope="session")
 def make_original_criterion():
     """Return a function that builds the original criterion for a config; its ``weight_dict`` holds the weights."""
-
-    def make(cfg: CfgNode) -> SetCriterion:
-        detr = cfg.MODEL.DETR
-        matcher = HungarianMatcher(cost_class=1, cost_bbox=detr.L1_WEIGHT, cost_giou=detr.GIOU_WEIGHT)
-        weights = {"loss_ce": 1, "loss_bbox": detr.L1_WEIGHT, "loss_giou": detr.GIOU_WEIGHT}
-        suffixes = ["", *(f"_{i}" for i in range(detr.DEC_LAYERS - 1))] if detr.DEEP_SUPERVISION else [""]
-        weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}
-        losses = ["labels", "boxes", "cardinality"]
-        return SetCriterion(detr.NUM_CLASSES, matcher, weight_dict, detr.NO_OBJECT_WEIGHT, losses)
-
-    return make
+    return build_original_criterion
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Checkpoints: read safely, brought to our names, loaded strictly, written whole."""
+"""Checkpoints: read safely, renamed to the native format, loaded strictly, written completely."""
 
 from detr_d2.checkpoint.checkpointer import DetrCheckpointer
 from detr_d2.checkpoint.formats import native_state_dict, to_native

@@ -10,7 +10,7 @@ from torch import Tensor
 from detr_d2.checkpoint.class_head import head_rows
 from detr_d2.checkpoint.key_maps import BACKBONE
 
-# By (whether the blocks are bottlenecks, blocks per stage), the ResNets that Detectron2 builds.
+# Depths of the ResNets that Detectron2 builds, by (True for bottleneck blocks, blocks per stage).
 _DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -19,12 +19,12 @@ _DEPTHS = {
     (True, (3, 8, 36, 3)): 152,
 }
 
-# A counter that only some batch norms have and that ours never use.
+# A counter that only some batch norms have and that native models never use.
 _OPTIONAL = ".num_batches_tracked"
 
 
 def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the config keys, and their values, that ``tensors``, under our names, reveal.
+    """Return the config keys and values that the shapes of ``tensors``, under native names, reveal.
 
     Dilation and dropout change no shape, and the number of heads only that of SMCA's and the mask head's tensors.
     """
@@ -61,25 +61,25 @@ def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = [_count(tensors, rf"detr\.transformer\.{stack}\.layers\.(\d+)\..+") for stack in stacks]
     if not any(layers):
         return {}
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if (rows := head_rows(tensors)) is not None:
-        found["NUM_CLASSES"] = rows - 1
+        settings["NUM_CLASSES"] = rows - 1
     if (queries := tensors.get("detr.query_embed.weight")) is not None:
-        found["NUM_OBJECT_QUERIES"], found["HIDDEN_DIM"] = queries.shape
-    found["ENC_LAYERS"], found["DEC_LAYERS"] = layers
+        settings["NUM_OBJECT_QUERIES"], settings["HIDDEN_DIM"] = queries.shape
+    settings["ENC_LAYERS"], settings["DEC_LAYERS"] = layers
     layer = "detr.transformer.decoder.layers.0."
     linear, offsets, scales = (tensors.get(f"{layer}{x}.weight") for x in ("linear1", "point2", "point3"))
     if linear is not None:
-        found["DIM_FEEDFORWARD"] = linear.shape[0]
-    found["PRE_NORM"] = "detr.transformer.encoder.norm.weight" in tensors
-    found["POSITION_EMBEDDING"] = "learned" if "detr.backbone.1.row_embed.weight" in tensors else "sine"
-    found["TRANSFORMER"] = "DetrTransformer" if offsets is None else "SmcaTransformer"
+        settings["DIM_FEEDFORWARD"] = linear.shape[0]
+    settings["PRE_NORM"] = "detr.transformer.encoder.norm.weight" in tensors
+    settings["POSITION_EMBEDDING"] = "learned" if "detr.backbone.1.row_embed.weight" in tensors else "sine"
+    settings["TRANSFORMER"] = "DetrTransformer" if offsets is None else "SmcaTransformer"
     if offsets is not None:
         # Every head predicts an offset in x and y, and none to three scales.
-        found["NHEADS"] = max(offsets.shape[0] // 2, 1)
-        scales_per_head = 0 if scales is None else scales.shape[0] // found["NHEADS"]
-        found["SMCA.DYNAMIC_SCALE"] = f"type{scales_per_head + 1}"
-    return {f"MODEL.DETR.{key}": value for key, value in found.items()}
+        settings["NHEADS"] = max(offsets.shape[0] // 2, 1)
+        scales_per_head = 0 if scales is None else scales.shape[0] // settings["NHEADS"]
+        settings["SMCA.DYNAMIC_SCALE"] = f"type{scales_per_head + 1}"
+    return {f"MODEL.DETR.{key}": value for key, value in settings.items()}
 
 
 def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -87,9 +87,10 @@ def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if first is None or keys is None:
         return {}
     # The mask head reads the projected features and one attention map per head.
-    found = {"MODEL.MASK_ON": True, "MODEL.DETR.NHEADS": first.shape[1] - keys.shape[0]}
-    levels = ["res2", "res3", "res4", "res5"]
-    return {**found, "MODEL.RESNETS.OUT_FEATURES": levels} if f"{BACKBONE}stem.conv1.weight" in tensors else found
+    settings = {"MODEL.MASK_ON": True, "MODEL.DETR.NHEADS": first.shape[1] - keys.shape[0]}
+    if f"{BACKBONE}stem.conv1.weight" in tensors:
+        settings["MODEL.RESNETS.OUT_FEATURES"] = ["res2", "res3", "res4", "res5"]
+    return settings
 
 
 def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -97,31 +98,28 @@ def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if stem is None or conv2 is None:
         return {}
     blocks = tuple(_count(tensors, rf"{re.escape(BACKBONE)}res{i}\.(\d+)\..+") for i in (2, 3, 4, 5))
-    found = {
+    settings = {
         "STEM_OUT_CHANNELS": stem.shape[0],
         "RES2_OUT_CHANNELS": (conv2 if last is None else last).shape[0],
         "WIDTH_PER_GROUP": conv2.shape[1],
         "NUM_GROUPS": conv2.shape[0] // conv2.shape[1],
     }
     if depth := _DEPTHS.get((last is not None, blocks)):
-        found["DEPTH"] = depth
-    return {f"MODEL.RESNETS.{key}": value for key, value in found.items()}
+        settings["DEPTH"] = depth
+    return {f"MODEL.RESNETS.{key}": value for key, value in settings.items()}
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """Return one more than the largest index that the group of ``pattern`` finds, 0 if it finds none."""
+    """Return the largest index that the group of ``pattern`` matches in ``names``, plus one; 0 without a match."""
     return max((int(match[1]) + 1 for x in names if (match := re.fullmatch(pattern, x))), default=0)
 
 
 class Differences(NamedTuple):
     """Names of tensors, by the reason why a file does not fit a model; it fits if ``not any(differences)``."""
 
-    missing: list[str]
-    """In the model, not in the file."""
-    unexpected: list[str]
-    """In the file, not in the model."""
-    reshaped: list[str]
-    """In both, of different shapes."""
+    missing: list[str]  # In the model, not in the file.
+    unexpected: list[str]  # In the file, not in the model.
+    reshaped: list[str]  # In both, of different shapes.
 
 
 def compare(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Differences:

@@ -7,25 +7,23 @@ from typing import NamedTuple
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from detr_d2.data.panoptic import coco_panoptic_categories
+from detr_d2.data.panoptic import coco_panoptic_categories, published_panoptic_rows
 
 HEAD = ("detr.class_embed.weight", "detr.class_embed.bias")
-"""Rows are the foreground classes, then no-object."""
+"""Names of the head's tensors, whose rows are the foreground classes, then no-object."""
 
 COCO_CLASSES = [x for x in COCO_CATEGORIES if x["isthing"]]
 """COCO's 80 thing classes, in the order of Detectron2's contiguous ids."""
 
 UNUSED_BIAS = -1e4
-"""Bias of a row that is no class: neither softmax nor sigmoid ever chooses it, and half precision can represent it."""
+"""Bias of an unused row: neither softmax nor sigmoid ever chooses it, and half precision can represent it."""
 
 
 class CocoHead(NamedTuple):
     """A head that the original publishes, with a row for every category id of COCO, and its contiguous classes."""
 
-    names: list[str]
-    """Of the contiguous classes."""
-    rows: list[int]
-    """By category id, of the contiguous classes and of no-object, which is the last row."""
+    names: list[str]  # Names of the contiguous classes.
+    rows: list[int]  # Rows of the contiguous classes in the head over category ids, then its last, no-object.
 
     @property
     def num_id_rows(self) -> int:
@@ -33,16 +31,16 @@ class CocoHead(NamedTuple):
 
     @property
     def names_by_id(self) -> list[str | None]:
-        """Names by row without no-object; None for a row that is no class."""
+        """Names by row of the head over category ids, without no-object; None for unused rows."""
         names = dict(zip(self.rows[:-1], self.names, strict=True))
         return [names.get(i) for i in range(self.rows[-1])]
 
     def to_contiguous(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring a head over category ids to the contiguous classes, then no-object."""
+        """Convert a head over category ids to one over the contiguous classes, then no-object."""
         return {name: x[self.rows] if name in HEAD else x for name, x in tensors.items()}
 
     def to_ids(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Invert :meth:`to_contiguous`. Rows that are no class get the weight 0 and the bias :data:`UNUSED_BIAS`."""
+        """Invert :meth:`to_contiguous`. Unused rows get the weight 0 and the bias :data:`UNUSED_BIAS`."""
         spread = dict(tensors)
         for name, fill in zip(HEAD, (0.0, UNUSED_BIAS), strict=True):
             spread[name] = tensors[name].new_full((self.num_id_rows, *tensors[name].shape[1:]), fill)
@@ -51,26 +49,27 @@ class CocoHead(NamedTuple):
 
 
 @functools.cache
-def _coco_heads() -> tuple[CocoHead, CocoHead]:
-    panoptic = coco_panoptic_categories()
+def _coco_heads() -> tuple[dict[int, CocoHead], dict[int, CocoHead]]:
+    """Return COCO's heads by their number of rows: those over category ids, and those over contiguous classes."""
     things = CocoHead([x["name"] for x in COCO_CLASSES], [*(x["id"] for x in COCO_CLASSES), 91])
-    return things, CocoHead(panoptic.names, panoptic.published_rows())
+    heads = things, CocoHead(coco_panoptic_categories().names, published_panoptic_rows())
+    return {x.num_id_rows: x for x in heads}, {len(x.rows): x for x in heads}
 
 
 def coco_head_by_ids(rows: int | None) -> CocoHead | None:
     """Return COCO's head with ``rows`` rows by category id: 92, or 251 of things and stuff; None for others."""
-    return next((x for x in _coco_heads() if x.num_id_rows == rows), None)
+    return _coco_heads()[0].get(rows)
 
 
 def coco_head_contiguous(rows: int | None) -> CocoHead | None:
     """Return COCO's head with ``rows`` contiguous rows: 81, or 134 of things and then stuff; None for others."""
-    return next((x for x in _coco_heads() if len(x.rows) == rows), None)
+    return _coco_heads()[1].get(rows)
 
 
 def coco_names(rows: int) -> list[str | None] | None:
     """Return the names of COCO's classes by row of a head of either kind, without no-object; None for other heads.
 
-    In the list, None stands for a row that is no class.
+    In the list, None stands for an unused row.
     """
     if coco := coco_head_contiguous(rows):
         return list(coco.names)

@@ -1,4 +1,4 @@
-"""Conversion of a checkpoint to our format, the original's, or that of the transformers library."""
+"""Conversion of a checkpoint to the native format, the original's, or that of the transformers library."""
 
 import argparse
 import json
@@ -32,19 +32,16 @@ _NEW_HEAD = "it is initialized when the file is loaded for training"
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What was converted to what; ``str()`` of it is for people."""
+    """Source, output and content of a conversion; ``str()`` formats it for users."""
 
     source: str
     output: str
     format: str
-    architecture: dict[str, Any]
-    """Config keys of the model that the output fits."""
+    architecture: dict[str, Any]  # Config keys of the model that the output fits.
     num_tensors: int
     head: str
-    left_out: list[str]
-    """Tensors, by their names in the source, that the output does not hold."""
-    usage: str
-    """How to load the output elsewhere; empty if the format is ours."""
+    left_out: list[str]  # Names in the source of the tensors that the output does not hold.
+    usage: str  # Instructions for loading the output in other programs; empty for the native format.
 
     def __str__(self) -> str:
         defaults = target_config({})
@@ -76,19 +73,19 @@ def convert_checkpoint(
     Args:
         source: a file or URL in one of :data:`~detr_d2.checkpoint.formats.FORMATS`.
         output: the file to write; its folder is created if need be.
-        to: one of :data:`TARGETS`.
-        num_classes: foreground classes of the model to be loaded. None keeps the head, except that "d2" brings one over
-            COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or 250
-            keep these too. A head that does not fit the number is left out of "d2", and refused for the others.
-        coco_ids: bring a head over COCO's contiguous classes, 80 or 133, to the 92 or 251 rows by category id that the
-            published models have. Not for "d2".
+        to: one of :data:`TARGETS`, of which "d2" is the native format.
+        num_classes: foreground classes of the model to be loaded. None keeps the head, except that "d2" converts one
+            over COCO's category ids to contiguous classes: 92 rows to 80 things, 251 to 80 things and 53 stuff; 91 or
+            250 keep these too. A head that does not fit the number is left out of "d2", and an error for the others.
+        coco_ids: True to convert a head over COCO's contiguous classes, 80 or 133, to the 92 or 251 rows by category id
+            that the published models have. Not for "d2".
         settings: config keys that no tensor reveals and that the source may not report either: MODEL.DETR.NHEADS,
             MODEL.RESNETS.RES5_DILATION.
-        force: overwrite ``output``.
-        trust: unpickle whatever ``source`` holds; see :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
+        force: True to overwrite ``output``.
+        trust: True to unpickle anything; see :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
 
     Raises:
-        UserError: ``source`` can't be read or is no DETR, or ``output`` can't be written; nothing is written then.
+        UserError: ``source`` can't be read or is not a DETR, or ``output`` can't be written; nothing is written then.
     """
     _check_output(output, to, force)
     checkpoint = read_checkpoint(source, trust=trust)
@@ -137,7 +134,7 @@ def target_config(architecture: dict[str, Any]) -> CfgNode:
 
 
 def _select_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors to write, and what the summary says of the head."""
+    """Return the tensors to write, and the summary's line on the head."""
     rows = head_rows(weights.tensors)
     if rows is None:
         return weights.tensors, f"the source holds none; {_NEW_HEAD}"
@@ -153,17 +150,17 @@ def _select_head(weights: NativeWeights, num_classes: int | None) -> tuple[dict[
 def _spread_head(
     tensors: dict[str, Tensor], labels: list[str | None] | None, to: str, source: str
 ) -> tuple[dict[str, Tensor], list[str | None], str]:
-    """Return the tensors with a head over COCO's category ids, its labels, and what the summary says of it."""
+    """Return the tensors with a head over COCO's category ids, its labels, and the summary's line on it."""
     rows = head_rows(tensors)
     if to == "d2":
-        raise UserError("--coco-ids is for --to original and --to huggingface: our heads have contiguous classes.")
+        raise UserError("--coco-ids is for --to original and --to huggingface: native heads have contiguous classes.")
     is_coco = labels is None or labels == coco_names(rows)
     if is_coco and coco_head_by_ids(rows):
         return tensors, coco_names(rows), f"{rows} rows kept: COCO's category ids, then no-object"
     coco = coco_head_contiguous(rows)
     if coco is None or not is_coco:
         raise UserError(f"{source}: its head of {rows} rows is not over COCO's 80 classes. Leave out --coco-ids.")
-    head = f"{rows} -> {coco.num_id_rows} rows: COCO's category ids, then no-object; rows that are no class never win"
+    head = f"{rows} -> {coco.num_id_rows} rows: COCO's category ids, then no-object; unused rows are never predicted"
     return coco.to_ids(tensors), coco.names_by_id, head
 
 
@@ -186,7 +183,7 @@ def _original_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
-    """Refuse settings that no tensor reveals and that can't be true."""
+    """Raise if settings that no tensor reveals contradict the tensors."""
     hidden_dim = architecture.get("MODEL.DETR.HIDDEN_DIM", 0)
     heads = architecture.get("MODEL.DETR.NHEADS", huggingface.DEFAULT_HEADS if to == "huggingface" else 1)
     if hidden_dim % heads:
@@ -196,24 +193,24 @@ def _check_settings(architecture: dict[str, Any], to: str, source: str) -> None:
 
 
 def _check_tensors(tensors: dict[str, Tensor], architecture: dict[str, Any], source: str) -> None:
-    """Refuse tensors that are not exactly those of the model; a head that was left out may be missing."""
+    """Raise if the tensors are not exactly those of the model; a head that was left out may be missing."""
     if "MODEL.RESNETS.DEPTH" not in architecture:
-        raise UserError(f"{source}: its backbone is no ResNet-18, 34, 50, 101 or 152. Only these can be converted.")
+        raise UserError(f"{source}: its backbone is not a ResNet-18, 34, 50, 101 or 152. Only these can be converted.")
     model = build_model(target_config(architecture)).state_dict()
     if HEAD[0] not in tensors:
         model = {name: x for name, x in model.items() if name not in HEAD}
     differences = compare(tensors, model)
     if any(differences):
         raise UserError(
-            f"{source} is no complete DETR, or a variant of it: it does not fit the model that its shapes belong to "
+            f"{source} is not a complete DETR, or a variant of it: it does not fit the model that its shapes belong to "
             f"({describe_architecture(architecture)}).\n{explain(differences, tensors, model)}"
         )
 
 
 def _check_output(output: str, to: str, force: bool) -> None:
-    """Refuse an output that can't be written, or exists and is not to be overwritten."""
+    """Raise if the output can't be written, or exists and ``force`` is False."""
     if to not in TARGETS:
-        raise UserError(f"--to {to!r} is no format: choose one of {', '.join(TARGETS)}.")
+        raise UserError(f"--to {to!r} is not a format: choose one of {', '.join(TARGETS)}.")
     if os.path.isdir(output):
         raise UserError(f"{output} is a folder: name the file to write.")
     if output.endswith(SAFETENSORS):
@@ -233,12 +230,13 @@ def write_checkpoint(
     architecture: Mapping[str, Any],
     labels: Sequence[str | None] | None,
 ) -> str:
-    """Write ``tensors``, under our names, in the format ``to``, and return how to load the file, for people.
+    """Write ``tensors``, under native names, in the format ``to``, and return instructions for loading the file.
+
+    For "huggingface", a config.json is written to the same folder.
 
     Args:
-        output: the file; for "huggingface", a config.json is written beside it.
         architecture: config keys and values of the model.
-        labels: class names by row of the head, without no-object; None for a row that is no class.
+        labels: class names by row of the head, without no-object; None for an unused row.
 
     Raises:
         UserError: the format has no such model, or the file can't be written; nothing is written then.

@@ -1,4 +1,7 @@
-"""The checkpoint formats that our model is loaded from and written in, and the conversion of state dicts."""
+"""The checkpoint formats that a model is loaded from and written in, and the conversion of state dicts.
+
+The native format has the names of the model's own state dict.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from detr_d2.checkpoint.architecture import group_names
 from detr_d2.checkpoint.class_head import coco_head_by_ids, head_rows
 from detr_d2.checkpoint.huggingface import HUGGINGFACE, HUGGINGFACE_SEGMENTATION
 from detr_d2.checkpoint.key_maps import CheckpointFormat
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 FORMATS = (
     *(key_maps.NATIVE, key_maps.SMCA, key_maps.ORIGINAL, key_maps.ORIGINAL_SEGMENTATION),
@@ -23,7 +26,7 @@ FORMATS = (
 """Every format that is read. A new one is a key map and an entry here; the first that matches counts."""
 
 EXPORTS = {"original": key_maps.ORIGINAL, "huggingface": HUGGINGFACE}
-"""Every format that is written beside our own, by its name on the command line."""
+"""Every format that is written in addition to the native one, by its name on the command line."""
 
 _TRAINING_ONLY = "training_queries."
 _MASK_HEAD = ("detr.bbox_attention.", "detr.mask_head.")
@@ -31,40 +34,32 @@ _MASK_HEAD = ("detr.bbox_attention.", "detr.mask_head.")
 
 @dataclass(frozen=True)
 class NativeWeights:
-    """A checkpoint's weights under our names."""
+    """A checkpoint's weights under native names."""
 
     tensors: dict[str, Tensor]
     format: CheckpointFormat
-    left_out: list[str]
-    """Names, in the file, of tensors that our model does not have: classifiers, counters."""
-    class_names: list[str] | None = None
-    """Of the head's classes, where the format determines them."""
+    left_out: list[str]  # Names, in the file, of tensors that the model does not have: classifiers, counters.
+    class_names: list[str] | None = None  # Names of the head's classes, where the format determines them.
 
 
 def find_format(names: Iterable[str]) -> CheckpointFormat | None:
-    """Return the supported format with tensors of these names; None if there is none."""
-    found = _first_match(names)
-    return found if found in FORMATS else None
-
-
-def recognize(names: Iterable[str], source: str = "The checkpoint") -> CheckpointFormat:
-    """Return the supported format with tensors of these names, or raise a UserError that says what can be loaded."""
-    names = list(names)
-    found = _first_match(names)
-    if found in FORMATS:
-        return found
-    examples = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "nothing"
-    looks = f"is {found.name}" if found else f"is of no known format; it holds {examples}"
-    raise UserError(f"{source} {looks}. What can be loaded: {', '.join(x.name for x in FORMATS)}.")
-
-
-def _first_match(names: Iterable[str]) -> CheckpointFormat | None:
+    """Return the first format, supported or known only by name, with tensors of these names; None if there is none."""
     names = list(names)
     return next((x for x in (*key_maps.UNSUPPORTED, *FORMATS) if x.matches(names)), None)
 
 
+def recognize(names: Iterable[str], source: str = "The checkpoint") -> CheckpointFormat:
+    """Return the supported format with tensors of these names. If there is none, a UserError lists the formats."""
+    names = list(names)
+    match = find_format(names)
+    if match in FORMATS:
+        return match
+    looks = f"is {match.name}" if match else f"is of no known format; it holds {abbreviate(names, 3) or 'nothing'}"
+    raise UserError(f"{source} {looks}. What can be loaded: {', '.join(x.name for x in FORMATS)}.")
+
+
 def without_mask_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, under our names, that do not belong to the mask head."""
+    """Return the tensors, under native names, that do not belong to the mask head."""
     return {name: x for name, x in tensors.items() if not name.startswith(_MASK_HEAD)}
 
 
@@ -75,7 +70,7 @@ def split_training_only(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def has_mask_head(tensors: dict[str, Tensor]) -> bool:
-    """Check whether tensors, under our names, hold a mask head."""
+    """Check whether tensors, under native names, hold a mask head."""
     return any(name.startswith(_MASK_HEAD) for name in tensors)
 
 
@@ -98,30 +93,34 @@ def _extract_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], lis
 def to_native(
     checkpoint: dict[str, Any], num_classes: int | None = None, source: str = "The checkpoint", contiguous: bool = False
 ) -> NativeWeights:
-    """Bring the contents of a file to our names, or raise a UserError if its format is not known.
+    """Rename the keys of a checkpoint to the native format.
+
+    If the model has 80 classes, a head over COCO's category ids (92 rows) becomes one over the contiguous classes (81
+    rows); if it has 133, one of things and stuff (251 rows) becomes one of 134 rows. ``contiguous`` converts both for
+    any model.
 
     Args:
-        checkpoint: as :func:`~detr_d2.checkpoint.reading.read_checkpoint` returns it.
-        num_classes: of the model to load. With 80, a head over COCO's category ids (92 rows) becomes one over the
-            contiguous classes (81 rows); with 133, one of things and stuff (251 rows) becomes one of 134 rows.
-        source: the file, for error messages.
-        contiguous: bring both to contiguous classes, whatever the number.
+        checkpoint: contents of a file, from :func:`~detr_d2.checkpoint.reading.read_checkpoint`.
+        source: name of the file in error messages.
+
+    Raises:
+        UserError: the format is not known.
     """
     weights, left_out = _extract_weights(checkpoint)
-    found = recognize(weights or checkpoint, source)
-    names = {name: found.native_name(name) for name in weights}
+    source_format = recognize(weights or checkpoint, source)
+    names = {name: source_format.native_name(name) for name in weights}
     tensors = {names[name]: x for name, x in weights.items() if names[name] is not None}
     left_out += [name for name in weights if names[name] is None]
-    if found.splits_in_proj:
+    if source_format.splits_in_proj:
         tensors = _join_in_proj(tensors)
-    coco = coco_head_by_ids(head_rows(tensors)) if found.has_coco_ids else None
+    coco = coco_head_by_ids(head_rows(tensors)) if source_format.has_coco_ids else None
     if coco is None or not (contiguous or num_classes == len(coco.names)):
-        return NativeWeights(tensors, found, left_out)
-    return NativeWeights(coco.to_contiguous(tensors), found, left_out, list(coco.names))
+        return NativeWeights(tensors, source_format, left_out)
+    return NativeWeights(coco.to_contiguous(tensors), source_format, left_out, list(coco.names))
 
 
 def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[str, Tensor]:
-    """Invert :func:`to_native`; a UserError if ``target`` has no name for one of the tensors."""
+    """Invert :func:`to_native`. If ``target`` has no name for one of the tensors, raise a UserError."""
     if target.splits_in_proj:
         tensors = _split_in_proj(tensors)
     names = {name: target.foreign_name(name) for name in tensors}
@@ -131,14 +130,15 @@ def from_native(tensors: dict[str, Tensor], target: CheckpointFormat) -> dict[st
 
 
 def native_state_dict(state_dict: dict[str, Tensor], num_classes: int, masks: bool = True) -> dict[str, Tensor]:
-    """Bring the names in ``state_dict`` to ours, for a model's own loading; without ``masks`` leave out a mask head.
+    """Rename the keys of ``state_dict`` to the native format, for a model's own loading.
 
     Returns:
-        ``state_dict`` itself if it has our names already or is of no known format; torch then reports what is
-        missing. Otherwise a new dict, its head in COCO's contiguous order if ``num_classes`` is 80 or 133.
+        ``state_dict`` itself if it has native names already or is of no supported format; torch then reports what is
+        missing. Otherwise a new dict, its head in COCO's contiguous order if ``num_classes`` is 80 or 133, and without
+        a mask head unless ``masks``.
     """
-    found = find_format(state_dict)
-    if found is None or (found is key_maps.NATIVE and all(found.native_name(x) is not None for x in state_dict)):
+    match = find_format(state_dict)
+    if match not in FORMATS or (match is key_maps.NATIVE and all(match.native_name(x) for x in state_dict)):
         return state_dict
     tensors = to_native(state_dict, num_classes).tensors
     return tensors if masks else without_mask_head(tensors)

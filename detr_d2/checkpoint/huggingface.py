@@ -14,7 +14,7 @@ from torch import Tensor
 from detr_d2.checkpoint.key_maps import BACKBONE, CheckpointFormat, Rules, torchvision_rules, with_prefixes
 from detr_d2.utils.errors import UserError
 
-# Attention heads of a model that nothing is known of: as published.
+# Attention heads of the published models, for a model whose number is not known.
 DEFAULT_HEADS = 8
 
 # Widths of timm's ResNets, which are the library's image encoders.
@@ -56,11 +56,11 @@ _HEADS_AND_EMBEDDINGS: Rules = (
 def _own_resnet_rules(prefix: str) -> Rules:
     convolutions = {f"{prefix}embedder.embedder.": f"{BACKBONE}stem.conv1."}
     for stage in (0, 1, 2, 3):
-        theirs, ours = f"{prefix}encoder.stages.{stage}.layers.<n>.", f"{BACKBONE}res{stage + 2}.<n>."
-        convolutions |= {f"{theirs}layer.{i}.": f"{ours}conv{i + 1}." for i in (0, 1, 2)}
-        convolutions[f"{theirs}shortcut."] = f"{ours}shortcut."
+        foreign, native = f"{prefix}encoder.stages.{stage}.layers.<n>.", f"{BACKBONE}res{stage + 2}.<n>."
+        convolutions |= {f"{foreign}layer.{i}.": f"{native}conv{i + 1}." for i in (0, 1, 2)}
+        convolutions[f"{foreign}shortcut."] = f"{native}shortcut."
     names = (("convolution.weight", "weight"), ("normalization.<norm>", "norm.<norm>"))
-    return tuple(rule for theirs, ours in convolutions.items() for rule in with_prefixes(theirs, ours, names))
+    return tuple(rule for prefixes in convolutions.items() for rule in with_prefixes(*prefixes, names))
 
 
 # The image encoder is a ResNet of timm's, with torchvision's names, or the library's own.
@@ -96,7 +96,7 @@ def release_4_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_config(architecture: Mapping[str, Any], labels: Sequence[str | None] | None) -> dict[str, Any]:
-    """Return the library's config of a model from our config keys, or raise a UserError if it has no such model.
+    """Return the library's config of a model. If the library has no such model, raise a UserError.
 
     ``labels`` are the class names by row of the head, without no-object; None: the library's for unnamed classes.
     """
@@ -148,7 +148,7 @@ def read_config(weights: str) -> dict[str, Any]:
 
 
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config keys of ours that are in ``config`` and that no tensor reveals."""
+    """Return the config keys and values that ``config`` states and no tensor reveals."""
     settings = {}
     if isinstance(heads := config.get("encoder_attention_heads"), int) and heads > 0:
         settings["MODEL.DETR.NHEADS"] = heads

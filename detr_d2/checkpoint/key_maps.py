@@ -1,4 +1,4 @@
-"""How tensors are named in other projects' checkpoints, and the rules that lead to our names and back."""
+"""Names of tensors in other projects' checkpoints, and rules that translate them to native names and back."""
 
 import functools
 import re
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 BACKBONE = "detr.backbone.0.backbone."
-"""Prefix of the backbone's tensors in a state dict of our model."""
+"""Prefix of the backbone's tensors in the native format."""
 
 Rules = tuple[tuple[str, str | None], ...]
-"""(their name, our name), with the same wildcards in both. None: this tensor is not for our model."""
+"""(foreign name, native name), with the same wildcards in both. None: the model has no such tensor."""
 
 _WILDCARDS = {
     "n": r"\d+",
@@ -24,43 +24,39 @@ _WILDCARDS = {
     "mask_module": "bbox_attention|mask_head",
     "rest": ".+",
 }
-"""What ``<NAME>`` in a rule stands for."""
+"""Regular expressions by wildcard: ``<NAME>`` in a rule."""
 
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """How to recognize a checkpoint by its tensors' names, and what our names for them are."""
+    """Format of a checkpoint: names of tensors that identify it, and rules that translate them to native names."""
 
-    name: str
-    """What messages call it."""
-    signature: tuple[str, ...]
-    """Regular expressions. A checkpoint is of this format if each matches one of its names in full."""
+    name: str  # Display name, used in messages.
+    signature: tuple[str, ...]  # Regular expressions, each of which fully matches a name in a file of this format.
+    # In either direction, the first rule that matches a name counts. A foreign name that none matches is kept:
+    # comparing with the model finds it.
     rules: Rules = ()
-    """In either direction the first rule that matches a name counts. A name of theirs that none matches is kept:
-    comparing with the model finds it."""
     backbone_only: bool = False
-    has_coco_ids: bool = False
-    """The rows of the class head may be COCO's category ids instead of contiguous classes."""
-    splits_in_proj: bool = False
-    """An attention's query, key and value projections are three tensors, not one."""
+    has_coco_ids: bool = False  # True if rows of the class head may be COCO's category ids, not contiguous classes.
+    splits_in_proj: bool = False  # True if an attention's query, key and value projections are three tensors, not one.
+    # Config keys and values of every model of the format that no tensor reveals.
     implies: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys that go with every model of the format, and that no tensor reveals."""
 
     def matches(self, names: Iterable[str]) -> bool:
         names = list(names)
         return all(any(re.fullmatch(pattern, name) for name in names) for pattern in self.signature)
 
     def native_name(self, name: str) -> str | None:
-        """Return our name of a tensor, None if our model has no such tensor."""
+        """Return the native name of a tensor, None if the model has no such tensor."""
         return _rename(name, self.rules, default=name)
 
     def foreign_name(self, name: str) -> str | None:
-        """Return the format's name of our tensor, None if it has none."""
+        """Return the format's name of a native tensor, None if it has none."""
         return _rename(name, self._rules_to_foreign, default=None)
 
     @functools.cached_property
     def _rules_to_foreign(self) -> Rules:
-        return tuple((ours, theirs) for theirs, ours in self.rules if ours is not None)
+        return tuple((native, foreign) for foreign, native in self.rules if native is not None)
 
 
 @functools.cache
@@ -75,21 +71,21 @@ def _rename(name: str, rules: Rules, default: str | None) -> str | None:
     return default
 
 
-def with_prefixes(theirs: str, ours: str, rules: Rules) -> Rules:
-    """Put a prefix before both names of every rule."""
-    return tuple((theirs + name, None if our_name is None else ours + our_name) for name, our_name in rules)
+def with_prefixes(foreign: str, native: str, rules: Rules) -> Rules:
+    """Add a prefix to both names of every rule."""
+    return tuple((foreign + a, None if b is None else native + b) for a, b in rules)
 
 
 def torchvision_rules(prefix: str = "") -> Rules:
     """Return the rules of a torchvision or timm ResNet whose names start with ``prefix``."""
     rules = [("conv1.weight", "stem.conv1.weight"), ("bn1.<norm>", "stem.conv1.norm.<norm>")]
     for i in (1, 2, 3, 4):
-        theirs, ours = f"layer{i}.<n>", f"res{i + 1}.<n>"
+        foreign, native = f"layer{i}.<n>", f"res{i + 1}.<n>"
         rules += [
-            (f"{theirs}.conv<i>.weight", f"{ours}.conv<i>.weight"),
-            (f"{theirs}.bn<i>.<norm>", f"{ours}.conv<i>.norm.<norm>"),
-            (f"{theirs}.downsample.0.weight", f"{ours}.shortcut.weight"),
-            (f"{theirs}.downsample.1.<norm>", f"{ours}.shortcut.norm.<norm>"),
+            (f"{foreign}.conv<i>.weight", f"{native}.conv<i>.weight"),
+            (f"{foreign}.bn<i>.<norm>", f"{native}.conv<i>.norm.<norm>"),
+            (f"{foreign}.downsample.0.weight", f"{native}.shortcut.weight"),
+            (f"{foreign}.downsample.1.<norm>", f"{native}.shortcut.norm.<norm>"),
         ]
     return with_prefixes(prefix, BACKBONE, (*rules, ("<rest>.num_batches_tracked", None), ("fc.<wb>", None)))
 
@@ -117,7 +113,7 @@ DETECTRON2_RESNET = CheckpointFormat(
     backbone_only=True,
 )
 
-# Our own names are those that the original project's Detectron2 wrapper and its converter wrote. The buffer of the
+# Native names are those that the original project's Detectron2 wrapper and its converter wrote. The buffer of the
 # wrapper's criterion is made from the config here.
 _WRAPPER_BUFFER = ("criterion.empty_weight", None)
 
@@ -167,4 +163,4 @@ UNSUPPORTED = (
         (r"detr\.backbone\.0\.backbone\.(detr|stem\.detr)\..+",),
     ),
 )
-"""Models that are recognized only to say what they are."""
+"""Models that are recognized only to name them in an error."""

@@ -27,12 +27,12 @@ _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config; a UserError lists names like an unknown one."""
+    """Return the path of a config. For an unknown name, a UserError lists similar ones."""
     return packaged_config(name)
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Return the URL of the published weights of a config or model; a UserError if none are published."""
+    """Return the URL of the published weights of a config or model. If there are none, raise a UserError."""
     file = f"{name.removesuffix('.yaml')}.yaml"
     for model in PUBLISHED.values():
         if name == model.name or file == model.config:
@@ -44,12 +44,13 @@ def get_checkpoint_url(name: str) -> str:
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """Return Detectron2's defaults, DETR's, and those of the config, each over the one before.
+    """Return Detectron2's defaults, DETR's, and those of the config or published model, each over the one before.
 
-    Args:
-        name: of a config or published model; a UserError if there is none, or no weights to ``trained``.
-        trained: set ``MODEL.WEIGHTS`` to the published weights, and freeze none. Otherwise ``MODEL.WEIGHTS`` and
-            ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
+    If ``trained``, ``MODEL.WEIGHTS`` are the published weights, and none are frozen. Otherwise ``MODEL.WEIGHTS`` and
+    ``MODEL.DETR.FROZEN_WEIGHTS`` are what the config starts training from.
+
+    Raises:
+        UserError: there is no such config or model, or it has no published weights and ``trained`` is True.
     """
     cfg = load_config(get_config_file(name), [])
     if trained:
@@ -60,11 +61,10 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """Return a model in training mode with its weights loaded, or raise a UserError if they can't be downloaded.
+    """Return the model of :func:`get_config`, in training mode, with its weights loaded.
 
-    Args:
-        name, trained: see :func:`get_config`.
-        device: overrides ``MODEL.DEVICE``; by default the CPU where there is no CUDA GPU.
+    It is on ``device``, by default ``MODEL.DEVICE``, or the CPU if there is no CUDA GPU. If the weights can't be
+    downloaded, raise a UserError.
     """
     cfg = get_config(name, trained)
     if device is not None or not torch.cuda.is_available():
@@ -76,10 +76,9 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
 
 
 def torchvision_url(name: str) -> str:
-    """Return the URL of torchvision's ImageNet weights of a ResNet; a UserError lists what there is.
+    """Return the URL of torchvision's ImageNet weights of a ResNet. For an unknown name, a UserError lists all.
 
-    Args:
-        name: "resnet101", with the weights that DETR was trained from, or "resnet101/IMAGENET1K_V2" with others.
+    "resnet101" names the weights that DETR was trained from, "resnet101/IMAGENET1K_V2" others.
     """
     model, _, tag = name.partition("/")
     if model not in _RESNETS:
@@ -142,7 +141,7 @@ class NamedWeightsHandler(PathHandler):
 
 
 def register_path_handlers() -> None:
-    """Let Detectron2's PathManager read ``detr://NAME``, ``torchvision://NAME`` and ``package://PACKAGE/FILE``.
+    """Register ``detr://NAME``, ``torchvision://NAME`` and ``package://PACKAGE/FILE`` with Detectron2's PathManager.
 
     Can be called again.
     """

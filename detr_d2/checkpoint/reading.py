@@ -39,13 +39,13 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
 
     Args:
         path: a file, or a URL that Detectron2's PathManager supports; downloads are cached, with a progress bar.
-        trust: unpickle whatever the file holds. This can run any code: only for files of known origin.
+        trust: True to unpickle anything. This can run any code: only for files of known origin.
 
     Returns:
         The contents of the file, tensors on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, no checkpoint, or needs ``trust`` or a package.
+        UserError: the file is missing, truncated or not a checkpoint, or needs ``trust`` or a package.
     """
     local = local_path(path)
     name = path if local == path else f"{path} (downloaded to {local})"
@@ -76,7 +76,7 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
 
 
 def local_path(path: str) -> str:
-    """Return the local copy of a file or URL, downloaded if need be; a UserError if there is none."""
+    """Return the path of a file, or of the local copy of a URL. If there is no such file, raise a UserError."""
     try:
         local = PathManager.get_local_path(path)
     except Exception as e:  # every handler of PathManager has its own errors
@@ -97,7 +97,7 @@ def local_path(path: str) -> str:
 
 
 def import_safetensors(path: str) -> ModuleType:
-    """Return the module ``safetensors.torch`` for reading or writing ``path``; a UserError if it is not installed."""
+    """Return the module ``safetensors.torch``, needed for ``path``. If it is not installed, raise a UserError."""
     try:
         return importlib.import_module("safetensors.torch")
     except ImportError as e:
@@ -105,9 +105,9 @@ def import_safetensors(path: str) -> ModuleType:
 
 
 def allow_original_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)``, which DefaultPredictor calls, read the original's files.
+    """Allow ``torch.load(weights_only=True)``, which DefaultPredictor calls, to read the original's files.
 
-    They hold the ``argparse.Namespace`` of a training run. Before torch 2.5 there is no list to add to.
+    They hold the ``argparse.Namespace`` of a training run. Before torch 2.5 there is no list to add it to.
     """
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([argparse.Namespace])
@@ -213,17 +213,13 @@ for _core in ("numpy.core", "numpy._core"):
 
 # The C unpickler has no hook for setting state, through which a pickle can change what it was allowed to import.
 class Unpickler(pickle._Unpickler):
-    """Reader of one object.
-
-    Raises:
-        ForbiddenGlobal: the pickle requires more than data.
-    """
+    """Reader of one object, which raises :class:`ForbiddenGlobal` if the pickle requires more than data."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        if found := _ALLOWED.get(f"{module}.{name}"):
-            return found
+        if allowed := _ALLOWED.get(f"{module}.{name}"):
+            return allowed
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         raise ForbiddenGlobal(f"{module}.{name}")
@@ -250,7 +246,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def load(file: BinaryIO, **kwargs: Any) -> Any:
-    """Read one object from ``file``, which is left behind its end; arguments as for ``pickle.load``."""
+    """Read one object from ``file``, which is then positioned behind it; arguments as for ``pickle.load``."""
     return Unpickler(file, **kwargs).load()
 
 

@@ -1,7 +1,7 @@
 """Count parameters, FLOPs and activations of the model that a config describes, by module and image size.
 
 A FLOP is one multiply-add, as in DETR's paper. Softmax, activations and additions are not counted, norms are.
-Activations are the elements that convolutions, linear layers and attention put out. Batch size 1, inference, on the
+Activations are the elements that convolutions, linear layers and attention output. Batch size 1, inference, on the
 CPU, without weights.
 
 Examples:
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 ATTENTION = "aten::scaled_dot_product_attention"
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config()
-    parser.add_argument("--size", nargs=2, type=int, action="append", metavar=("H", "W"), help="default: 800 1066")
+    parser.add_argument(
+        "--size", nargs=2, type=int, action="append", metavar=("H", "W"), help="size of images (default: 800 1066)"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="use the sizes of the images of this dataset; FLOPs only")
-    parser.add_argument("--num-images", type=int, default=100, metavar="N", help="of the dataset (default: 100)")
+    parser.add_argument("--num-images", type=int, default=100, metavar="N", help="images of --dataset (default: 100)")
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to show (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="write the statistics of every module to this file")
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset:
         sizes = dataset_sizes(cfg, args.dataset, args.num_images)
     if any(side < 1 for size in sizes for side in size):
-        raise UserError("--size takes two numbers of pixels from 1.")
+        raise UserError("--size: give two numbers of pixels of at least 1.")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     cfg.merge_from_list(["MODEL.TIMM.PRETRAINED", False, "MODEL.TIMM.WEIGHTS", ""])
     check_model_config(cfg)
@@ -98,15 +99,14 @@ def count(model: "nn.Module", size: tuple[int, int], activations: bool = True) -
 
     def by_module(analysis) -> dict[str, int]:
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        # Without the module that tracing wraps around the model.
-        return {
-            name.removeprefix("model").removeprefix("."): int(x) for name, x in analysis.by_module().items() if name
-        }
+        # Tracing wraps the model in one more module.
+        counts = analysis.by_module().items()
+        return {name.removeprefix("model").removeprefix("."): int(x) for name, x in counts if name}
 
     inputs = [{"image": torch.zeros(3, *size, dtype=torch.uint8)}]
     with torch.no_grad():
         flops = FlopCountAnalysis(model, inputs).set_op_handle(ATTENTION, attention_flops)
-        found = {
+        statistics = {
             "flops": by_module(flops),
             "operators": dict(flops.by_operator()),
             "not_counted": dict(flops.unsupported_ops()),
@@ -114,8 +114,8 @@ def count(model: "nn.Module", size: tuple[int, int], activations: bool = True) -
         if activations:
             adapter = TracingAdapter(model, inputs, allow_non_tensor=True)
             counter = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
-            found["activations"] = by_module(counter.set_op_handle(ATTENTION, generic_activation_jit(ATTENTION)))
-    return found
+            statistics["activations"] = by_module(counter.set_op_handle(ATTENTION, generic_activation_jit(ATTENTION)))
+    return statistics
 
 
 def attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -128,7 +128,7 @@ def attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def format_report(report: dict[str, Any], depth: int) -> str:
-    """Return a table for every size, or one of the mean over a dataset's sizes; modules down to ``depth``."""
+    """Return a table for every size, or of the mean over a dataset's sizes, with the modules down to ``depth``."""
     parameters, sizes = report["parameters"], report["sizes"]
     text = f"{parameters['']:,} parameters, {report['trainable_parameters']:,} of them trained"
     if "activations" in sizes[0]:
@@ -147,7 +147,7 @@ def format_report(report: dict[str, Any], depth: int) -> str:
         left_out = ", ".join(sorted(name.removeprefix("aten::") for name in statistics["not_counted"]))
         text += (
             f"\n\n{heading}\n{_table(depth, parameters, statistics)}\nGFLOPs by operator: {operators}\n"
-            f"not counted: {left_out or 'nothing'}, and what takes no multiplications"
+            f"not counted: {left_out or 'nothing'}, and operators without multiplications"
         )
     return text
 
@@ -166,4 +166,4 @@ def _table(depth: int, parameters: dict[str, int], statistics: dict[str, Any]) -
     return tabulate(rows, headers, colalign=("left", *["right"] * (len(headers) - 1)), disable_numparse=True)
 
 
-main = Command("analyze", __doc__, add_flags, run)
+main = Command("analyze", __doc__, _add_flags, run)

@@ -11,7 +11,7 @@ from detr_d2.utils.errors import UserError
 
 AnyParser = TypeVar("AnyParser", bound=argparse.ArgumentParser)
 
-# What can be a config key: MODEL.WEIGHTS, SEED.
+# Form of a config key: MODEL.WEIGHTS, SEED.
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
@@ -19,12 +19,7 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of one command, with hidden old spellings and config keys anywhere among the flags."""
 
     def __init__(self, command: str, doc: str):
-        """Make a parser without flags.
-
-        Args:
-            command: its name, as in ``detr-d2 COMMAND``.
-            doc: docstring of its module, shown by ``--help``: the first line before the flags, the rest after them.
-        """
+        """Make a parser without flags. ``--help`` shows the first line of ``doc`` before them, the rest after them."""
         description, _, epilog = doc.partition("\n\n")
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"detr-d2 {command}", description=description, epilog=epilog, formatter_class=raw)
@@ -36,14 +31,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_config(self, required: bool = False, **settings) -> None:
         """Add ``--config-file``, and accept ``KEY VALUE`` pairs of the config anywhere, as ``args.opts``."""
-        defaults = {"default": None if required else "", "required": required, "metavar": "NAME"}
+        accepted = "a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
         default = f" (default: {settings['default']})" if "default" in settings else ""
-        self.add_argument(
-            "--config-file",
-            **{**defaults, **settings},
-            help="a packaged config (smca_r50_type3), a published model (detr-r50), or the path of a YAML file"
-            + default,
-        )
+        settings = {"required": required, "default": "", "metavar": "NAME", **settings}
+        self.add_argument("--config-file", **settings, help=accepted + default)
         self._accepts_keys = True
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, e.g. MODEL.DEVICE cpu")
 
@@ -65,8 +56,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _get_option_tuples(self, option_string):
         # An abbreviation of several spellings of one flag is not ambiguous.
-        found = super()._get_option_tuples(option_string)
-        return list({id(match[0]): match for match in found}.values())
+        return list({id(match[0]): match for match in super()._get_option_tuples(option_string)}.values())
 
 
 def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -90,19 +80,19 @@ def take_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def at_least(minimum: int, unit: str) -> Callable[[str], int]:
-    """Return a ``type`` for whole numbers from ``minimum``; ``unit``: what they count."""
+    """Return a ``type`` for integers of at least ``minimum``; ``unit`` names what they count, for messages."""
 
-    def whole_number(text: str) -> int:
+    def integer(text: str) -> int:
         number = int(text)
         if number < minimum:
             raise argparse.ArgumentTypeError(f"{number}: give the number of {unit}, {minimum} or more")
         return number
 
-    return whole_number
+    return integer
 
 
 def check_score(score: float | None) -> None:
-    """Raise an error if ``--score-thresh`` is given and no score."""
+    """Raise an error if ``--score-thresh`` is given and not in [0, 1]."""
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score-thresh is {score}: give a number from 0 to 1.")
 
@@ -110,21 +100,23 @@ def check_score(score: float | None) -> None:
 def add_training_flags(parser: CommandParser, **config_settings) -> None:
     """Add ``--config-file``, the other flags of Detectron2's ``default_argument_parser``, and ``--output``."""
     parser.add_config(**config_settings)
-    parser.add_argument("--output", dest="output_dir", metavar="DIR", help="of the run, as the config key OUTPUT_DIR")
+    parser.add_argument("--output", dest="output_dir", metavar="DIR", help="output folder of the run: OUTPUT_DIR")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in that folder")
     group = parser.add_argument_group("processes")
     group.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or on a CPU processes, per machine (default: 1)"
     )
-    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="(default: 1)")
-    group.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0 (default: 0)")
+    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines (default: 1)")
+    group.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="number of this machine, counted from 0 (default: 0)"
+    )
     # One port per user, as Detectron2 chooses it: a process left behind is noticed by the port it occupies.
     port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
     group.add_argument(
         "--dist-url",
         default=f"tcp://127.0.0.1:{port}",
         metavar="URL",
-        help="where the processes meet (default: a port of this machine; auto: any free one)",
+        help="address at which the processes meet (default: a port of this machine; auto: any free one)",
     )
     parser.set_defaults(eval_only=False)
 

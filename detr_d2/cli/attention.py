@@ -1,8 +1,8 @@
-r"""Visualize where a trained model looks in an image: the attention of object queries, or of points.
+r"""Visualize where a trained model attends in an image: the attention of object queries, or of points.
 
-Without --encoder-point: what the decoder reads from the image for the best detections, or for the queries of --queries.
-With it: where the encoder looks from a point; x and y in pixels of the image, the flag once per point. A map is scaled
-to its own largest weight, which is written in its corner.
+By default, these are the maps of the decoder for the best detections, or for the queries of --queries. With
+--encoder-point X Y, in pixels of the image and once per point, they are the maps of the encoder from these points. Each
+map is scaled to its own largest weight, which is written in its corner.
 
 Examples:
   detr-d2 attention --config-file detr-r50 --input photo.jpg --output attention.png MODEL.WEIGHTS detr://detr-r50
@@ -21,21 +21,22 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config(required=True)
-    parser.add_argument("--input", required=True, metavar="IMAGE", help="the image")
-    parser.add_argument("--output", required=True, metavar="FILE.png", help="replaced if it exists")
+    parser.add_argument("--input", required=True, metavar="IMAGE", help="image to draw on")
+    parser.add_argument("--output", required=True, metavar="FILE.png", help="file to write, replaced if it exists")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=5, metavar="N", help="queries of the N best detections (default: 5)")
     which.add_argument("--queries", type=int, nargs="+", metavar="Q", help="these queries, numbered from 0")
-    which.add_argument("--encoder-point", type=float, nargs=2, action="append", metavar=("X", "Y"))
-    parser.add_argument("--layer", type=int, default=-1, help="from 0, or from the end with -1 (default: -1, the last)")
-    parser.add_argument("--per-head", action="store_true", help="a map for every head instead of their mean")
+    which.add_argument(
+        "--encoder-point", type=float, nargs=2, action="append", metavar=("X", "Y"), help="point; can be repeated"
+    )
+    parser.add_argument("--layer", type=int, default=-1, help="layer, counted from 0, or -1 for the last (default: -1)")
+    parser.add_argument("--per-head", action="store_true", help="one map per head instead of their mean")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Visualize the maps over the image, side by side, and write them."""
+    """Draw the maps over the image, side by side, and write them."""
     import torch
     from PIL import Image
 
@@ -76,4 +77,4 @@ def relative_points(points: list[list[float]], height: int, width: int) -> list[
     return [(x / width, y / height) for x, y in points]
 
 
-main = Command("attention", __doc__, add_flags, run)
+main = Command("attention", __doc__, _add_flags, run)

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # From Python 3.11, PYTHONSAFEPATH keeps another folder "benchmarks" in the current folder out of the way.
+    # In Python 3.11 and later, PYTHONSAFEPATH prevents importing another folder "benchmarks" in the current folder.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
     with subprocess.Popen(command, env=environment) as process:

@@ -1,14 +1,14 @@
-"""Check a dataset before training: what it holds, what is wrong with it, and a preview of it.
+"""Check a dataset before training: print its statistics and faults, and draw a preview.
 
-Errors make training or evaluation fail or wrong: the exit code is 1. Warnings (something is dropped or doubtful) and
-notes leave it 0. docs/DATASET_CHECKS.md lists what is looked for.
+Errors, with which training or evaluation would fail or be wrong, make the exit code 1. With warnings (something is
+dropped or doubtful) and notes it is 0. docs/DATASET_CHECKS.md lists the checks.
 
 Examples:
   files in COCO's format:
     detr-d2 check --train-json train.json --train-images train/ --val-json val.json --val-images val/ --output checked
   the datasets of a config, with its number of classes and queries:
     detr-d2 check --config-file detr_256_6_6_torchvision
-  registered datasets, which are taken for training data:
+  registered datasets, checked as training data:
     detr-d2 check --dataset coco_2017_train --skip-images
 """
 
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     from detr_d2.data.checks import LoadedDataset
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--train-json", metavar="FILE", help="annotations to train on, in COCO's format")
-    parser.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    parser.add_argument("--train-images", metavar="DIR", help="folder of their images")
     parser.add_alias("--train-json", "--json")
     parser.add_alias("--train-images", "--images")
     parser.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
-    parser.add_argument("--val-images", metavar="DIR", help="the folder of their images (default: --train-images)")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: --train-images)")
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="registered datasets")
     parser.add_config()
     for name in ("classes", "queries"):
-        parser.add_argument(f"--num-{name}", type=int, metavar="N", help="default: the config's, or not checked")
+        parser.add_argument(
+            f"--num-{name}", type=int, metavar="N", help=f"{name} of the model (default: the config's, or not checked)"
+        )
     parser.add_argument("--skip-images", action="store_true", help="don't open the image files: seconds, not minutes")
     parser.add_argument("--output", metavar="DIR", help="write report.txt, report.json and preview.png to this folder")
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> list["LoadedDataset"]:
-    """Return the datasets that the arguments name; set the numbers of classes and queries to those of the config."""
+    """Load the datasets that the arguments name, and complete the numbers of classes and queries from the config."""
     from detr_d2.config import load_config
     from detr_d2.data.checks import dataset_names, load_coco, load_registered
 
@@ -98,4 +99,4 @@ def write(folder: str, reports: dict[str, str], datasets: list["LoadedDataset"])
         raise UserError(f"--output {folder} can't be written: {e}.") from e
 
 
-main = Command("check", __doc__, add_flags, run)
+main = Command("check", __doc__, _add_flags, run)

@@ -1,4 +1,4 @@
-"""Commands, and running them: errors become exit codes here, and nowhere else."""
+"""Commands, and the conversion of errors to exit codes, which is done only here."""
 
 import argparse
 import os
@@ -12,11 +12,10 @@ from detr_d2.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Command:
-    """A command, which is called like a function: ``main`` of its module."""
+    """A command of ``detr-d2``, called like a function; ``main`` of its module."""
 
     name: str
-    doc: str
-    """Docstring of its module, for ``--help``: see :class:`~detr_d2.cli.arguments.CommandParser`."""
+    doc: str  # Docstring of its module, for ``--help``: see :class:`~detr_d2.cli.arguments.CommandParser`.
     add_flags: Callable[[CommandParser], None]
     run: Callable[[argparse.Namespace], int | None]
 
@@ -27,7 +26,7 @@ class Command:
         return parser
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
-        """Run it with ``arguments``, by default those of this process, and return :func:`exit_code`.
+        """Run the command with ``arguments``, by default those of this process, and return its :func:`exit_code`.
 
         Wrong usage ends the process with 2, ``--help`` with 0.
         """
@@ -36,9 +35,9 @@ class Command:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Return what ``work`` returns (None is 0), 1 after a :class:`UserError` or a closed pipe, or 130 after Ctrl-C.
+    """Return the result of ``work`` (0 for None), 1 after a :class:`UserError` or a closed pipe, 130 after Ctrl-C.
 
-    A mistake of the user is one message on stderr; other errors are raised.
+    A mistake of the user is printed to stderr as one message; other errors are raised.
     """
     try:
         code = work() or 0
@@ -51,20 +50,20 @@ def exit_code(work: Callable[[], int | None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Of `detr-d2 … | head`; what is still in the buffer can't be written either when Python ends.
+        # As in `detr-d2 … | head`. The rest of the buffer can't be written either when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Return the exit code of ``main(args)`` in the processes that ``args`` asks for: also for scripts of one's own."""
+    """Launch ``main(args)`` in the requested number of processes; can be called from user scripts."""
     from detr_d2.engine import launch_processes
 
     return exit_code(lambda: launch_processes(main, args))
 
 
 def start_process() -> None:
-    """Log to the terminal and keep freed memory, in a command that does not train."""
+    """Set up logging to the terminal, and keep freed memory, in a command that does not train."""
     from detectron2.utils.logger import setup_logger
 
     from detr_d2.utils.allocator import keep_freed_memory

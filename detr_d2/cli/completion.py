@@ -14,8 +14,7 @@ from detr_d2.cli.arguments import CommandParser
 from detr_d2.cli.command import Command
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the argument of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("shell", choices=SCRIPTS, help="bash, zsh or fish")
 
 
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def list_flags(command: str) -> dict[str, str]:
-    """Return the help of every flag, or choice, that a command shows; {} of the benchmarks, which are a program."""
+    """Return the help texts of a command by flag, or by choice; {} for the benchmarks, a separate program."""
     from detr_d2.cli.main import find_command
 
     main = find_command(command)
@@ -42,7 +41,7 @@ def list_flags(command: str) -> dict[str, str]:
 
 
 def bash(words: dict[str, dict[str, str]]) -> str:
-    """Return the script for bash; ``words``: help by word, by the command before the word, "" for the first word."""
+    """Return the script for bash; ``words``: help texts by word, by preceding command, "" before the first word."""
     cases = "\n".join(f"        {quote(command)}) choices={quote(' '.join(x))} ;;" for command, x in words.items())
     return f"""\
 _detr_d2() {{
@@ -88,4 +87,4 @@ def fish(words: dict[str, dict[str, str]]) -> str:
 
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
 
-main = Command("completion", __doc__, add_flags, run)
+main = Command("completion", __doc__, _add_flags, run)

@@ -1,12 +1,12 @@
-"""Train a small DETR on rendered shapes in minutes, and show in a report what it has learned.
+"""Train a small DETR on rendered shapes in minutes, and write a report on its results.
 
 Renders the dataset (the first time), trains, evaluates on held-out images and writes report.html, which holds all of
 its images, to the output folder (default: output/demo). Without a GPU it takes some ten minutes on two CPU cores: one
-process on each, computing in bfloat16 where they can and in float32 elsewhere, which takes longer.
+process on each, in bfloat16 if the CPU supports it, otherwise in float32, which takes longer.
 
 Examples:
   detr-d2 demo
-  a quick look, before anything is learned:
+  a quick trial, in which the model learns little:
     detr-d2 demo SOLVER.MAX_ITER 60 SOLVER.STEPS "(50,)" TEST.EVAL_PERIOD 30
 """
 
@@ -19,24 +19,23 @@ from detr_d2.cli.arguments import CommandParser, add_training_flags
 from detr_d2.cli.command import Command, launch
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     add_training_flags(parser, default="smca_shapes_cpu")
     parser.set_defaults(num_gpus=None, dist_url="auto")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose what suits this machine, and start the processes."""
+    """Choose the settings for this machine, and start the processes."""
     import torch
 
-    from detr_d2.utils.precision import has_bfloat16_products
+    from detr_d2.utils.precision import supports_bfloat16_matmul
 
     if torch.cuda.is_available():
         processes, options = 1, ["MODEL.DEVICE", "cuda"]
     else:
-        # Two processes with half of the cores each are a third faster than one; loading takes little beside them.
+        # Two processes with half of the cores each are a third faster than one; loading takes little in comparison.
         processes = min(2, os.cpu_count())
-        amp = str(has_bfloat16_products())
+        amp = str(supports_bfloat16_matmul())
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
     args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, in one of the processes, and in the first of them write the report."""
+    """Train in one of the processes; the first one writes the report."""
     from detectron2.utils import comm
 
     from detr_d2.cli.demo_report import write_report
@@ -63,4 +62,4 @@ def train(args: argparse.Namespace) -> None:
     print(f"The report: {report}")
 
 
-main = Command("demo", __doc__, add_flags, run)
+main = Command("demo", __doc__, _add_flags, run)

@@ -1,4 +1,4 @@
-"""Report of the demo, one HTML file that holds its images: what a training run has learned."""
+"""Report of the demo on the results of training: one HTML file that holds its images."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ _SCALE = 3
 
 @dataclass(frozen=True)
 class ReportImage:
-    """(H, W, 3) uint8 RGB, or a plot, with a caption; ``width`` is its share of the page's width, in [0, 1]."""
+    """Image, (H, W, 3) uint8 RGB or a plot, with a caption; ``width`` is its share of the page's width, in [0, 1]."""
 
     content: NDArray[np.uint8] | Figure
     caption: str = ""
@@ -43,7 +43,7 @@ class ReportImage:
 
     @property
     def source(self) -> str:
-        """The PNG itself, as the address of an HTML image."""
+        """Address of an HTML image that contains the PNG itself."""
         buffer = io.BytesIO()
         if isinstance(self.content, Figure):
             self.content.savefig(buffer, format="png", dpi=150)
@@ -67,10 +67,7 @@ class Section:
 def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
     """Return HTML that needs no other file.
 
-    Args:
-        title, lead: the headline, and the result in a sentence or two. Text, not HTML, as everything else here.
-        statistics: the most important numbers, as (number, name).
-        sections: what follows, in order.
+    ``lead`` states the result in a sentence or two, ``statistics`` are the most important numbers, as (number, name).
     """
     template = resources.files("detr_d2.cli").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -78,36 +75,32 @@ def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], 
 
 
 def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:
-    """Write ``report.html`` into the run's folder, and return its path.
+    """Write ``report.html`` into the run's folder, after training, and return its path.
 
-    Args:
-        trainer: the trainer of the main process, after training.
-        results: of its last evaluation, as Detectron2 returns them: ``{"bbox": {"AP": …}}``, in percent.
-        minutes: duration of the training.
-        command: the command line.
+    ``results`` are those of the last evaluation, in Detectron2's form: ``{"bbox": {"AP": …}}``, in percent.
     """
     cfg, box, dataset = trainer.cfg, results["bbox"], trainer.cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(dataset).thing_classes
     # The first images with several objects and, if these are too few, others.
     records = sorted(DatasetCatalog.get(dataset), key=lambda x: len(x["annotations"]) < 4)[:_NUM_IMAGES]
-    found = (
-        f"Images of {dataset} that were not trained on: on the left the annotations, on the right what the model found "
-        f"with a score over {SCORE_THRESHOLD}."
+    detections = (
+        f"Images of {dataset} that were not used in training: ground truth on the left, detections with a score of at "
+        f"least {SCORE_THRESHOLD} on the right."
     )
-    reads = "Cross attention of the last decoder layer: what each object query reads from the image to find its box."
+    maps = "Cross-attention of the last decoder layer: the features that each object query attends to."
     bars = [(name, box[f"AP-{name}"]) for name in classes if np.isfinite(box[f"AP-{name}"])]
     sections = [
-        Section("What it finds", found, images=[_prediction(trainer, x, classes) for x in records]),
-        Section("How it learned", images=[ReportImage(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
+        Section("Detections", detections, images=[_prediction(trainer, x, classes) for x in records]),
+        Section("Training curves", images=[ReportImage(plot_training({"demo": Path(cfg.OUTPUT_DIR)}))]),
         Section("AP by class", "Average precision over IoU 0.5 to 0.95, in percent.", bars=bars),
-        Section("Where queries look", reads, [_attention(trainer, x, classes) for x in records[:_NUM_ATTENTION]]),
-        Section("What was run", facts=_facts(trainer, minutes), commands=[command]),
+        Section("Cross-attention maps", maps, [_attention(trainer, x, classes) for x in records[:_NUM_ATTENTION]]),
+        Section("Settings", facts=_facts(trainer, minutes), commands=[command]),
     ]
     statistics = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
     statistics += [(f"{minutes:.1f} min", "of training"), (f"{cfg.SOLVER.MAX_ITER:,}", "iterations")]
     lead = (
-        f"{_describe(cfg)}, trained from random weights for {minutes:.1f} minutes on {_device(cfg)}, finds objects "
-        f"of {len(classes)} classes in images that it was not trained on with a box AP of {box['AP']:.1f}."
+        f"{_describe(cfg)}, trained from random weights for {minutes:.1f} minutes on {_device(cfg)}, detects objects "
+        f"of {len(classes)} classes in images that were not used in training with a box AP of {box['AP']:.1f}."
     )
     path = Path(cfg.OUTPUT_DIR) / "report.html"
     with atomic_file(path) as file:
@@ -116,17 +109,17 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
 
 
 def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
-    image, found = read_image(record["file_name"], "RGB"), _detect(trainer, record)
-    left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (record["annotations"], found))
+    image, detected, truth = read_image(record["file_name"], "RGB"), _detect(trainer, record), record["annotations"]
+    left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (truth, detected))
     gap = np.full((len(left), 12, 3), 255, dtype=np.uint8)
-    caption = f"{len(record['annotations'])} objects · {int((found.scores >= SCORE_THRESHOLD).sum())} found"
+    caption = f"{len(truth)} objects · {int((detected.scores >= SCORE_THRESHOLD).sum())} detections"
     return ReportImage(np.concatenate((left, gap, right), axis=1), caption, width=0.5)
 
 
 def _attention(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
     with record_attention(trainer.trained_model) as attention:
-        found = _detect(trainer, record)
-    return ReportImage(draw_query_attention(read_image(record["file_name"], "RGB"), found, attention, classes))
+        detected = _detect(trainer, record)
+    return ReportImage(draw_query_attention(read_image(record["file_name"], "RGB"), detected, attention, classes))
 
 
 @torch.no_grad()

@@ -20,11 +20,11 @@ from detr_d2.cli.command import Command
 from detr_d2.cli.train import run
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add those of ``train --eval-only``, which this command is."""
+def _add_flags(parser: CommandParser) -> None:
+    # Those of `train --eval-only`, which is the same command.
     add_training_flags(parser)
     parser.add_argument("--eval-only", action="store_true", default=True, help=argparse.SUPPRESS)
     add_data_arguments(parser)
 
 
-main = Command("eval", __doc__, add_flags, run)
+main = Command("eval", __doc__, _add_flags, run)

@@ -1,8 +1,8 @@
 """Evaluate detections in a COCO results file, without a model: AP by class, best thresholds, confusions, curves.
 
-`detr-d2 train` and `eval` write the same files to OUTPUT_DIR/inference/DATASET after every evaluation;
-docs/EVALUATION.md says how to read them; their JSON is evaluation.json. Results are what they leave in
-OUTPUT_DIR/inference/coco_instances_results.json, and predictions.json of `detr-d2 predict`.
+The input is coco_instances_results.json, which `detr-d2 train` and `eval` write to OUTPUT_DIR/inference, or
+predictions.json of `detr-d2 predict`. The output is the same as in OUTPUT_DIR/inference/DATASET after every evaluation:
+tables, plots and evaluation.json, which docs/EVALUATION.md explains.
 
 Example:
   detr-d2 evaluate-results --annotations val.json --input output/inference/coco_instances_results.json --output report
@@ -16,14 +16,15 @@ from detr_d2.cli.command import Command
 from detr_d2.utils.errors import UserError
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO json with the truth")
-    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="COCO results json")
+def _add_flags(parser: CommandParser) -> None:
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth in COCO's format")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="results in COCO's format")
     parser.add_alias("--input", "--results")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the report")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="boxes or masks (default: bbox)")
-    parser.add_argument("--score-thresh", type=float, metavar="S", help="of the confusions (default: of the best F1)")
+    parser.add_argument(
+        "--score-thresh", type=float, metavar="S", help="minimum score for confusions (default: that of the best F1)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote the report to {args.output}.")
 
 
-main = Command("evaluate-results", __doc__, add_flags, run)
+main = Command("evaluate-results", __doc__, _add_flags, run)

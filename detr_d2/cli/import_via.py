@@ -1,10 +1,10 @@
 r"""Convert annotations of the VGG Image Annotator (VIA 1 and 2) to COCO's format.
 
-Reads annotations that VIA exported as json, or a project of VIA 2; polygons, rectangles, circles and ellipses. The
-image files are opened for their size. Classes get ids from 1 in alphabetical order, unless --categories says otherwise.
+Reads annotations that VIA exported as JSON, or a project of VIA 2; polygons, rectangles, circles and ellipses. The
+image files are opened for their size. Class ids count from 1 in alphabetical order, or in that of --categories.
 
 Examples:
-  the class of a region stands in its attribute "name":
+  the class of a region is in its attribute "name":
     detr-d2 import-via --input via.json --images photos --class-attribute name --output photos.json
   the regions have no attributes, and all are balloons; one fifth of the images is for validation:
     detr-d2 import-via --input via_region_data.json --images balloon --default-class balloon \
@@ -26,23 +26,22 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
-    parser.add_argument("--input", metavar="FILE", help="what VIA saved or exported")
+def _add_flags(parser: CommandParser) -> None:
+    parser.add_argument("--input", metavar="FILE", help="project or annotations saved by VIA")
     parser.add_argument("via", nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the json file to write")
-    parser.add_argument("--class-attribute", metavar="NAME", help="of regions, with the class (default: the only one)")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--output", required=True, metavar="FILE", help=".json file to write")
+    parser.add_argument("--class-attribute", metavar="NAME", help="attribute with the class (default: the only one)")
     parser.add_argument("--default-class", metavar="NAME", help="class of regions without that attribute")
     parser.add_argument("--categories", metavar="A,B,C", help="all classes, in the order of their ids")
     parser.add_argument("--skip-unsupported", action="store_true", help="leave out points, lines and polylines")
-    parser.add_argument("--val-output", metavar="FILE", help="a second json file, with some images for validation")
-    parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="their share (default: 0.2)")
-    parser.add_argument("--seed", type=int, default=0, help="for choosing them (default: 0)")
+    parser.add_argument("--val-output", metavar="FILE", help="second .json file, for validation")
+    parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="its share of images (default: 0.2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of its images (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, write all files or none, and print what they hold."""
+    """Convert, write all files or none, and print a summary of each."""
     start_process()
     files = convert(args)
     try:
@@ -61,9 +60,9 @@ def convert(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     path = args.input or args.via
     if not path:
-        raise UserError("Give the file that VIA saved or exported: --input FILE.")
+        raise UserError("Give the project or annotations saved by VIA: --input FILE.")
     if args.val_output and Path(args.val_output).resolve() == Path(args.output).resolve():
-        raise UserError(f"--output and --val-output are one file, {args.output}: give two.")
+        raise UserError(f"--output and --val-output are the same file, {args.output}: give two.")
     names = None if args.categories is None else [name.strip() for name in args.categories.split(",")]
     classes = ViaClasses(args.class_attribute, args.default_class, names)
     coco = via_to_coco(read_via(path), args.images, classes, args.skip_unsupported)
@@ -82,4 +81,4 @@ def summarize(coco: dict[str, Any]) -> str:
     return f"{counted}: {classes}"
 
 
-main = Command("import-via", __doc__, add_flags, run)
+main = Command("import-via", __doc__, _add_flags, run)

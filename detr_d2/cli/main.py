@@ -1,6 +1,5 @@
 """The command ``detr-d2``: help, versions, and the choice of a command."""
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,25 +13,26 @@ from pathlib import Path
 
 from detr_d2 import __version__
 from detr_d2.cli.command import exit_code
+from detr_d2.utils.errors import did_you_mean
 from detr_d2.utils.prerequisites import check_detectron2
 
 GROUPS = {
     "Training": {
         "train": "train a model that a config describes",
         "demo": "train on rendered shapes in minutes, and write a report",
-        "overfit": "overfit a few images, to prove that data, config and model go together",
+        "overfit": "overfit a few images: a sanity check that data, config and model work together",
         "plot": "plot the training curves of runs",
     },
     "Trained models": {
         "predict": "find objects in images and videos",
-        "attention": "visualize where a model looks in an image",
-        "convert": "convert a checkpoint to the names of other code, or to ours",
+        "attention": "visualize where a model attends in an image",
+        "convert": "convert a checkpoint to the native format, or to that of other code",
     },
     "Measuring": {
         "eval": "evaluate a model on a dataset",
         "evaluate-results": "evaluate a file of detections, without a model",
         "analyze": "count parameters, FLOPs and activations of a model",
-        "benchmark": "measure speed, beside the original code and transformers, and convergence",
+        "benchmark": "measure convergence, and speed compared with the original code and transformers",
     },
     "Data": {
         "check": "check a dataset before training",
@@ -50,26 +50,18 @@ def find_command(name: str) -> Callable[[Sequence[str] | None], int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: its name, then its own arguments; by default those of this process.
-
-    Returns:
-        The exit code: 2 for an unknown command, otherwise that of the command's ``main``.
-    """
+    """Run the command that the first argument names, and return its exit code; 2 if there is no such command."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         return exit_code(lambda: print(format_help()))
     if words[0] in ("-V", "--version"):
         return exit_code(lambda: print(format_versions()))
     if words[0] == "compare":
-        # Its former name.
+        # The former name of the command.
         words[:1] = ["benchmark", "convergence"]
     if words[0] not in COMMANDS:
-        similar = difflib.get_close_matches(words[0], COMMANDS)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else "detr-d2 --help lists them."
-        print(f"error: there is no command {words[0]}: {hint}", file=sys.stderr)
+        hint = did_you_mean(words[0], COMMANDS, "detr-d2 --help lists the commands.")
+        print(f"error: there is no command {words[0]}. {hint}", file=sys.stderr)
         return 2
     try:
         if "--help" not in words and "-h" not in words and words[0] != "completion":

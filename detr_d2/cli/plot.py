@@ -1,7 +1,7 @@
 """Plot the training curves of one run or several: losses, AP, class error, learning rate.
 
-A run is a folder that `detr-d2 train` wrote to (OUTPUT_DIR), also one that it is still writing to. The smoothed curve
-stands before the faint one of the values in metrics.json. Of a run that was resumed, what was done last counts.
+A run is the OUTPUT_DIR of `detr-d2 train`; runs in progress work too. The smoothed curve is drawn over the raw one.
+In resumed runs, later values override earlier ones.
 
 Examples:
   detr-d2 plot --input output/trial
@@ -18,14 +18,13 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="DIR", help="OUTPUT_DIR of every run")
     parser.add_argument("runs", nargs="*", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="default: curves.png")
+    parser.add_argument("--output", type=Path, default="curves.png", metavar="FILE", help="plot (default: curves.png)")
     parser.add_argument("--metrics", nargs="+", metavar="KEY", help="keys of metrics.json, one panel each")
     parser.add_argument(
-        "--smoothing", type=int, metavar="N", help="average over N lines; 1: none (default: a twentieth)"
+        "--smoothing", type=int, metavar="N", help="values to average; 1: none (default: a twentieth of all)"
     )
 
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("Give the folders of the runs: --input DIR …")
     folders = [path.resolve().parent if path.is_file() else path.resolve() for path in runs]
     names = [folder.name for folder in folders]
-    # By their path where several folders have the same name.
+    # Folders with the same name are called by their path.
     by_name = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, runs, strict=True)}
     figure = plot_training(by_name, args.metrics, args.smoothing)
     with atomic_file(str(args.output)) as file:
@@ -53,4 +52,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote {args.output}.")
 
 
-main = Command("plot", __doc__, add_flags, run)
+main = Command("plot", __doc__, _add_flags, run)

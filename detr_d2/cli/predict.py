@@ -1,10 +1,10 @@
-r"""Find objects in images, folders, patterns and videos; write overlays, COCO results and a summary.
+r"""Detect objects in images, folders, patterns and videos; write overlays, COCO results and a summary.
 
 The output folder then holds overlays/ (the images and videos with boxes), predictions.json (COCO results), images.json
 (the file of every image_id, the name of every category_id) and summary.json. Until it is complete it is called
 DIR.incomplete. The number of classes and their names come from the checkpoint.
 
-Exit code: 0; 1 if an input could not be read or nothing could be done.
+Exit code: 0, or 1 if an input could not be read or the command failed.
 
 Examples:
   detr-d2 predict --config-file detr-r50 --input photos/ --output predicted MODEL.WEIGHTS detr://detr-r50
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from detr_d2.engine.prediction import Summary
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     parser.add_config(required=True)
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_summary(summary: "Summary") -> None:
-    """Print what was found, and the inputs that could not be read."""
+    """Print the numbers of detections, and the inputs that could not be read."""
     from tabulate import tabulate
 
     read = [f"{summary.images} images"] if summary.images else []
@@ -86,4 +85,4 @@ def print_summary(summary: "Summary") -> None:
         print(f"not read: {failed['error']}", file=sys.stderr)
 
 
-main = Command("predict", __doc__, add_flags, run)
+main = Command("predict", __doc__, _add_flags, run)

@@ -21,8 +21,7 @@ from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_trainin
 from detr_d2.cli.command import Command, launch
 
 
-def add_flags(parser: CommandParser) -> None:
-    """Add the flags of the command."""
+def _add_flags(parser: CommandParser) -> None:
     add_training_flags(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, as the command eval does")
     add_data_arguments(parser)
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, in one of the processes."""
+    """Train in one of the processes."""
     from detr_d2.engine import Trainer, setup
 
     trainer = Trainer(setup(args))
@@ -43,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluate ``MODEL.WEIGHTS``, in one of the processes."""
+    """Evaluate ``MODEL.WEIGHTS`` in one of the processes."""
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
@@ -63,4 +62,4 @@ def evaluate(args: argparse.Namespace) -> None:
         verify_results(cfg, results)
 
 
-main = Command("train", __doc__, add_flags, run)
+main = Command("train", __doc__, _add_flags, run)

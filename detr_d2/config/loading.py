@@ -1,8 +1,7 @@
-"""From a config's name and command-line options to a config, with mistakes explained."""
+"""Loading of a config from its name and command-line options, with mistakes explained."""
 
-import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ from detectron2.utils.file_io import PathManager
 from detr_d2.config.checks import config_value
 from detr_d2.config.defaults import add_detr_config
 from detr_d2.config.published import PUBLISHED
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, did_you_mean
 
 
 def load_config(config: str, options: list[str]) -> CfgNode:
-    """Return Detectron2's defaults, DETR's, a YAML file's and ``KEY VALUE`` pairs, each over the one before.
+    """Return Detectron2's defaults, DETR's, those of :func:`find_config`'s file, and ``KEY VALUE`` pairs.
 
-    Args:
-        config: see :func:`find_config`; "" for the defaults alone.
+    Each overrides the ones before; ``config`` "" stands for no file.
 
     Raises:
-        UserError: names the file or option, the key, and the key that was probably meant.
+        UserError: a file, key or value is wrong; the message names the one that was probably meant.
     """
     cfg = get_cfg()
     add_detr_config(cfg)
@@ -30,7 +28,7 @@ def load_config(config: str, options: list[str]) -> CfgNode:
         file = find_config(config)
         _merge(cfg, cfg.merge_from_file, file, source=f"config file {file}")
     if flags := [word for word in options if word.startswith("--")]:
-        raise UserError(f"{flags[0]} stands among the options KEY VALUE: put flags before them.")
+        raise UserError(f"{flags[0]} is among the options KEY VALUE: put flags before them.")
     if len(options) % 2:
         raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -39,24 +37,19 @@ def load_config(config: str, options: list[str]) -> CfgNode:
 
 
 def find_config(name: str) -> str:
-    """Return the path of the file ``name`` if there is one, otherwise that of the :func:`packaged_config`.
-
-    Raises:
-        UserError: there is neither; the message lists names like it.
-    """
+    """Return the path of the file ``name`` if there is one, otherwise that of the :func:`packaged_config`."""
     return name if PathManager.isfile(name) else packaged_config(name)
 
 
 def packaged_config(name: str) -> str:
     """Return the path of a config of this package.
 
-    Args:
-        name: a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
+    ``name`` is a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
 
     Raises:
-        UserError: there is no such config; the message lists names like it.
+        UserError: there is no such config; the message lists similar names.
     """
-    # Installed, the configs lie in the package; in a checkout they lie beside it.
+    # Installed, the configs are in the package; in a checkout they are in the folder that holds it.
     package = Path(__file__).resolve().parents[1]
     folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
     file = PUBLISHED[name].config if name in PUBLISHED else f"{name.removesuffix('.yaml')}.yaml"
@@ -64,8 +57,7 @@ def packaged_config(name: str) -> str:
     if path.is_file():
         return str(path)
     names = [*sorted(str(x.relative_to(folder))[: -len(".yaml")] for x in folder.rglob("*.yaml")), *PUBLISHED]
-    similar = difflib.get_close_matches(Path(file).stem, names)
-    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Choose one of {', '.join(names)}."
+    hint = did_you_mean(Path(file).stem, names, f"Choose one of {', '.join(names)}.")
     raise UserError(
         f"The config {name} does not exist: there is no such file, config of this package or published model. {hint}"
     )
@@ -77,7 +69,7 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
     except AttributeError as e:
-        # From fvcore, of a file that is a single text or list in YAML.
+        # Raised by fvcore for a file that is a single string or list in YAML.
         raise UserError(f"In {source}: there are no keys with values in it; give a YAML file as configs/*.yaml.") from e
     except Exception as e:
         if type(e).__module__.startswith("yaml"):
@@ -86,22 +78,22 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
 
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:
-    """Return "1.0" for "1" where a key is a fraction, since Detectron2 refuses a whole number there."""
+    """Return "1.0" for "1" if the key is a float, since Detectron2 refuses an integer for it."""
     is_float = isinstance(config_value(cfg, key), float)
     return f"{value}.0" if is_float and re.fullmatch(r"[+-]?\d+", value) else value
 
 
-# The type of the given value, the value, and the key.
+# Groups: the type of the given value, the value, and the key.
 _MISMATCH = r"Type mismatch .*<class '([\w.]+)'>\) with values .* vs\. (.*)\) for config key: ([\w.]+)"
-# By the type of a key's default.
-_FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number", "str": "a text"}
+# Expected values by the type of a key's default.
+_FORMS = {"bool": "True or False", "float": "a number", "int": "an integer", "str": "a string"}
 
 
 def _explain(cfg: CfgNode, message: str) -> str:
-    """Return what to write instead, given the message of an exception of yacs."""
+    """Return advice for the user, given the message of an exception of yacs."""
     if match := re.search(r"Non-existent (?:config )?key: ([\w.]+)", message):
-        similar = difflib.get_close_matches(match[1], _all_keys(cfg), n=1)
-        hint = f"Did you mean {similar[0]}?" if similar else "See docs of the keys in detr_d2/config/defaults.py."
+        comments = "The keys are explained in detr_d2/config/defaults.py."
+        hint = did_you_mean(match[1], _all_keys(cfg), comments, limit=1)
         return f"there is no config key {match[1]}. {hint}"
     match = re.search(_MISMATCH, message, re.DOTALL)
     if not match:
@@ -115,10 +107,8 @@ def _explain(cfg: CfgNode, message: str) -> str:
     return f"{key} is {value}: set {form}."
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in node.items():
-        keys.append(prefix + name)
+        yield prefix + name
         if isinstance(value, CfgNode):
-            keys.extend(_all_keys(value, f"{prefix}{name}."))
-    return keys
+            yield from _all_keys(value, f"{prefix}{name}.")

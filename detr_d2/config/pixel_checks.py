@@ -19,8 +19,8 @@ class Family(NamedTuple):
     image_format: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # ``MODEL.RESNETS.STRIDE_IN_1X1`` of bottleneck blocks; None: not known, or not a ResNet of Detectron2.
     stride_in_1x1: bool | None = None
-    """``MODEL.RESNETS.STRIDE_IN_1X1`` of bottleneck blocks; None: not known, or no ResNet of Detectron2."""
 
 
 TORCHVISION = Family("torchvision's ImageNet weights", "RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)
@@ -44,10 +44,8 @@ _TOLERANCE = 0.51
 def check_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Find contradictions between the image format, the pixel statistics and the weights of a config.
 
-    A model runs with them, but its results are worse than they could be. Nothing is downloaded.
-
-    Returns:
-        One message per contradiction, which names the keys and their right values.
+    A model runs with them, but its results are worse than they could be. Return one message per contradiction, which
+    names the keys and their correct values. Nothing is downloaded.
     """
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     if len(mean) != len(std):
@@ -79,25 +77,25 @@ def _family(cfg: CfgNode) -> Family | None:
     if timm is not None and timm.NAME and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         if not (timm.PRETRAINED or timm.WEIGHTS or cfg.MODEL.WEIGHTS):
             return None
-        found = import_timm(timm.NAME).get_pretrained_cfg(timm.NAME, allow_unregistered=False)
-        mean, std = (tuple(round(255 * x, 4) for x in values) for values in (found.mean, found.std))
+        pretrained = import_timm(timm.NAME).get_pretrained_cfg(timm.NAME, allow_unregistered=False)
+        mean, std = (tuple(round(255 * x, 4) for x in values) for values in (pretrained.mean, pretrained.std))
         return Family(f"timm's weights of {timm.NAME}", "RGB", mean, std)
     weights = cfg.MODEL.WEIGHTS
     return next((family for pattern, family in _FAMILIES_BY_PATH if re.fullmatch(pattern, weights)), None)
 
 
 def _check_family(cfg: CfgNode, family: Family) -> list[str]:
-    wrong = []
+    differing = []
     if family.image_format != cfg.INPUT.FORMAT:
-        wrong.append(("INPUT.FORMAT", cfg.INPUT.FORMAT, family.image_format))
+        differing.append(("INPUT.FORMAT", cfg.INPUT.FORMAT, family.image_format))
     for key, values in (("PIXEL_MEAN", family.mean), ("PIXEL_STD", family.std)):
         if not _close(cfg.MODEL[key], values):
-            wrong.append((f"MODEL.{key}", list(cfg.MODEL[key]), list(values)))
+            differing.append((f"MODEL.{key}", list(cfg.MODEL[key]), list(values)))
     resnets = cfg.MODEL.RESNETS
     is_resnet = "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.DEPTH >= 50
     if is_resnet and family.stride_in_1x1 not in (None, resnets.STRIDE_IN_1X1):
-        wrong.append(("MODEL.RESNETS.STRIDE_IN_1X1", resnets.STRIDE_IN_1X1, family.stride_in_1x1))
-    return [f"{key} is {value}, but {family.name} were trained with {right}: set it so." for key, value, right in wrong]
+        differing.append(("MODEL.RESNETS.STRIDE_IN_1X1", resnets.STRIDE_IN_1X1, family.stride_in_1x1))
+    return [f"{key} is {value}, but {family.name} were trained with {x}: set it so." for key, value, x in differing]
 
 
 def _check_order(cfg: CfgNode) -> list[str]:

@@ -10,47 +10,33 @@ class PublishedModel(NamedTuple):
 
     name: str
     file: str
-    config: str
-    """File name, in ``configs/``, of the config of the model that it fits."""
+    config: str  # Name of the config file, in ``configs/``, that it fits.
     box_ap: float
     mask_ap: float | None = None
-    pq: float | None = None
-    """Panoptic quality."""
+    pq: float | None = None  # Panoptic quality.
 
     @property
     def url(self) -> str:
         return f"https://dl.fbaipublicfiles.com/detr/{self.file}"
 
 
-_R50, _R50_DC5, _R101, _R101_DC5 = (
-    f"detr_256_6_6_torchvision{variant}.yaml" for variant in ("", "_dc5", "_r101", "_r101_dc5")
+_MODELS = (
+    ("detr-r50", "e632da11", "detr_256_6_6_torchvision", 42.0),
+    ("detr-r50-dc5", "f0fb7ef5", "detr_256_6_6_torchvision_dc5", 43.3),
+    ("detr-r101", "2c7b67e5", "detr_256_6_6_torchvision_r101", 43.5),
+    ("detr-r101-dc5", "a2e86def", "detr_256_6_6_torchvision_r101_dc5", 44.9),
+    ("detr-r50-panoptic", "00ce5173", "detr_segm_256_6_6_torchvision_panoptic", 38.8, 31.1, 43.4),
+    ("detr-r50-dc5-panoptic", "da08f1b1", "detr_segm_256_6_6_torchvision_panoptic_dc5", 40.2, 31.9, 44.6),
+    ("detr-r101-panoptic", "40021d53", "detr_segm_256_6_6_torchvision_panoptic_r101", 40.1, 33.0, 45.1),
 )
-_PANOPTIC_R50, _PANOPTIC_R50_DC5, _PANOPTIC_R101 = (
-    f"detr_segm_256_6_6_torchvision_panoptic{variant}.yaml" for variant in ("", "_dc5", "_r101")
-)
-
 PUBLISHED = {
-    model.name: model
-    for model in (
-        PublishedModel("detr-r50", "detr-r50-e632da11.pth", _R50, 42.0),
-        PublishedModel("detr-r50-dc5", "detr-r50-dc5-f0fb7ef5.pth", _R50_DC5, 43.3),
-        PublishedModel("detr-r101", "detr-r101-2c7b67e5.pth", _R101, 43.5),
-        PublishedModel("detr-r101-dc5", "detr-r101-dc5-a2e86def.pth", _R101_DC5, 44.9),
-        PublishedModel("detr-r50-panoptic", "detr-r50-panoptic-00ce5173.pth", _PANOPTIC_R50, 38.8, 31.1, 43.4),
-        PublishedModel(
-            "detr-r50-dc5-panoptic", "detr-r50-dc5-panoptic-da08f1b1.pth", _PANOPTIC_R50_DC5, 40.2, 31.9, 44.6
-        ),
-        PublishedModel("detr-r101-panoptic", "detr-r101-panoptic-40021d53.pth", _PANOPTIC_R101, 40.1, 33.0, 45.1),
-    )
+    name: PublishedModel(name, f"{name}-{digest}.pth", f"{config}.yaml", *results)
+    for name, digest, config, *results in _MODELS
 }
 
 
 def published_model(name: str) -> PublishedModel:
-    """Return the published model of this name.
-
-    Raises:
-        UserError: there is no such model; the message lists all.
-    """
+    """Return the published model of this name. For an unknown name, a UserError lists all."""
     if name not in PUBLISHED:
         raise UserError(f"There is no published model {name!r}: choose one of {', '.join(PUBLISHED)}.")
     return PUBLISHED[name]

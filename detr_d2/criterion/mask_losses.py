@@ -21,10 +21,8 @@ _CHUNK = 16
 class MatchedPairs(NamedTuple):
     """The matched pairs of each image."""
 
-    queries: tuple[Tensor, ...]
-    """For each image (M,) int64 queries."""
-    objects: tuple[Tensor, ...]
-    """For each image (M,) int64 indices of the objects that they are matched with."""
+    queries: tuple[Tensor, ...]  # (M,) int64 queries of each image.
+    objects: tuple[Tensor, ...]  # (M,) int64 indices of the objects that they are matched with.
 
     @property
     def total(self) -> int:
@@ -36,19 +34,15 @@ class MatchedMasks(NamedTuple):
     """The predicted masks of the matched pairs."""
 
     pairs: MatchedPairs
-    logits: Sequence[Tensor]
-    """For each image (M, h, w) over the image's valid size. Without pairs, of any query."""
-    sizes: Sequence[Size]
-    """The valid size in pixels of each image; see :class:`~detr_d2.structures.PaddedBatch`."""
+    logits: Sequence[Tensor]  # (M, h, w) logits of each image, over its valid size; of any query if there are no pairs.
+    sizes: Sequence[Size]  # Valid size of each image in pixels; see :class:`~detr_d2.structures.PaddedBatch`.
 
 
 def matched_pairs(matches: Tensor, counts: Sequence[int], num_queries: int) -> MatchedPairs:
     """Return the pairs of one decoder layer.
 
-    Args:
-        matches: (B, T), the query of each object or -1; as many objects of an image are matched as possible.
-        counts: number of objects in each image.
-        num_queries: of the model.
+    ``matches`` (B, T) are the query of each object, or -1; as many objects of an image are matched as possible.
+    ``counts`` are the numbers of objects.
     """
     # Matched objects first: how many there are is known here, but which ones only on the device.
     order = (matches < 0).int().argsort(dim=1, stable=True)
@@ -59,34 +53,22 @@ def matched_pairs(matches: Tensor, counts: Sequence[int], num_queries: int) -> M
 
 
 def mask_losses(masks: MatchedMasks, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Sum, over the pairs, the focal loss averaged over pixels and the dice loss; in float32.
+    """Compute the sums over the pairs of the focal loss, averaged over pixels, and of the dice loss; in float32.
 
     As in the original, predictions are upsampled (bilinearly) to the valid size, and padding in it is background.
-
-    Args:
-        masks: of the matched pairs.
-        targets: with masks.
-
-    Returns:
-        Two scalars; without pairs zeros with gradients of zero.
+    Without pairs both are zeros with gradients of zero.
     """
     if not masks.pairs.total:
         zero = sum((x.float() * 0).sum() for x in masks.logits)
         return zero, zero
     sums = []
-    for logits, objects, bitmaps, size in zip(
-        masks.logits, masks.pairs.objects, targets.masks, masks.sizes, strict=True
-    ):
+    # The backward pass computes activations again instead of keeping them.
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    images = zip(masks.logits, masks.pairs.objects, targets.masks, masks.sizes, strict=True)
+    for logits, objects, bitmaps, size in images:
         for some_logits, some_objects in zip(logits.split(_CHUNK), objects.split(_CHUNK), strict=True):
             if len(some_objects):
-                # The backward pass computes activations again instead of keeping them.
-                sums.append(
-                    checkpoint(
-                        *(_sums, some_logits.float(), bitmaps[some_objects], size),
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                    )
-                )
+                sums.append(checkpoint(_sums, some_logits.float(), bitmaps[some_objects], size, **options))
     return torch.stack(sums).sum(0).unbind()
 
 
@@ -99,14 +81,9 @@ def _sums(logits: Tensor, masks: Tensor, size: Size) -> Tensor:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return one minus the Dice coefficient (arXiv 1606.04797, section 3), both sums smoothed by one pixel.
+    """Return (N,) one minus the Dice coefficient (arXiv 1606.04797, section 3), both sums smoothed by one pixel.
 
-    Args:
-        logits: (N, pixels) float.
-        masks: (N, pixels) bool.
-
-    Returns:
-        (N,)
+    ``logits`` and ``masks``, which are bool, are (N, pixels).
     """
     probability = logits.sigmoid()
     common = torch.where(masks, probability, 0.0).sum(1)

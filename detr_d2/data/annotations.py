@@ -12,23 +12,14 @@ from detr_d2.utils.errors import ExampleCounter, UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_NAMES_SHOWN = 5
-
 
 class ImageTargets(NamedTuple):
-    """Usable annotations of one image, in its own coordinates.
+    """Usable annotations of one image, in its own coordinates."""
 
-    Attributes:
-        boxes: (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
-        classes: (N,) int64.
-        annotations: the N annotation dicts these come from, unchanged; masks are read from here.
-        names: what to call them in messages.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    annotations: list[dict]
-    names: list[str]
+    boxes: np.ndarray  # (N, 4) float32, absolute XYXY, inside the image, width and height over 0.
+    classes: np.ndarray  # (N,) int64.
+    annotations: list[dict]  # The N annotation dicts these come from, unchanged; masks are read from here.
+    names: list[str]  # Display names, used in messages.
 
     def select(self, objects: np.ndarray) -> "ImageTargets":
         """Return the targets with the given indices."""
@@ -37,7 +28,7 @@ class ImageTargets(NamedTuple):
 
 
 def count_dropped(dropped: ExampleCounter, kind: str, names: Sequence[str]) -> None:
-    """Count what is left out of the data for one reason, and log the first of it."""
+    """Count objects that are left out of the data for one reason, and log the first of them."""
     if names and dropped.add(kind, names[0], len(names)):
         logger.warning("Dropped %s: %s. Others are dropped too.", kind, names[0])
 
@@ -55,7 +46,7 @@ def is_panoptic(record: dict) -> bool:
 def annotations_of(record: dict) -> list[dict]:
     """Return the annotations of a record; of a panoptic one its segments, with the boxes in the JSON file.
 
-    A segment without one gets the box of the whole image: training reads the right one from the PNG.
+    A segment without one gets the box of the whole image: training computes the actual one from the PNG.
     """
     if not is_panoptic(record):
         return record.get("annotations") or []
@@ -64,21 +55,15 @@ def annotations_of(record: dict) -> list[dict]:
 
 
 def name_segment(segment: dict, record: dict) -> str:
-    """Return what to call a segment of a panoptic record in a message."""
+    """Return the display name of a segment of a panoptic record, used in messages."""
     return f"segment id {segment.get('id')} of {record['pan_seg_file_name']}"
 
 
 def name_annotation(annotation: dict, index: int, file_name: str) -> str:
-    """Return what to call an annotation in a message: by its id, or by its position if ids were not loaded."""
+    """Return the display name of an annotation, used in messages: its id, or its position if ids were not loaded."""
     if "id" in annotation:
         return f"annotation id {annotation['id']} of image {file_name}"
     return f"annotation number {index} (counted from 0) of image {file_name}"
-
-
-def abbreviate(names: Sequence[object]) -> str:
-    """List the first names for a message, and how many more there are."""
-    shown = ", ".join(map(str, names[:MAX_NAMES_SHOWN]))
-    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown}, … {len(names) - MAX_NAMES_SHOWN} more"
 
 
 def read_targets(
@@ -90,9 +75,9 @@ def read_targets(
 
     Args:
         annotations: dicts with "bbox", "bbox_mode" and "category_id".
-        file_name: the image, for messages.
+        file_name: name of the image in messages.
         image_size: height and width in pixels.
-        dropped: counts the boxes that are left out.
+        dropped: counter of the boxes that are left out.
 
     Raises:
         UserError: a box or a category is missing, malformed or not finite.
@@ -109,7 +94,7 @@ def read_targets(
 
 
 def read_box(annotation: dict, name: str) -> np.ndarray:
-    """Read the box of an annotation, as (4,) float32, absolute XYXY; raise a UserError as ``read_targets`` does."""
+    """Read the box of an annotation, as (4,) float32, absolute XYXY. If it can't be read, raise a UserError."""
     try:
         with np.errstate(over="ignore"):
             box = np.array(annotation["bbox"], dtype=np.float32)[None]
@@ -129,25 +114,25 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
 
 
 def read_category(annotation: dict, name: str) -> int:
-    """Read the category of an annotation, a whole number from 0: ``"3"`` and ``3.0`` count as 3. Errors as above."""
+    """Read the category of an annotation: ``"3"`` and ``3.0`` count as 3. If it can't be read, raise a UserError."""
     value = annotation.get("category_id")
     try:
         category = int(value)
         if category < 0 or category != float(value):
             raise ValueError
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"category_id {value!r} of {name} is not a whole number from 0: correct it.") from error
+        raise UserError(f"category_id {value!r} of {name} is not a non-negative integer: correct it.") from error
     return category
 
 
 def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int] | np.ndarray) -> np.ndarray:
-    """Clip (N, 4) XYXY boxes to an image of the given height and width, or to their own images of (2, N) sizes."""
+    """Clip (N, 4) XYXY boxes to an image of the given height and width, or each to its own of (2, N) sizes."""
     height, width = image_size
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype).T)
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: whether (N, 4) XYXY boxes have a width and a height over 0."""
+    """Return (N,) bool, True for (N, 4) XYXY boxes with a width and a height over 0."""
     return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
@@ -157,15 +142,14 @@ def build_instances(
     image_size: tuple[int, int],
     rasterize_masks: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Instances:
-    """Build what the model receives for one augmented image.
+    """Build the training targets of one augmented image.
 
     Boxes are clipped to the image; an object is removed if nothing is left of its box, or of its mask.
 
     Args:
-        boxes: (N, 4) absolute XYXY in the augmented image.
-        classes: (N,) int.
+        boxes: (N, 4) absolute XYXY boxes in the augmented image, with (N,) int classes.
         image_size: height and width of the augmented image.
-        rasterize_masks: returns (M, H, W) bool masks in the augmented image for (M,) indices of objects, M > 0.
+        rasterize_masks: function that returns (M, H, W) bool masks in the augmented image for (M,) indices, M > 0.
 
     Returns:
         ``gt_boxes``: (K, 4) float32 ``Boxes``; ``gt_classes``: (K,) int64; with ``rasterize_masks`` also ``gt_masks``:

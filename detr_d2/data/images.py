@@ -37,7 +37,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         (H, W, C) array; uint8 in [0, 255], or float for "YUV-BT.601".
 
     Raises:
-        UserError: the file is missing, damaged or of a kind that can't be read.
+        UserError: the file is missing, damaged or of a format that can't be read.
     """
     with explain_errors(f"Image {file_name}", "the dataset's image folder"):
         content, image = open_image(file_name)

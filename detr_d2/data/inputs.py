@@ -18,15 +18,10 @@ VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 
 @dataclass(frozen=True)
 class InputFile:
-    """An image or a video.
-
-    Attributes:
-        path: of the file.
-        name: relative path that no other input has, for results in one folder.
-    """
+    """An image or a video."""
 
     path: Path
-    name: str
+    name: str  # Unique relative path for its results in one folder.
 
     @property
     def is_video(self) -> bool:
@@ -34,7 +29,7 @@ class InputFile:
 
 
 def find_inputs(names: Sequence[str]) -> list[InputFile]:
-    """Return the files that paths, folders (with their subfolders) and patterns stand for, each once, in order.
+    """Return the files at paths, in folders (with their subfolders) and matching patterns, each once, in order.
 
     A file that is named is an input whatever its extension; of a folder or a pattern only images and videos are, and
     the number of other files is logged. In the names of results, files of a folder keep their relative path; a name
@@ -43,12 +38,12 @@ def find_inputs(names: Sequence[str]) -> list[InputFile]:
     Raises:
         UserError: a path does not exist, a pattern matches nothing, or a folder holds no image and no video.
     """
-    found: dict[Path, InputFile] = {}
+    inputs: dict[Path, InputFile] = {}
     used: set[str] = set()
     for path, name in (x for text in names for x in _find(text)):
-        if path.resolve() not in found:
-            found[path.resolve()] = InputFile(path, _unused_name(name, used))
-    return list(found.values())
+        if path.resolve() not in inputs:
+            inputs[path.resolve()] = InputFile(path, _unused_name(name, used))
+    return list(inputs.values())
 
 
 def _find(text: str) -> list[tuple[Path, str]]:
@@ -74,9 +69,9 @@ def _usable(files: list[Path], source: str) -> list[Path]:
     usable = [x for x in visible if x.suffix.lower() in extensions]
     others = [x for x in visible if x.suffix.lower() not in extensions]
     if not usable:
-        found = f", but {len(others)} other files, such as {others[0].name}" if others else ": it is empty"
+        content = f", but {len(others)} other files, such as {others[0].name}" if others else ": it is empty"
         raise UserError(
-            f"{source} has no images and no videos{found}. Supported are the extensions of Pillow's formats, such as "
+            f"{source} has no images and no videos{content}. Supported are the extensions of Pillow's formats, such as "
             f".jpg, .png and .tif, and {', '.join(VIDEO_EXTENSIONS)}."
         )
     if others:

@@ -23,15 +23,7 @@ class RleMasks:
         self.image_size = image_size
 
     def rasterize(self, objects: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-        """Return the masks of some objects in the augmented image.
-
-        Args:
-            objects: (M,) indices, M > 0.
-            transforms: those applied to the image.
-
-        Returns:
-            (M, H', W') bool.
-        """
+        """Return the (M, H', W') bool masks, in the image after ``transforms``, of (M,) indices of objects, M > 0."""
         rles = [self.rles[index] for index in objects]
         masks = coco_mask.decode(rles)
         selection = select_pixels(transforms, self.image_size)
@@ -54,15 +46,15 @@ def read_masks(
 
     Args:
         annotations: dicts with "segmentation", see :func:`~detr_d2.data.rle.to_rle`.
-        names: of the annotations, for messages.
+        names: names of the annotations in messages.
         image_size: height and width in pixels.
-        dropped: counts annotations without a pixel in the image, and polygons that are not valid.
+        dropped: counter of annotations without a pixel in the image, and of polygons that are not valid.
 
     Returns:
         (N,) indices of the annotations with a pixel in the image, and their masks.
 
     Raises:
-        UserError: a segmentation that can't be read, or of another size than the image; the message names it.
+        UserError: a segmentation can't be read, or has another size than the image; the message names it.
     """
     pairs = zip(annotations, names, strict=True)
     rles = [to_rle(item.get("segmentation"), image_size, name, dropped) for item, name in pairs]
@@ -76,15 +68,9 @@ def read_masks(
 def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the rows and the columns of a mask that form the augmented mask, in its order: (H',) and (W',) int64.
 
-    Flips, crops and resizes only select rows and columns. A resize selects the nearest pixel as
-    ``torch.nn.functional.interpolate`` finds it, like the original.
-
-    Args:
-        transforms: those applied to the image.
-        image_size: height and width of the image before them.
-
-    Returns:
-        None if one of the transforms is of another kind.
+    Flips, crops and resizes only select rows and columns; None if one of the transforms is of another kind. A resize
+    selects the nearest pixel as ``torch.nn.functional.interpolate`` finds it, like the original. ``image_size`` is
+    height and width before the transforms.
     """
     rows, columns = np.arange(image_size[0]), np.arange(image_size[1])
     for transform in transforms.transforms:
@@ -111,9 +97,9 @@ def augment_masks(transforms: T.TransformList, masks: Iterable[np.ndarray]) -> n
 
 
 def _between(positions: np.ndarray, low: int, high: int) -> slice:
-    """Return the slice in which positions, which rise or fall, are in [low, high)."""
-    found = np.flatnonzero((positions >= low) & (positions < high))
-    return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
+    """Return the slice in which positions, in ascending or descending order, are in [low, high)."""
+    inside = np.flatnonzero((positions >= low) & (positions < high))
+    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
 
 
 def _nearest(positions: np.ndarray, size: int) -> np.ndarray:

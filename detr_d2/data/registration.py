@@ -15,13 +15,13 @@ from detr_d2.utils.files import read_json
 def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[str]:
     """Register a dataset in COCO's instances format with Detectron2.
 
-    As Detectron2's ``register_coco_instances``, but the class names are known at once. Category ids may be any whole
-    numbers, including 0; classes are counted from 0 in the order of the ids.
+    As Detectron2's ``register_coco_instances``, but the class names are known immediately. Category ids may be any
+    integers, including 0; classes are counted from 0 in the order of the ids.
 
-    Registering the same files under the same name again is fine, also when the file has changed in between.
+    Registering the same files under the same name again is allowed, also when the file has changed in between.
 
     Args:
-        name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
+        name: name of the dataset in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: annotations; "categories" names the classes.
         image_root: the folder that "file_name" is relative to.
 
@@ -47,12 +47,8 @@ def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[st
 def unregister(name: str, paths: Mapping[str, str]) -> None:
     """Remove a dataset from Detectron2's catalogs that is registered under this name with the same files.
 
-    Args:
-        name: to register another dataset with.
-        paths: of its files, by their key in the metadata; the first is the JSON file with the annotations.
-
-    Raises:
-        UserError: the name is registered for other files.
+    ``paths`` are by their key in the metadata; the first is the JSON file with the annotations. If the name is
+    registered for other files, raise a UserError.
     """
     if name not in DatasetCatalog:
         return
@@ -68,11 +64,19 @@ def unregister(name: str, paths: Mapping[str, str]) -> None:
 
 
 def read_annotation_file(json_file: str) -> dict[str, Any]:
-    """Read the object in a JSON file of annotations; raise a UserError if it is missing or not such a file."""
+    """Read the object in a JSON file of annotations. If there is none, raise a UserError."""
     content = read_json(json_file, "a JSON file in COCO's format")
     if not isinstance(content, dict):
         raise UserError(f"{json_file} holds a JSON {type(content).__name__}, where COCO's format has an object.")
     return content
+
+
+def list_of(content: dict[str, Any], key: str, json_file: str) -> list:
+    """Return a list that COCO's formats require. If the file has none, raise a UserError with the keys that it has."""
+    if not isinstance(content.get(key), list):
+        keys = ", ".join(map(str, content)) or "none"
+        raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")
+    return content[key]
 
 
 def read_coco_content(json_file: str) -> dict[str, Any]:
@@ -87,17 +91,15 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
         raise UserError(
             f"{json_file} is of the VGG Image Annotator: convert it to COCO's format with `detr-d2 import-via`."
         )
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key, [] if key == "annotations" else None), list):
-            keys = ", ".join(map(str, content)) or "none"
-            raise UserError(f"{json_file} has no list {key!r}, which COCO's format requires; its keys are {keys}.")
+    for key in ("images", "categories", *(["annotations"] if "annotations" in content else [])):
+        list_of(content, key, json_file)
     if not content["images"]:
         raise UserError(f"{json_file} has no images: its list 'images' is empty.")
     if any(isinstance(x, dict) and "segments_info" in x for x in content.get("annotations", [])[:1]):
         raise UserError(
-            f"{json_file} is in COCO's panoptic format, where instances are expected: pass `detr-d2 train` the folder "
-            "of its PNGs too (--train-panoptic, --val-panoptic), or in Python register it with "
-            "detr_d2.data.register_coco_panoptic_dataset."
+            f"{json_file} is in COCO's panoptic format, where instances are expected: give the file of instances, or "
+            "to `detr-d2 train` the folder of the PNGs too (--train-panoptic, --val-panoptic), or in Python register "
+            "it with detr_d2.data.register_coco_panoptic_dataset."
         )
     return content
 
@@ -111,7 +113,7 @@ def _read_categories(json_file: str) -> dict[int, str]:
     for item in items:
         number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
         if type(number) is not int or not isinstance(name, str):
-            raise UserError(f"The category {item} in {json_file} lacks a whole number as 'id' or a text as 'name'.")
+            raise UserError(f"The category {item} in {json_file} lacks an integer 'id' or a string 'name'.")
         if number in names:
             raise UserError(f"{json_file} lists category id {number} twice, {names[number]!r} and {name!r}.")
         names[number] = name

@@ -18,10 +18,11 @@ def to_rle(segmentation: Any, image_size: tuple[int, int], name: str, dropped: E
     """Convert an annotation's "segmentation" to pycocotools' compressed RLE.
 
     Args:
-        segmentation: polygons, whose union counts; an RLE, compressed or not; or an (H, W) array, not 0 in the object.
+        segmentation: polygons, whose union is the mask; an RLE, compressed or not; or an (H, W) array, not 0 in the
+            object.
         image_size: height and width in pixels.
-        name: the annotation, for messages.
-        dropped: counts polygons of under three points, or with a coordinate too many.
+        name: name of the annotation in messages.
+        dropped: counter of polygons with fewer than three points or an odd number of coordinates.
 
     Returns:
         The RLE; None if there is no polygon.

@@ -14,7 +14,7 @@ class VideoReader:
     """Iterator over the frames of a video, (H, W, 3) RGB arrays."""
 
     def __init__(self, path: str | Path):
-        """Open the file; raise a UserError if it can't be read as a video."""
+        """Open the file. If it can't be read as a video, raise a UserError."""
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
@@ -26,15 +26,15 @@ class VideoReader:
         """According to the file's header; None if it lacks the number."""
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Read all frames, then close the file; raise a UserError if there is none."""
-        found = False
+        """Read all frames, then close the file. If there is no frame, raise a UserError."""
+        is_empty = True
         try:
             while (read := self._capture.read())[0]:
-                found = True
+                is_empty = False
                 yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
         finally:
             self._capture.release()
-        if not found:
+        if is_empty:
             raise UserError(f"Video {self.path} has no frame that can be read: it is damaged.")
 
 
@@ -47,7 +47,7 @@ class VideoWriter:
         self._writer = None
 
     def write(self, image_rgb: NDArray[np.uint8]) -> None:
-        """Append a frame; raise a UserError if OpenCV can't write the file."""
+        """Append a frame. If OpenCV can't write the file, raise a UserError."""
         if self._writer is None:
             height, width = image_rgb.shape[:2]
             codec = cv2.VideoWriter_fourcc(*"mp4v")

@@ -27,7 +27,7 @@ __all__ = [
     "use_own_data",
 ]
 
-# What copies of an earlier train_net.py import from here.
+# Names that copies of an earlier train_net.py import from here.
 _MOVED = {"add_data_arguments": "detr_d2.cli.arguments.add_data_arguments", "run": "detr_d2.cli.command.launch"}
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of training: log lines with the auxiliary losses summed, and a progress bar."""
+"""Progress of training on a terminal: log lines with the auxiliary losses summed, and a progress bar."""
 
 import logging
 import re
@@ -50,10 +50,8 @@ class ProgressBar(HookBase):
     """Progress, loss and the AP of the last evaluation on a terminal.
 
     The console then shows only warnings; the log file keeps every line. Without a terminal this does nothing, and
-    Detectron2's plain lines remain. Of several processes the first shows it.
-
-    Args:
-        period: iterations between two updates of the loss, which is that of the last step that was logged.
+    Detectron2's plain lines remain. If there are several processes, the first one shows it. Every ``period`` iterations
+    the loss is updated to that of the last step that was logged.
     """
 
     def __init__(self, period: int = 10):

@@ -26,7 +26,7 @@ def launch_processes(main: Callable[[argparse.Namespace], object], args: argpars
         UserError: the numbers of processes are wrong, or a process raised one, whose traceback is left out.
     """
     _check_processes(args)
-    # Where a process or a loader's worker passes an error on as text, its message comes after this.
+    # A process or a loader's worker passes an error on as text, in which its message follows this.
     in_traceback = f"{UserError.__name__}: "
     try:
         launch(_start, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args))
@@ -42,24 +42,20 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _check_processes(args: argparse.Namespace) -> None:
-    machines, given, found = args.num_machines, args.num_gpus, torch.cuda.device_count()
+    machines, rank, gpus = args.num_machines, args.machine_rank, args.num_gpus
     if machines < 1:
         raise UserError(f"--num-machines is {machines}: give 1 or more.")
-    if not 0 <= args.machine_rank < machines:
-        raise UserError(f"--machine-rank is {args.machine_rank}: give each of the {machines} machines its own, from 0.")
-    # Of several machines without processes each would train alone.
-    if given < 0 or (given == 0 and machines > 1):
-        raise UserError(f"--num-gpus is {given}: give the number of GPUs, or on a CPU of processes, of each machine.")
-    if torch.cuda.is_available() and given > found:
-        raise UserError(f"--num-gpus is {given}, but this machine has {found}.")
+    if not 0 <= rank < machines:
+        raise UserError(f"--machine-rank is {rank}: give each of the {machines} machines its own number, 0 or more.")
+    # With --num-gpus 0 on several machines, each would train independently.
+    if gpus < 0 or (gpus == 0 and machines > 1):
+        raise UserError(f"--num-gpus is {gpus}: give the number of GPUs, or on a CPU of processes, of each machine.")
+    if torch.cuda.is_available() and gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus is {gpus}, but this machine has {torch.cuda.device_count()}.")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config of ``args``, check it, and set up the log.
-
-    Args:
-        args: of Detectron2's argument parser, and optionally of :func:`~detr_d2.engine.own_data.use_own_data`.
-    """
+    """Load the config of ``args``, with :func:`~detr_d2.engine.own_data.use_own_data`, check it, and set up the log."""
     if args.config_file:
         # Detectron2's setup logs the content of the file.
         args.config_file = find_config(args.config_file)

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate of its own for the backbone, and clipping over the full model."""
+"""AdamW with a separate learning rate for the backbone, and gradient clipping over the full model."""
 
 import logging
 from importlib import import_module
@@ -75,14 +75,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
 def group_table(optimizer: torch.optim.Optimizer) -> str:
     """Format tensors, parameters, learning rate and weight decay of each group as a table."""
     rows = [
-        (
-            group.get("name", i),
-            len(group["params"]),
-            sum(p.numel() for p in group["params"]),
-            group["lr"],
-            group["weight_decay"],
-        )
-        for i, group in enumerate(optimizer.param_groups)
+        (x.get("name", i), len(x["params"]), sum(p.numel() for p in x["params"]), x["lr"], x["weight_decay"])
+        for i, x in enumerate(optimizer.param_groups)
     ]
     headers = ("group", "tensors", "parameters", "learning rate", "weight decay")
     return tabulate(rows, headers, tablefmt="simple", intfmt=",", floatfmt="g")

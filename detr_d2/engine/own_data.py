@@ -7,12 +7,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
 TRAIN, VAL = "own_train", "own_val"
-"""Names that the datasets are registered with."""
-
-_MAX_NAMES_SHOWN = 10
+"""Names under which the datasets are registered."""
 
 
 class _Files(NamedTuple):
@@ -37,15 +35,8 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Register the files that ``args`` names, and set ``cfg`` to train and evaluate on them.
 
     Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and unless ``args.opts`` does, ``MODEL.DETR.NUM_CLASSES`` and, for
-    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing where ``args``
-    has no such names.
-
-    Args:
-        cfg: changed in place.
-        args: what a parser with the flags of :func:`detr_d2.cli.arguments.add_data_arguments` returns.
-
-    Returns:
-        Messages for the log: what was set.
+    panoptic annotations, ``MODEL.DETR.PANOPTIC.NUM_THINGS``. Has to run in every process. Does nothing if ``args`` has
+    none of the arguments of :func:`detr_d2.cli.arguments.add_data_arguments`. Returns messages for the log.
 
     Raises:
         UserError: a flag lacks the other one of its pair, or the files can't be used.
@@ -67,14 +58,14 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     cfg.DATASETS.TEST = (VAL,) if val else ()
     messages = [f"Dataset {name!r} is {split}." for name, split in files.items()]
     name = TRAIN if train else VAL
-    # Numbers that are stated beside the files stay, so that the check of the datasets can object to them.
+    # Numbers that are given in addition to the files stay, so that the check of the datasets can object to them.
     given = (args.opts or [])[::2]
     if "MODEL.DETR.NUM_CLASSES" not in given:
         cfg.MODEL.DETR.NUM_CLASSES = len(classes[name])
-        shown = ", ".join(classes[name][:_MAX_NAMES_SHOWN]) + (", …" if len(classes[name]) > _MAX_NAMES_SHOWN else "")
+        shown = abbreviate(classes[name], limit=10)
         messages.append(f"MODEL.DETR.NUM_CLASSES {len(classes[name])}, from {files[name].json}: {shown}.")
     if files[name].panoptic and "MODEL.DETR.PANOPTIC.NUM_THINGS" not in given:
-        # So that the config says it also where the dataset is not registered: in prediction.
+        # Prediction reads it from the config, since the dataset is not registered there.
         things = len(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)
         cfg.MODEL.DETR.PANOPTIC.NUM_THINGS = things
         messages.append(f"MODEL.DETR.PANOPTIC.NUM_THINGS {things}: the first classes are things, the others stuff.")
@@ -96,7 +87,7 @@ def _files(args: argparse.Namespace, split: str) -> _Files | None:
 
 
 def _check_datasets_given(cfg: CfgNode, eval_only: bool) -> None:
-    """Refuse a config, of an earlier run or for fine-tuning, with datasets that only the missing flags define."""
+    """Raise if the config, of an earlier run or for fine-tuning, has datasets that only the missing flags define."""
     used = {} if eval_only else {TRAIN: ("train", cfg.DATASETS.TRAIN)}
     used[VAL] = ("val", cfg.DATASETS.TEST)
     flags = [

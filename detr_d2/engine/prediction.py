@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from detr_d2.data.images import read_image
 from detr_d2.data.inputs import InputFile
+from detr_d2.data.panoptic.segments import write_segment_map
 from detr_d2.data.videos import VideoReader, VideoWriter
-from detr_d2.evaluation.panoptic import write_segment_map
 from detr_d2.inference.predictor import Predictor
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import output_folder
@@ -38,10 +38,10 @@ class Summary:
     frames: int = 0
     detections: int = 0
     detections_by_class: Counter = field(default_factory=Counter)
-    highest_score: float = 0.0  # Of all detections, including those below the threshold.
+    highest_score: float = 0.0  # Including detections below the threshold.
     seconds: float = 0.0
-    images_per_second: float = 0.0  # With frames of videos; reading, predicting, drawing and writing together.
-    failed: list[dict] = field(default_factory=list)  # "file" and "error" of those that could not be read.
+    images_per_second: float = 0.0  # Including frames of videos; reading, predicting, drawing and writing together.
+    failed: list[dict] = field(default_factory=list)  # "file" and "error" of the inputs that could not be read.
 
 
 def predict_files(
@@ -57,7 +57,8 @@ def predict_files(
 ) -> Summary:
     """Predict on images and videos and write to the folder ``output``, which appears when all is done.
 
-    - ``predictions.json``: COCO results from ``score_thresh`` up; in a video with the key ``frame``, counted from 0;
+    - ``predictions.json``: COCO results with score >= ``score_thresh``; of a video with the key ``frame``, counted from
+      0;
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
     - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG per image or frame;
@@ -65,7 +66,7 @@ def predict_files(
     - ``summary.json``: counts, speed, the files that could not be read, which are left out, and ``run``.
 
     Raises:
-        UserError: not one file can be read, or ``output`` may not be written.
+        UserError: no file can be read, or ``output`` can't be written or replaced.
     """
     started = time.perf_counter()
     with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
@@ -140,7 +141,7 @@ class _Writer:
         pairs = zip(self.categories.ids, self.categories.names, strict=True)
         categories = [{"id": i, "name": name} for i, name in pairs]
         dataset = {"images": self.images, "categories": categories, "annotations": []}
-        self._write("images.json", {"info": {"description": "what detr_d2 predicted on"}, **dataset})
+        self._write("images.json", {"info": {"description": "input images of the predictions"}, **dataset})
         if rules := getattr(self.predictor.model, "panoptic", None):
             categories = [{**x, "isthing": int(y)} for x, y in zip(categories, rules.is_thing, strict=True)]
             self._write("panoptic.json", {**dataset, "annotations": self.panoptic, "categories": categories})

@@ -19,12 +19,12 @@ class TrainingStep(SimpleTrainer):
     Every loss is divided by the normalizer of the whole batch: the sums over the parts are those of one pass.
 
     Args:
-        model: a :class:`~detr_d2.modeling.Detr`, maybe distributed.
-        data_loader: yields this process's share of each batch.
-        optimizer: of the model.
-        dtype: that autocast computes the network in; None: no autocast. float16 requires a CUDA GPU.
-        accumulation_steps: forward passes that the share is split into, of one size except the last.
-        log_period: steps whose losses are logged together; see :class:`LossLog`.
+        model: a :class:`~detr_d2.modeling.Detr`, perhaps distributed.
+        data_loader: loader of this process's share of each batch.
+        optimizer: optimizer of the model's parameters.
+        dtype: data type of autocast; None: no autocast. float16 requires a CUDA GPU.
+        accumulation_steps: number of forward passes that the share is split into, of one size except the last.
+        log_period: number of steps whose losses are logged together; see :class:`LossLog`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainingStep(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.loss_log = LossLog(log_period)
         # The exponents of bfloat16 are those of float32: its gradients don't vanish.
-        self.scaler = torch.amp.GradScaler("cuda") if dtype == torch.float16 else None
+        self.scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
         self.detr = model.module if isinstance(model, DistributedDataParallel) else model
 
     def run_step(self) -> None:
@@ -58,17 +58,13 @@ class TrainingStep(SimpleTrainer):
             with context:
                 with self._autocast():
                     step_losses = self.model(inputs, normalizer=normalizer)
-                total = sum(step_losses.values())
-                (total if self.scaler is None else self.scaler.scale(total)).backward()
+                self.scaler.scale(sum(step_losses.values())).backward()
             for name, loss in step_losses.items():
                 losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
         self.after_backward()
         self.loss_log.add(self.iter, losses, data_time)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def _split(self, data: list[dict]) -> Iterator[tuple[list[dict], AbstractContextManager]]:
         size = -(-len(data) // self.accumulation_steps)
@@ -82,27 +78,22 @@ class TrainingStep(SimpleTrainer):
         return nullcontext() if self.dtype is None else torch.autocast(self.detr.device.type, self.dtype)
 
     def state_dict(self) -> dict:
-        """Return the state that ``--resume`` loads, with that of the gradient scaler."""
-        state = super().state_dict()
-        if self.scaler is not None:
-            state["grad_scaler"] = self.scaler.state_dict()
-        return state
+        """Return the state that ``--resume`` loads, including that of the gradient scaler if it is enabled."""
+        scaler = self.scaler.state_dict()
+        return {**super().state_dict(), **({"grad_scaler": scaler} if scaler else {})}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load a state that :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        if self.scaler is not None and "grad_scaler" in state_dict:
+        if "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 class LossLog:
-    """Losses on their way to Detectron2's event storage, which stay on the device for some steps.
+    """Log that buffers losses on the device and writes them to Detectron2's event storage every ``period`` steps.
 
     Reading a loss waits for the device, which then idles. Detectron2's ``gather_metric_period`` avoids that by leaving
     out the losses of all other steps; this reads the losses of every step, of several steps at once.
-
-    Args:
-        period: steps whose losses are read at once.
     """
 
     def __init__(self, period: int = 1):
@@ -110,22 +101,16 @@ class LossLog:
         self._steps: list[tuple[int, dict[str, Tensor], float]] = []
 
     def add(self, iteration: int, losses: dict[str, Tensor], data_time: float) -> None:
-        """Keep the losses of one step.
+        """Buffer the losses of a step, scalars by name, and the seconds that it waited for its data.
 
-        Args:
-            iteration: number of the step.
-            losses: scalars by name, on any device.
-            data_time: seconds that the step waited for its data.
-
-        Raises:
-            FloatingPointError: as :meth:`write`, in the last step of each period.
+        In the last step of each period, :meth:`write` them, with its errors.
         """
         self._steps.append((iteration, losses, data_time))
         if (iteration + 1) % self.period == 0:
             self.write()
 
     def write(self) -> None:
-        """Write the losses that are kept, averaged over the processes, which all call this.
+        """Write the buffered losses, averaged over the processes, which all call this.
 
         Raises:
             FloatingPointError: a loss is not finite; names the first iteration with one.

@@ -1,4 +1,4 @@
-"""Analysis of a COCO evaluation, of detections matched by COCO's rules: threshold and confusions of each class."""
+"""Analysis of a COCO evaluation by class: the best threshold and the confusions, matched by COCO's rules."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ IOU_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Rates in percent of the detections with a score from ``threshold``.
+    """Rates in percent of the detections with score >= ``threshold``.
 
-    NaN where undefined: precision without detections, recall and F1 without objects, the threshold where no detection
-    is right.
+    NaN where undefined: precision without detections, recall and F1 without objects, the threshold without true
+    positives.
     """
 
     threshold: float
@@ -48,38 +48,37 @@ class Evaluation:
     """An evaluation of K classes."""
 
     task: str  # "bbox" or "segm", the shape of which the IoU was computed.
-    # Of all classes: AP, AP50 and AR averaged over the classes that have objects, the rest from the pooled detections
-    # at one threshold for all.
+    # All classes together: AP, AP50 and AR averaged over the classes that have objects, the rest from the pooled
+    # detections at one threshold for all.
     overall: ClassResult
     classes: list[ClassResult]  # In the order of the category ids.
-    # (K + 1, K + 1) int, annotated by detected class, of detections from a score of ``confusion_threshold``. The last
-    # column holds missed objects, the last row detections without an object.
+    # (K + 1, K + 1) int, ground truth by predicted class, for scores >= ``confusion_threshold``. The last column holds
+    # missed objects, the last row detections without an object.
     confusion: NDArray
     confusion_threshold: float
-    recall: NDArray  # (R,) the recalls, in percent, of ``precision``.
+    recall: NDArray  # (R,) recalls of ``precision``, in percent.
     precision: NDArray  # (K, R) in percent at IoU 0.5, COCO's interpolation; NaN rows for classes without objects.
-    scores: NDArray  # (N,) thresholds, falling, of the next two.
-    score_precision: NDArray  # (N,) of all classes, in percent.
-    score_recall: NDArray  # (N,) of all classes, in percent.
+    scores: NDArray  # (N,) score thresholds of the next two, descending.
+    score_precision: NDArray  # (N,) precision of all classes, in percent.
+    score_recall: NDArray  # (N,) recall of all classes, in percent.
 
 
 @dataclass(frozen=True)
 class Overlaps:
     """The D detections and G objects of a dataset, and the P pairs of them that overlap enough to match."""
 
-    scores: NDArray  # (D,) float, falling.
+    scores: NDArray  # (D,) float, descending.
     detection_classes: NDArray  # (D,) int, indices in COCOeval's ``catIds``.
     object_classes: NDArray  # (G,) int, likewise.
     object_images: NDArray  # (G,) int, indices in COCOeval's ``imgIds``.
-    crowd: NDArray  # (G,) bool, regions with any number of objects; detections in them are neither right nor wrong.
+    crowd: NDArray  # (G,) bool, regions with any number of objects; detections in them are ignored.
     pairs: NDArray  # (P, 2) int of detection and object, in the order in which matching tries them.
 
 
 def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evaluation:
     """Analyze what COCOeval, or Detectron2's compiled one, has accumulated with its default parameters.
 
-    Args:
-        score_threshold: of the confusion matrix. None: the best of all classes together.
+    The confusion matrix is for scores >= ``score_threshold``, by default the best threshold of all classes together.
     """
     overlaps = find_overlaps(coco_eval)
     matches = match(overlaps)
@@ -107,7 +106,7 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
         classes.append(result(name, slice(k, k + 1), *of_class))
     overall = result("all", slice(None), counted, objects)
     threshold = overall.best.threshold if score_threshold is None else score_threshold
-    scores, right, kept = _sweep(overlaps.scores[counted], matches[counted] >= 0)
+    scores, tp, kept = _sweep(overlaps.scores[counted], matches[counted] >= 0)
     return Evaluation(
         task=coco_eval.params.iouType,
         overall=overall,
@@ -117,39 +116,35 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
         recall=100 * np.asarray(coco_eval.params.recThrs),
         precision=precision50.T,
         scores=scores,
-        score_precision=100 * right / kept,
-        score_recall=100 * right / max(overall.objects, 1),
+        score_precision=100 * tp / kept,
+        score_recall=100 * tp / max(overall.objects, 1),
     )
 
 
-def best_point(scores: NDArray, right: NDArray, num_objects: int) -> OperatingPoint:
+def best_point(scores: NDArray, is_true_positive: NDArray, num_objects: int) -> OperatingPoint:
     """Find the threshold with the highest F1 = 2 TP / (detections + objects); of several, the highest threshold.
 
-    It is halfway between the lowest score that is kept and the next.
-
-    Args:
-        scores: (N,) falling.
-        right: (N,) bool, True where the detection matches an object.
+    It is halfway between the lowest score that is kept and the next. The (N,) ``scores`` are descending.
     """
     if not num_objects:
         return OperatingPoint(np.nan, np.nan, np.nan, np.nan, 0)
-    if not right.any():
+    if not is_true_positive.any():
         return OperatingPoint(np.nan, 0.0 if len(scores) else np.nan, 0.0, 0.0, 0)
-    thresholds, found, kept = _sweep(scores, right)
-    f1 = 200 * found / (kept + num_objects)
+    thresholds, tp, kept = _sweep(scores, is_true_positive)
+    f1 = 200 * tp / (kept + num_objects)
     i = int(np.argmax(f1))
     following = np.append(thresholds, 0.0)[i + 1]
     return OperatingPoint(
         threshold=float(thresholds[i] + following) / 2,
-        precision=float(100 * found[i] / kept[i]),
-        recall=float(100 * found[i] / num_objects),
+        precision=float(100 * tp[i] / kept[i]),
+        recall=float(100 * tp[i] / num_objects),
         f1=float(f1[i]),
         detections=int(kept[i]),
     )
 
 
 def confusion_matrix(overlaps: Overlaps, matches: NDArray, threshold: float, num_classes: int) -> NDArray:
-    """Count (K + 1, K + 1) pairs of annotated and detected class, of detections with a score from ``threshold``.
+    """Count (K + 1, K + 1) pairs of ground truth and predicted class, of detections with score >= ``threshold``.
 
     Objects are first matched with detections of their class, as for AP; only unmatched ones are paired across classes.
     So the diagonal holds the true positives. Crowds, and detections in them, are left out.
@@ -159,11 +154,11 @@ def confusion_matrix(overlaps: Overlaps, matches: NDArray, threshold: float, num
     kept = overlaps.scores >= threshold
     counted = kept & ~_in_crowd(overlaps, matches)
     # Index -1 reads the background, which is last.
-    annotated = np.append(overlaps.object_classes, background)[pairs[counted]]
+    true_classes = np.append(overlaps.object_classes, background)[pairs[counted]]
     missed = ~overlaps.crowd
     missed[pairs[kept & (pairs >= 0)]] = False
     matrix = np.zeros((num_classes + 1, num_classes + 1), int)
-    np.add.at(matrix, (annotated, overlaps.detection_classes[counted]), 1)
+    np.add.at(matrix, (true_classes, overlaps.detection_classes[counted]), 1)
     np.add.at(matrix, (overlaps.object_classes[missed], background), 1)
     return matrix
 
@@ -172,10 +167,10 @@ def _in_crowd(overlaps: Overlaps, matches: NDArray) -> NDArray:
     return np.append(overlaps.crowd, False)[matches]
 
 
-def _sweep(scores: NDArray, right: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Return every distinct score, falling, with the numbers of right and of all detections from it on."""
+def _sweep(scores: NDArray, is_true_positive: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Return the distinct scores, descending, with the numbers of true positives and of detections at least as high."""
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
-    return scores[last], np.cumsum(right)[last], last + 1
+    return scores[last], np.cumsum(is_true_positive)[last], last + 1
 
 
 def _mean(values: NDArray) -> float:
@@ -183,11 +178,7 @@ def _mean(values: NDArray) -> float:
 
 
 def find_overlaps(coco_eval: COCOeval) -> Overlaps:
-    """Find the pairs, of any two classes, with an IoU from :data:`IOU_THRESHOLD`.
-
-    Args:
-        coco_eval: evaluated, so that masks are run-length encoded.
-    """
+    """Find the pairs, of any two classes, with an IoU of at least :data:`IOU_THRESHOLD`, after ``evaluate()``."""
     params = coco_eval.params
     classes = {category: k for k, category in enumerate(params.catIds)}
     shape = SHAPES[params.iouType]
@@ -195,15 +186,15 @@ def find_overlaps(coco_eval: COCOeval) -> Overlaps:
     pairs = [np.zeros((0, 2), int)]
     ious = [np.zeros(0)]
     for i, image in enumerate(params.imgIds):
-        found = list(_most_confident(coco_eval.cocoDt.imgToAnns.get(image, ()), classes, params.maxDets[-1]))
+        predicted = list(_most_confident(coco_eval.cocoDt.imgToAnns.get(image, ()), classes, params.maxDets[-1]))
         annotated = [x for x in coco_eval.cocoGt.imgToAnns.get(image, ()) if x["category_id"] in classes]
-        if found and annotated:
+        if predicted and annotated:
             crowd = [int(x.get("iscrowd", 0)) for x in annotated]
-            iou = mask.iou([x[shape] for x in found], [x[shape] for x in annotated], crowd)
+            iou = mask.iou([x[shape] for x in predicted], [x[shape] for x in annotated], crowd)
             overlapping = np.argwhere(iou >= IOU_THRESHOLD)
             pairs.append(np.add(overlapping, (len(detections), len(objects))))
             ious.append(iou[tuple(overlapping.T)])
-        detections += found
+        detections += predicted
         objects += annotated
         images += [i] * len(annotated)
 
@@ -216,7 +207,8 @@ def find_overlaps(coco_eval: COCOeval) -> Overlaps:
     # The inverse permutation.
     rank = np.argsort(order)
     detection, object_ = np.concatenate(pairs).T
-    # As COCOeval: a confident detection chooses first, an object before a crowd, then by overlap, then the later one.
+    # As in COCOeval: detections are matched in descending score order, each with an object rather than a crowd, then
+    # with the highest overlap, then with the last.
     trial = np.lexsort((-object_, -np.concatenate(ious), crowd[object_], rank[detection]))
     return Overlaps(
         scores=scores[order],
@@ -235,15 +227,15 @@ def match(overlaps: Overlaps) -> NDArray:
 
 
 def match_rest(overlaps: Overlaps, matches: NDArray, min_score: float) -> NDArray:
-    """Return (D,) the matched object of each detection from ``min_score`` that :func:`match` left, or -1.
+    """Return (D,) the object of another class that each detection left by :func:`match` is matched with, or -1.
 
-    These objects, of other classes, are those that no detection of their class from ``min_score`` matches.
+    Only detections with score >= ``min_score`` take part, and only objects that none of these matches already.
     """
     kept = overlaps.scores >= min_score
-    found = np.zeros(len(overlaps.crowd), bool)
-    found[matches[kept & (matches >= 0)]] = True
+    taken = overlaps.crowd.copy()
+    taken[matches[kept & (matches >= 0)]] = True
     detection, object_ = overlaps.pairs.T
-    return _match(overlaps, (kept & (matches < 0))[detection] & ~(found | overlaps.crowd)[object_])
+    return _match(overlaps, (kept & (matches < 0))[detection] & ~taken[object_])
 
 
 def _match(overlaps: Overlaps, allowed: NDArray) -> NDArray:

@@ -9,7 +9,8 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.utils.errors import UserError
+from detr_d2.data.registration import read_coco_content
+from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
 
 # The key of a result's shape, by task.
@@ -19,10 +20,7 @@ SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str = "bbox") -> COCOeval:
     """Match and accumulate, with Detectron2's compiled COCOeval if it is built. Without results AP is 0.
 
-    Args:
-        annotations: categories, images and objects.
-        results: COCO results; they are not modified.
-        task: "bbox" or "segm".
+    ``task`` is "bbox" or "segm". The results are not modified.
     """
     # pycocotools would compute a mask's area from the box of a result with both.
     other = {"segm": "bbox", "bbox": "segmentation"}[task]
@@ -39,19 +37,9 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
 
 
 def load_annotations(path: Path) -> COCO:
-    """Read a COCO file of annotations.
-
-    Raises:
-        UserError: it is not one, or no object is annotated in it.
-    """
-    content = read_json(path, "a COCO file of annotations")
-    missing = [x for x in ("images", "annotations", "categories") if not isinstance(content, dict) or x not in content]
-    if missing:
-        raise UserError(f"{path} has no list of {missing[0]}: it is not a COCO file of annotations.")
-    if any(isinstance(x, dict) and "segments_info" in x for x in content["annotations"][:1]):
-        raise UserError(f"{path} holds panoptic annotations, one per image: give those of instances.")
+    """Read a COCO file of annotations. If it is not one, or has no annotated objects, raise a UserError."""
     try:
-        coco = _create_coco(content)
+        coco = _create_coco(read_coco_content(str(path)))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
@@ -63,14 +51,10 @@ def load_annotations(path: Path) -> COCO:
 
 
 def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict[str, Any]]:
-    """Read a COCO file of results, as ``coco_instances_results.json``, of the images in ``annotations``.
-
-    Raises:
-        UserError: it is not one, or is of other images or categories.
-    """
+    """Read a COCO file of results. If it does not fit ``annotations`` and ``task``, raise a UserError."""
     results = read_json(path, "a COCO file of results")
     if not isinstance(results, list):
-        raise UserError(f"{path} is no list: it is not a COCO file of results.")
+        raise UserError(f"{path} does not hold a list: it is not a COCO file of results.")
     needed = ("image_id", "category_id", "score", SHAPES[task])
     for i, result in enumerate(results):
         if not isinstance(result, dict):
@@ -81,11 +65,10 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         if result["image_id"] not in annotations.imgs:
             raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
         if result["category_id"] not in annotations.cats:
-            known = sorted(annotations.cats)
             raise UserError(
                 f"{path}: result {i} has the category {result['category_id']}, and the annotations have "
-                f"{', '.join(map(str, known[:10]))}{', …' if len(known) > 10 else ''}: write the category ids of the "
-                "annotations, not class numbers."
+                f"{abbreviate(sorted(annotations.cats), 10)}: write the category ids of the annotations, not class "
+                "numbers."
             )
     return results
 

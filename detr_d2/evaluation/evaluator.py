@@ -38,11 +38,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 
 def check_evaluation(cfg: CfgNode, dataset_name: str) -> None:
-    """Check before training that the dataset has annotations of what the model predicts.
-
-    Raises:
-        UserError: as :func:`build_evaluator`, which may be called hours later.
-    """
+    """Check before training that :func:`build_evaluator`, which may be called hours later, will raise no UserError."""
     if cfg.MODEL.DETR.PANOPTIC.ENABLED or not _is_panoptic(dataset_name) or _has_instances(dataset_name):
         return
     raise UserError(
@@ -56,10 +52,8 @@ class DetrCOCOEvaluator(COCOEvaluator):
     """COCO's metrics under Detectron2's names, and :func:`write_evaluation`'s files in a folder for the dataset.
 
     AP is 0 where Detectron2 has NaN because nothing was detected. Without annotated objects there is no AP at all.
-
-    Args:
-        output_dir: of Detectron2's files. The analysis of boxes is in the folder ``dataset_name`` in it, that of masks
-            in ``segm`` in that.
+    Detectron2's files are in ``output_dir``, the analysis of boxes in its subfolder ``dataset_name``, that of masks in
+    ``segm`` below it.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):

@@ -18,11 +18,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
-from PIL import Image
 from tabulate import tabulate
 
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.data.panoptic.segments import VOID, read_segment_map, segment_ids_to_rgb
+from detr_d2.data.panoptic.segments import VOID, read_segment_map, write_segment_map
 from detr_d2.evaluation.report import round_rate, write_csv
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file, read_json
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 class PanopticEvaluator(DatasetEvaluator):
     """Panoptic quality of outputs with ``panoptic_seg``, as COCO computes it.
 
-    Every process compares its images with their annotations at once; only counts are gathered.
+    Each process compares its images with their annotations immediately; only counts are gathered.
 
     Args:
         dataset_name: a dataset whose metadata hold ``panoptic_json`` and ``panoptic_root``.
@@ -51,10 +50,10 @@ class PanopticEvaluator(DatasetEvaluator):
         self._json = PathManager.get_local_path(metadata.panoptic_json)
         self._root = PathManager.get_local_path(metadata.panoptic_root)
         try:
-            entries = read_json(self._json, "a json of panoptic annotations")["annotations"]
+            entries = read_json(self._json, "a JSON file of panoptic annotations")["annotations"]
             self._annotations = {x["image_id"]: (x["file_name"], x["segments_info"]) for x in entries}
         except (KeyError, TypeError) as e:
-            raise UserError(f"{self._json} is no json of panoptic annotations in COCO's format ({e!r}).") from e
+            raise UserError(f"{self._json} does not hold panoptic annotations in COCO's format ({e!r}).") from e
         self.folder = output_dir and os.path.join(output_dir, dataset_name, "panoptic")
         self.reset()
 
@@ -63,29 +62,27 @@ class PanopticEvaluator(DatasetEvaluator):
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Compare results with their annotations.
+        """Compare the ``panoptic_seg`` of the outputs with the annotations of the inputs' ``image_id``.
 
-        Args:
-            inputs: dicts with ``image_id`` and ``file_name``.
-            outputs: dicts with ``panoptic_seg``: (H, W) segment ids, 0 for void, and a list of dicts with "id" and
-                "category_id", a row of the class head.
+        It holds (H, W) segment ids, 0 for void, and a list of dicts with "id" and "category_id", a row of the class
+        head.
         """
         rows = self._categories.rows
         for sample, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
-            found, image = ids.cpu().numpy(), sample["image_id"]
+            predicted, image = ids.cpu().numpy(), sample["image_id"]
             segments = [self._to_dataset(x) for x in segments]
             if image not in self._annotations:
                 raise UserError(f"{self._json} has no annotation of image {image}, {sample['file_name']}.")
             file_name, true_segments = self._annotations[image]
-            truth = read_segment_map(os.path.join(self._root, file_name), found.shape)
-            for category, counts in count_segments(truth, true_segments, found, segments).items():
+            truth = read_segment_map(os.path.join(self._root, file_name), predicted.shape)
+            for category, counts in count_segments(truth, true_segments, predicted, segments).items():
                 if category in rows:
                     self._counts[rows[category]] += counts
             name = os.path.splitext(file_name)[0] + ".png"
             self._predictions.append({"image_id": image, "file_name": name, "segments_info": segments})
             if self.folder:
-                write_segment_map(os.path.join(self.folder, "predictions", name), found)
+                write_segment_map(os.path.join(self.folder, "predictions", name), predicted)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return ``{"panoptic_seg": {"PQ": …, "SQ", "RQ", "PQ_th" of things, …, "PQ_st" of stuff, …}}`` in percent.
@@ -132,7 +129,7 @@ class PanopticEvaluator(DatasetEvaluator):
         for name in set(os.listdir(folder)) - {x["file_name"] for x in predictions}:
             if name.endswith(".png"):
                 os.remove(os.path.join(folder, name))
-        # With the images and categories of the annotations.
+        # The file holds the images and categories of the annotations, too.
         with atomic_file(f"{folder}.json") as file:
             file.write(json.dumps({**read_json(self._json), "annotations": predictions}).encode())
         rows = [["class", "kind", "PQ", "SQ", "RQ", "matched", "false positives", "missed"]]
@@ -143,64 +140,61 @@ class PanopticEvaluator(DatasetEvaluator):
 
 
 def count_segments(
-    truth: NDArray, true_segments: Sequence[Mapping], found: NDArray, found_segments: Sequence[Mapping]
+    truth: NDArray, true_segments: Sequence[Mapping], predicted: NDArray, predicted_segments: Sequence[Mapping]
 ) -> dict[int, NDArray]:
     """Match the segments of an image: pairs with more than half of their union in common, void left out.
 
-    Found segments of which more than half is in void or in crowds of their class are not counted, nor are crowds.
+    Predicted segments of which more than half is in void or in crowds of their class are not counted, nor are crowds.
 
     Args:
-        truth, found: (H, W) segment ids, 0 for void.
+        truth, predicted: (H, W) segment ids, 0 for void.
         true_segments: dicts with "id", "category_id" and perhaps "iscrowd".
-        found_segments: dicts with "id" and "category_id".
+        predicted_segments: dicts with "id" and "category_id".
 
     Returns:
         By category id (4,) the true positives, false positives, false negatives, and the sum of the true positives'
         intersections over union.
     """
-    classes = {x["id"]: x["category_id"] for x in true_segments}
+    true_classes = {x["id"]: x["category_id"] for x in true_segments}
     crowd = {x["id"] for x in true_segments if x.get("iscrowd")}
-    found_classes = {x["id"]: x["category_id"] for x in found_segments}
-    true_area, found_area = _areas(truth), _areas(found)
-    common = _areas(truth.astype(np.int64) << 32 | found.astype(np.int64))
+    predicted_classes = {x["id"]: x["category_id"] for x in predicted_segments}
+    true_area, predicted_area = _areas(truth), _areas(predicted)
+    common = _areas(truth.astype(np.int64) << 32 | predicted.astype(np.int64))
     common = {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in common.items()}
-    counts = {x: np.zeros(4) for x in {*classes.values(), *found_classes.values()}}
+    counts = {x: np.zeros(4) for x in {*true_classes.values(), *predicted_classes.values()}}
 
-    # By found segment: pixels without annotation.
+    # Number of pixels without annotation by predicted segment.
     ignored = Counter({j: area for (i, j), area in common.items() if i == VOID})
-    union = {(i, j): true_area[i] + found_area[j] - area - ignored[j] for (i, j), area in common.items()}
-    matched_truth, matched_found = set(), set()
+    union = {(i, j): true_area[i] + predicted_area[j] - area - ignored[j] for (i, j), area in common.items()}
+    matched_true, matched_predicted = set(), set()
     for (i, j), area in common.items():
-        if i not in classes or j not in found_classes or classes[i] != found_classes[j]:
+        if i not in true_classes or j not in predicted_classes or true_classes[i] != predicted_classes[j]:
             continue
         if i in crowd:
             ignored[j] += area
         # No two matches share a segment.
         elif 2 * area > union[i, j]:
-            counts[classes[i]] += (1, 0, 0, area / union[i, j])
-            matched_truth.add(i)
-            matched_found.add(j)
-    for i in classes.keys() - matched_truth - crowd:
-        counts[classes[i]][2] += 1
-    for j in found_classes.keys() - matched_found:
-        if 2 * ignored[j] <= found_area[j]:
-            counts[found_classes[j]][1] += 1
+            counts[true_classes[i]] += (1, 0, 0, area / union[i, j])
+            matched_true.add(i)
+            matched_predicted.add(j)
+    for i in true_classes.keys() - matched_true - crowd:
+        counts[true_classes[i]][2] += 1
+    for j in predicted_classes.keys() - matched_predicted:
+        if 2 * ignored[j] <= predicted_area[j]:
+            counts[predicted_classes[j]][1] += 1
     return counts
 
 
 def compute_quality(counts: NDArray) -> NDArray:
     """Compute panoptic, segmentation and recognition quality, equations (1) and (2); PQ = SQ * RQ.
 
-    Args:
-        counts: (K, 4) of K classes, see :func:`count_segments`.
-
-    Returns:
-        (K, 3) in percent, NaN for a class that is neither annotated nor found.
+    From the (K, 4) counts of K classes, see :func:`count_segments`; (K, 3) in percent, NaN for a class that is neither
+    annotated nor predicted.
     """
-    right, wrong, missed, overlap = counts.T
-    total = right + (wrong + missed) / 2
+    tp, fp, fn, iou_sum = counts.T
+    total = tp + (fp + fn) / 2
     divisor = np.maximum(total, 0.5)
-    quality = np.stack([overlap / divisor, overlap / np.maximum(right, 1), right / divisor])
+    quality = np.stack([iou_sum / divisor, iou_sum / np.maximum(tp, 1), tp / divisor])
     return np.where(total > 0, 100 * quality, np.nan).T
 
 
@@ -208,13 +202,6 @@ def mean_quality(quality: NDArray) -> NDArray:
     """Average (K, 3) over the classes that occur: (3,), NaN where none does."""
     occurring = quality[np.isfinite(quality[:, 0])]
     return occurring.mean(axis=0) if len(occurring) else np.full(3, np.nan)
-
-
-def write_segment_map(path: str, ids: NDArray) -> None:
-    """Write (H, W) segment ids under 2^24 as a PNG, R + 256 G + 65536 B; folders are created if needed."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with atomic_file(path) as file:
-        Image.fromarray(segment_ids_to_rgb(ids)).save(file, format="PNG")
 
 
 def _areas(ids: NDArray) -> Counter:

@@ -21,11 +21,11 @@ from detr_d2.visualization.style import GRAY, palette_color, style_axes
 # In the order of writing: if the last exists, the others are of the same evaluation.
 FILES = ("per_class.csv", "confusion_matrix.csv", "confusion_matrix.png", "precision_recall.png", "evaluation.json")
 
-# Of more classes a color each, only the best and the worst half of these have one.
+# With more classes, only the best and the worst half of this number get a color.
 _MAX_CURVES = 6
-# Matrices of more classes have colors only.
+# Larger matrices show colors without numbers.
 _MAX_NUMBERS = 25
-# More points of a curve are slow to plot and not visible.
+# More points of a curve would be slow to plot and not visible.
 _MAX_POINTS = 1000
 
 
@@ -37,7 +37,7 @@ def write_evaluation(evaluation: Evaluation, folder: str) -> None:
     write_csv(table, summary_table(evaluation))
     names = [x.name for x in evaluation.classes]
     rows = zip([*names, "(no object)"], evaluation.confusion.tolist(), strict=True)
-    header = ["what is there / detected as", *names, "(missed)"]
+    header = ["ground truth / predicted", *names, "(missed)"]
     write_csv(matrix, [header, *([name, *counts] for name, counts in rows)])
     for path, plot in ((matrix_plot, plot_confusion), (curves_plot, plot_precision_recall)):
         with atomic_file(path) as file:
@@ -56,7 +56,7 @@ def remove_evaluation(folder: str) -> None:
 
 
 def write_csv(path: str, rows: Iterable[list[Any]]) -> None:
-    """Write rows of cells, the first of which is the header."""
+    """Write a header and rows of cells."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     with atomic_file(path) as file:
@@ -71,8 +71,8 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "classes": [asdict(x) for x in evaluation.classes],
         "confusion": {
             "threshold": evaluation.confusion_threshold,
-            "rows": "what is there: the classes, then no object",
-            "columns": "what is detected: the classes, then nothing",
+            "rows": "ground truth: the classes, then no object",
+            "columns": "predicted: the classes, then missed",
             "matrix": evaluation.confusion.tolist(),
         },
         "precision_by_recall": {
@@ -101,7 +101,7 @@ def round_rate(rate: float, digits: int = 2) -> float | str:
 def plot_precision_recall(evaluation: Evaluation) -> Figure:
     """Plot precision by recall at IoU 0.5 of each class, and precision, recall and F1 of all by the score threshold.
 
-    Up to six classes have a color each; of more, the three with the best and the three with the worst AP50.
+    Up to six classes have a color each; with more, the three with the best and the three with the worst AP50.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2)
@@ -120,7 +120,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(size + 0.8, size), layout="constrained", dpi=120)
     axes = figure.subplots()
     title = f"Confusions at score ≥ {evaluation.confusion_threshold:.2f}, IoU ≥ 0.5"
-    style_axes(axes, title, "detected as", "annotated as")
+    style_axes(axes, title, "predicted", "ground truth")
     axes.grid(False)
     rows = matrix.sum(axis=1, keepdims=True)
     shares = np.where(rows > 0, 100 * matrix / np.maximum(rows, 1), np.nan)

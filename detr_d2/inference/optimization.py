@@ -31,10 +31,10 @@ def optimize_for_inference(model: Detr, precision: str = "float32", compile: boo
     The copy can only predict: it has no gradients, and its state dict is not the model's. It must stay on its device.
 
     Args:
-        model: it is not changed.
-        precision: "float32", "bfloat16" or "float16". Where the processor is slow in it, float32, with a warning.
-        compile: compile backbone and transformer with ``torch.compile`` at the first image, which takes minutes.
-            Images of any size use the same code. Where it fails, a warning is logged.
+        model: a trained model, which is not changed.
+        precision: "float32", "bfloat16" or "float16". If the processor is slow in it, float32 with a warning.
+        compile: True to compile backbone and transformer with ``torch.compile`` at the first image, which takes
+            minutes. Images of any size use the same code. If it fails, a warning is logged.
 
     Raises:
         UserError: ``model`` is not a Detr or was optimized before, or ``precision`` is unknown.
@@ -58,7 +58,7 @@ def optimize_for_inference(model: Detr, precision: str = "float32", compile: boo
 
 
 def inference_options(cfg: CfgNode) -> dict:
-    """Return the arguments of :func:`optimize_for_inference` that ``MODEL.DETR.TEST`` stands for."""
+    """Return the arguments of :func:`optimize_for_inference` that ``MODEL.DETR.TEST`` sets."""
     test = cfg.MODEL.DETR.TEST
     return {"precision": test.PRECISION, "compile": test.COMPILE}
 
@@ -66,8 +66,7 @@ def inference_options(cfg: CfgNode) -> dict:
 def usable_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the data type of a name in :data:`~detr_d2.config.PRECISIONS`; float32, with a warning, if it is slow.
 
-    Raises:
-        UserError: there is no such precision.
+    If there is no such precision, raise a UserError.
     """
     check_precision(name)
     dtype = getattr(torch, name)
@@ -90,13 +89,8 @@ def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
 def fold_batch_norms(module: nn.Module) -> int:
     """Fold the batch norms of Detectron2's convolutions into their weights and biases, in place and in float64.
 
-    Other norms stay, and so do the batch norms of timm's models, which are modules of their own.
-
-    Args:
-        module: in evaluation mode.
-
-    Returns:
-        The number of folded norms.
+    The module is in evaluation mode. Other norms stay, and so do the batch norms of timm's models, which are separate
+    modules. Return the number of folded norms.
     """
     folded = 0
     for convolution in module.modules():
@@ -114,17 +108,14 @@ def fold_batch_norms(module: nn.Module) -> int:
 
 
 def cast_network(network: DetrNetwork, dtype: torch.dtype) -> None:
-    """Let the backbone, the transformer and the mask head compute in ``dtype``, in place.
+    """Cast the backbone, the transformer and the mask head to ``dtype``, in place.
 
     Weights are cast once, where autocast would cast them in every pass. The position embedding, SMCA's layers that
     predict points and scales, and the class and box heads stay float32.
     """
-    cast = (
-        *(network.backbone[0], network.input_proj, network.transformer),
-        *(network.bbox_attention, network.mask_head),
-    )
+    parts = (network.backbone[0], network.input_proj, network.transformer, network.bbox_attention, network.mask_head)
     exact = set(_layers_of_points(network))
-    for module in chain.from_iterable(x.modules() for x in cast if x is not None):
+    for module in chain.from_iterable(x.modules() for x in parts if x is not None):
         if module not in exact:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 tensor.data = tensor.data.to(dtype)

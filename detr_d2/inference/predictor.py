@@ -28,7 +28,7 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# How many batches of images are sorted by size together.
+# Number of batches whose images are sorted by size together.
 _WINDOW = 4
 # Weights that training starts from.
 _BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
@@ -48,13 +48,7 @@ class Predictor:
     """Detector of the objects in images, several at a time.
 
     Images are batched with images of similar size. The results do not depend on the batch, unless
-    ``MODEL.DETR.BATCH_INVARIANT`` is False.
-
-    Args:
-        model: a Detr; it is put into evaluation mode.
-        augmentations: of inference.
-        image_format: "RGB" or "BGR", ``INPUT.FORMAT``.
-        categories: of the model's classes.
+    ``MODEL.DETR.BATCH_INVARIANT`` is False. ``image_format`` is "RGB" or "BGR", ``INPUT.FORMAT``.
     """
 
     def __init__(
@@ -108,23 +102,22 @@ class Predictor:
         """
         images = iter(images)
         while window := list(islice(images, _WINDOW * batch_size if batch_size > 1 else 1)):
-            found = self._predict_window([self.prepare(image) for _, image in window], batch_size)
-            for (key, image), result in zip(window, found, strict=True):
+            results = self._predict_window([self.prepare(image) for _, image in window], batch_size)
+            for (key, image), result in zip(window, results, strict=True):
                 yield key, image, result
 
     @torch.no_grad()
     def _predict_window(self, inputs: list[dict], batch_size: int) -> list[dict[str, Any]]:
-        found = {}
+        results = {}
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
         for start in range(0, len(inputs), batch_size):
             batch = by_size[start : start + batch_size]
-            results = self.model([inputs[i] for i in batch])
-            for i, result in zip(batch, results, strict=True):
-                found[i] = {"instances": result["instances"].to("cpu")}
+            for i, result in zip(batch, self.model([inputs[i] for i in batch]), strict=True):
+                results[i] = {"instances": result["instances"].to("cpu")}
                 if "panoptic_seg" in result:
                     ids, segments = result["panoptic_seg"]
-                    found[i]["panoptic_seg"] = ids.cpu(), segments
-        return [found[i] for i in range(len(inputs))]
+                    results[i]["panoptic_seg"] = ids.cpu(), segments
+        return [results[i] for i in range(len(inputs))]
 
 
 def prediction_config(config_file: str, options: list[str]) -> CfgNode:
@@ -138,8 +131,8 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
     """
     cfg = load_config(config_file, options)
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
-        found = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
-        raise UserError(f"MODEL.WEIGHTS is {found}: to predict, add MODEL.WEIGHTS and the path of a trained model.")
+        current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
+        raise UserError(f"MODEL.WEIGHTS is {current}: to predict, add MODEL.WEIGHTS and the path of a trained model.")
     if "MODEL.DEVICE" not in options[::2] and cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("PyTorch finds no CUDA GPU: predicting on the CPU.")
         cfg.MODEL.DEVICE = "cpu"

@@ -1,4 +1,4 @@
-"""Less memory for more time: activations are computed again in the backward pass (arXiv 1604.06174)."""
+"""Activation checkpoints: less memory for more time, by recomputing in the backward pass (arXiv 1604.06174)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +18,14 @@ _MODULES = {
     "backbone": lambda network: network.backbone[0].backbone,
     "transformer": lambda network: network.transformer,
 }
-"""Values of ``SOLVER.ACTIVATION_CHECKPOINTS``."""
+"""Modules by the values of ``SOLVER.ACTIVATION_CHECKPOINTS``."""
 
 
 def checkpoint_activations(network: DetrNetwork, names: Sequence[str]) -> None:
-    """Let every block of some parts of the network keep only its input in training, and run again in the backward pass.
+    """Enable checkpointing for some parts: their blocks keep only their input, and run again in the backward pass.
 
-    The blocks are the residual blocks of a ResNet, the layers of a transformer: the repeated modules of a part.
-    Gradients, running statistics and names of parameters do not change.
-
-    Args:
-        network: changed in place.
-        names: "backbone", "transformer" or both.
+    The blocks are the repeated modules of a part: the residual blocks of a ResNet, the layers of a transformer.
+    Gradients, running statistics and parameter names do not change. ``names`` are "backbone", "transformer" or both.
 
     Raises:
         UserError: there is no such part, or nothing in it repeats.
@@ -58,7 +54,7 @@ def repeated_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _forward(block: nn.Module, forward: Callable, *inputs: Any, **options: Any) -> Any:
-    """Call ``forward``, that of ``block``, without keeping its activations, where it would keep any."""
+    """Call ``forward``, the method of ``block``, without keeping activations."""
     tensors = (x for x in (*inputs, *block.parameters()) if isinstance(x, Tensor))
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return forward(*inputs, **options)
@@ -77,7 +73,7 @@ def _forward(block: nn.Module, forward: Callable, *inputs: Any, **options: Any) 
 
 @contextmanager
 def _unchanged_statistics(block: nn.Module) -> Iterator[None]:
-    """Let norms update copies of their running statistics within the block: a batch that runs again counts once."""
+    """Redirect updates of running statistics to copies: a batch that runs again counts once."""
     norms = [x for x in block.modules() if isinstance(x, _NormBase) and x.training]
     buffers = [dict(x._buffers) for x in norms]
     for norm, own in zip(norms, buffers, strict=True):

@@ -12,12 +12,8 @@ class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with several heads (arXiv 1706.03762, section 3.2).
 
     The parameters have the names and shapes of :class:`torch.nn.MultiheadAttention`; the first
-    dimension of every input is the batch.
-
-    Args:
-        hidden_dim: size of queries, keys and values; a multiple of ``num_heads``.
-        num_heads: number of heads.
-        dropout: probability with which an attention weight is dropped in training.
+    dimension of every input is the batch. ``hidden_dim`` is the size of queries, keys and values, a multiple of
+    ``num_heads``; ``dropout`` the probability with which an attention weight is dropped in training.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0):
@@ -31,16 +27,12 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the queries' mix of the values.
+        """Return (B, N, C), the values averaged with the attention weights of each query.
 
         Args:
-            query: (B, N, C).
-            key: (B, S, C).
-            value: (B, S, C).
-            padding_mask: (B, S) bool, True where a key is padding. None where nothing is padded.
-
-        Returns:
-            (B, N, C)
+            query: (B, N, C) queries.
+            key, value: (B, S, C) keys and values.
+            padding_mask: (B, S) bool, True where a key is padding; None if nothing is padded.
         """
         return self.attend(*self.operands(query, key, value, padding_mask))
 
@@ -72,11 +64,11 @@ class MultiheadAttention(nn.Module):
         """Attend with projected inputs, and mix the heads: (B, N, C).
 
         Args:
-            q: (B, heads, N, D).
-            k: (B, heads, S, D).
-            v: (B, heads, S, C / heads); D may be larger.
-            mask: where attention is allowed (bool), or added to the logits; broadcast to (B, heads, N, S).
-            scale: of the products of queries and keys. None: one over the root of D.
+            q: (B, heads, N, D) queries.
+            k: (B, heads, S, D) keys.
+            v: (B, heads, S, C / heads) values; D may be larger than C / heads.
+            mask: bool, True where attention is allowed, or a bias added to the logits; broadcast to (B, heads, N, S).
+            scale: factor on the products of queries and keys; None: one over the root of D.
         """
         p = self.dropout if self.training else 0.0
         # In the precision of the inputs.

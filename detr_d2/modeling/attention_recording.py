@@ -21,35 +21,29 @@ class AttentionRecord:
     The S features are those of an (H, W) map, row by row. Weights sum to 1 over the features; padded ones have none.
     """
 
+    # Weights of each layer, (B, heads, S, S) from every feature (dimension 2) to every feature; (B, heads, P, S) from P
+    # points.
     encoder: list[Tensor] = field(default_factory=list)
-    """For each layer (B, heads, S, S), from every feature (dimension 2) to every feature; from P points
-    (B, heads, P, S)."""
+    # Weights of each layer, (B, heads, Q, S) from the object queries to the features.
     decoder: list[Tensor] = field(default_factory=list)
-    """For each layer (B, heads, Q, S), from the object queries to the features."""
-    size: tuple[int, int] = (0, 0)
-    """H and W."""
-    stride: int = 0
-    """Pixels, of the image that the network sees, from one feature to the next."""
+    size: tuple[int, int] = (0, 0)  # H and W.
+    stride: int = 0  # Distance of neighboring features, in pixels of the image that the network sees.
+    # Height and width in pixels of each of the B images that the network sees, unpadded.
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Height and width in pixels of each of the B images that the network sees, unpadded."""
-    padding_mask: Tensor | None = None
-    """(B, H, W) bool, True where padded; None where nothing is."""
-    encoder_points: Sequence[Point] | None = ()
-    """The points of the rows of ``encoder``; None: every feature."""
+    padding_mask: Tensor | None = None  # (B, H, W) bool, True where padded; None where nothing is.
+    encoder_points: Sequence[Point] | None = ()  # The points of the rows of ``encoder``; None: every feature.
 
     def cross_attention(self, index: int = 0, layer: int = -1) -> Tensor:
-        """Return (heads, Q, H, W): where the object queries of image number ``index`` attend.
+        """Return the weights of the object queries of image number ``index``, (heads, Q, H, W).
 
-        Raises:
-            UserError: there is no such decoder layer.
+        If there is no such decoder layer, raise a UserError.
         """
         return _layer(self.decoder, layer, "decoder")[index].unflatten(-1, self.size)
 
     def self_attention(self, point: Point, index: int = 0, layer: int = -1) -> Tensor:
-        """Return (heads, H, W): where the feature at ``point`` of image number ``index`` attends.
+        """Return the weights of the feature at ``point`` of image number ``index``, (heads, H, W).
 
-        Raises:
-            UserError: there is no such encoder layer, or the point was not recorded.
+        If there is no such encoder layer, or the point was not recorded, raise a UserError.
         """
         weights = _layer(self.encoder, layer, "encoder")[index]
         if self.encoder_points is None:
@@ -73,7 +67,7 @@ class AttentionRecord:
 
 @contextmanager
 def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = ()) -> Iterator[AttentionRecord]:
-    """Keep the attention weights of the forward passes of a Detr within the block.
+    """Record the attention weights of the forward passes of a Detr within the block.
 
     The results do not change. Every forward pass replaces the record, which stays valid after the block::
 
@@ -89,7 +83,6 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     points = None if encoder_points is None else [(float(x), float(y)) for x, y in encoder_points]
     record = AttentionRecord(encoder_points=points)
     network = model.detr
-    transformer = network.transformer
 
     def start(module: nn.Module, inputs: tuple, output: tuple) -> None:
         (batch,), (features, _) = inputs, output
@@ -110,22 +103,15 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     def keep_decoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
         record.decoder.append(module.weights(*inputs).detach())
 
+    # Handles of hooks are context managers that remove the hook.
     with ExitStack() as hooks:
-        hooks.enter_context(_remove_later(network.backbone.register_forward_hook(start)))
+        hooks.enter_context(network.backbone.register_forward_hook(start))
         if points is None or points:
-            for layer in transformer.encoder.layers:
-                hooks.enter_context(_remove_later(layer.self_attn.register_forward_hook(keep_encoder)))
-        for layer in transformer.decoder.layers:
-            hooks.enter_context(_remove_later(layer.multihead_attn.register_forward_hook(keep_decoder)))
+            for layer in network.transformer.encoder.layers:
+                hooks.enter_context(layer.self_attn.register_forward_hook(keep_encoder))
+        for layer in network.transformer.decoder.layers:
+            hooks.enter_context(layer.multihead_attn.register_forward_hook(keep_decoder))
         yield record
-
-
-@contextmanager
-def _remove_later(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _layer(layers: list[Tensor], index: int, part: str) -> Tensor:

@@ -22,8 +22,8 @@ class MaskedBackbone(nn.Module):
     other backbone, images of one size together. The last two give each image the features that it has alone.
 
     Args:
-        backbone: its level names are kept.
-        invariant: at inference, each image's features do not depend on what it is batched with.
+        backbone: a backbone, whose level names are kept.
+        invariant: True to make each image's features, at inference, independent of the other images in the batch.
         invariant_training: the same in training.
     """
 
@@ -82,13 +82,7 @@ class MaskedBackbone(nn.Module):
 
 
 def per_image_forward(backbone: Backbone, pixels: Tensor, valid_sizes: Sequence[Size]) -> dict[str, FeatureLevel]:
-    """Return the features that each image has alone, from any backbone. Images of one valid size are computed together.
-
-    Args:
-        backbone: from (B, C, H, W) images to features by level.
-        pixels: (B, C, H, W).
-        valid_sizes: height and width of each image, in pixels.
-    """
+    """Return the features that each of (B, C, H, W) images has alone; those of one valid size are computed together."""
     groups = defaultdict(list)
     for index, size in enumerate(valid_sizes):
         groups[size].append(index)

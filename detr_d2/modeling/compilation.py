@@ -1,7 +1,7 @@
-"""``torch.compile`` for training and for inference, for images of any size, with a way back.
+"""``torch.compile`` for training and for inference, for images of any size, with fallback to eager.
 
 ``nn.Module.compile`` is not enough: it fails where compiling fails, its compiled code skips hooks that are registered
-later, and a module can not go on without it in evaluation mode.
+later, and a module can't return to eager, for example in evaluation mode.
 """
 
 import logging
@@ -30,7 +30,7 @@ _MIN_INFERENCE_VERSION = (2, 4)
 
 _COMPILE_BACKWARD_FIRST = "force_non_lazy_backward_lowering"
 _TRAINING_OPTIONS = {
-    # A backward pass that can't be compiled shows while there still is a way back.
+    # A backward pass that can't be compiled fails early enough to fall back.
     _COMPILE_BACKWARD_FIRST: True,
     # Gradients are computed outside of autocast, as without compiling.
     "backward_pass_autocast": "off",
@@ -40,15 +40,12 @@ _TRAINING_OPTIONS = {
 def compile_for_inference(modules: Sequence[nn.Module]) -> bool:
     """Replace each module's ``forward`` by compiled code, in place; see :class:`CompiledForward`.
 
-    Args:
-        modules: in evaluation mode, with their final weights.
-
-    Returns:
-        Whether this version of PyTorch supports it; if not, a warning is logged and nothing is changed.
+    The modules are in evaluation mode and have their final weights. If this version of PyTorch does not support it, log
+    a warning, change nothing and return False.
     """
     if TORCH_VERSION < _MIN_INFERENCE_VERSION:
-        needed, found = (".".join(map(str, x)) for x in (_MIN_INFERENCE_VERSION, TORCH_VERSION))
-        logger.warning(f"Predicting without torch.compile, which needs PyTorch {needed} or later; this is {found}.")
+        needed, installed = (".".join(map(str, x)) for x in (_MIN_INFERENCE_VERSION, TORCH_VERSION))
+        logger.warning(f"Predicting without torch.compile, which needs PyTorch {needed} or later; this is {installed}.")
         return False
     compiler = Compiler("Predicting", _INFERENCE_OPTIONS, _inference_settings)
     for module in modules:
@@ -62,14 +59,12 @@ def compile_for_training(transformer: nn.Module) -> bool:
     Layers of one class share their code: six take no longer to compile than one, and processes can exchange the
     gradients of one layer while those of the next are computed. The rest of the transformer, and layers in evaluation
     mode, run without compiling. Call this before
-    :func:`~detr_d2.modeling.activation_checkpoints.checkpoint_activations`, which lets compiled layers run again.
-
-    Returns:
-        Whether this version of PyTorch supports it; if not, a warning is logged and nothing is changed.
+    :func:`~detr_d2.modeling.activation_checkpoints.checkpoint_activations`, which then runs compiled layers again. If
+    this version of PyTorch does not support it, log a warning, change nothing and return False.
     """
     if not can_compile_training():
-        found = ".".join(map(str, TORCH_VERSION))
-        logger.warning(f"Training without torch.compile, which needs a later version of PyTorch; this is {found}.")
+        installed = ".".join(map(str, TORCH_VERSION))
+        logger.warning(f"Training without torch.compile, which needs a later version of PyTorch; this is {installed}.")
         return False
     compiler = Compiler("Training", {}, _training_settings, _is_trained, torch._dynamo.exc.TorchDynamoException)
     layers = list(repeated_modules(transformer))
@@ -80,7 +75,7 @@ def compile_for_training(transformer: nn.Module) -> bool:
 
 
 def can_compile_training() -> bool:
-    """Whether PyTorch can compile the backward pass together with the forward pass."""
+    """Check that PyTorch can compile the backward pass together with the forward pass."""
     return hasattr(torch._functorch.config, _COMPILE_BACKWARD_FIRST)
 
 
@@ -98,8 +93,8 @@ def _inference_settings() -> Iterator[None]:
 def _independent_sizes() -> AbstractContextManager:
     """Return a context in which sizes that are equal in the first batch may differ in others, where PyTorch can.
 
-    Otherwise code for features as high as wide serves no others, and code for two images, whose sizes are a (2, 2)
-    tensor, serves no other number of images.
+    Otherwise code specialized for square inputs cannot be reused for others, and code for two images, whose sizes are a
+    (2, 2) tensor, cannot be reused for other numbers of images.
     """
     config = torch.fx.experimental._config
     return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
@@ -122,21 +117,16 @@ def _always(module: nn.Module) -> bool:
 
 @dataclass
 class Compiler:
-    """State that the compiled modules of a model share: how they are compiled, and whether that failed."""
+    """Settings of the compilation and its state, which the compiled modules of a model share."""
 
-    activity: str
-    """First word of the warning where compiling failed: what continues without compiled code."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Of the inductor."""
-    context: Callable[[], AbstractContextManager] = nullcontext
-    """Context in which the code is compiled and runs."""
-    applies: Callable[[nn.Module], bool] = _always
-    """Whether a module, in its current mode, is to run compiled."""
-    failures: type[Exception] = Exception
-    """Exceptions of compiled code after which the module's own code runs."""
+    activity: str  # Activity that continues without compiled code: first word of the warning about a failure.
+    options: dict[str, Any] = field(default_factory=dict)  # Options of the inductor.
+    context: Callable[[], AbstractContextManager] = nullcontext  # Context in which the code is compiled and runs.
+    applies: Callable[[nn.Module], bool] = _always  # True if a module, in its current mode, is to run compiled.
+    failures: type[Exception] = Exception  # Exceptions of compiled code after which the module runs in eager.
     failed: bool = False
+    # Compiled functions by their originals: modules of one class share their code.
     functions: dict[Callable, Callable] = field(default_factory=dict, repr=False)
-    """Compiled functions by their originals: modules of one class share their code."""
 
     def compiled(self, function: Callable) -> Callable:
         """Return ``function`` compiled."""
@@ -160,17 +150,14 @@ class Compiler:
 
 
 class CompiledForward:
-    """Replacement of a module's ``forward``: compiled code, compiled at the first call, or its own.
+    """Replacement of a module's ``forward``: compiled code, compiled at the first call, or eager.
 
-    One code serves all sizes of images; differences of structure (one image or several, padded or not) are compiled
-    when they first occur. Where compiling fails, a warning is logged once, and modules that are not compiled yet run
-    their own code. So does a module while hooks are registered on its children, which compiled code would not call.
+    The same code is used for all sizes of images; differences of structure (one image or several, padded or not) are
+    compiled when they first occur. Where compiling fails, a warning is logged once, and modules that are not compiled
+    yet run in eager. So does a module while hooks are registered on its children, which compiled code would not call.
 
-    The module's parameters keep their names; copies of a model are compiled as it is.
-
-    Args:
-        module: its ``forward`` is that of its class.
-        compiler: shared by the modules of a model.
+    The module's parameters keep their names; copies of a model are compiled as it is. Its ``forward`` must be that of
+    its class.
     """
 
     def __init__(self, module: nn.Module, compiler: Compiler):

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """:func:`dropout` in training."""
+    """Module that applies :func:`dropout` in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
@@ -37,10 +37,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     PyTorch on CPUs samples one random number per value, one after the other: a tenth of a training step. Here each
     random number of 64 bits decides four values. Therefore ``p`` is rounded to a multiple of 2^-16, and the values that
     are kept are scaled by the rounded one.
-
-    Args:
-        x: of any shape.
-        p: from 0 to 1.
     """
     dropped = round(p * 2**_BITS)
     if x.device.type != "cpu" or not 0 < dropped < 2**_BITS or torch.compiler.is_compiling():

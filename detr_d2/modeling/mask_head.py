@@ -21,7 +21,7 @@ _CHUNK_CPU = 4
 _CHUNK = 50
 
 _PHASES = (((1, 1, 0), (0, 0, 1)), ((1, 0, 0), (0, 1, 1)))
-"""[s][t][k]: 1 if tap k of a kernel of three falls on input t of two, for outputs of phase s."""
+"""Indicator [s][t][k]: 1 if tap k of a kernel of three falls on input t of two, for outputs of phase s."""
 
 
 class AttentionMaps(nn.Module):
@@ -37,15 +37,12 @@ class AttentionMaps(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor, memory: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return one map per query and head.
+        """Return (B, Q, heads, H, W), one map per query and head, which sum to 1 over heads and positions together.
 
         Args:
-            hidden: (B, Q, C) of the object queries.
+            hidden: (B, Q, C) output of the decoder for the object queries.
             memory: (B, C, H, W) output of the encoder.
             padding_mask: (B, H, W) bool, True where padded, or None.
-
-        Returns:
-            (B, Q, heads, H, W), which sums to 1 over heads and positions together.
         """
         q = self.q_linear(hidden).unflatten(-1, (self.nheads, -1))
         k = self.k_linear(memory.flatten(2).transpose(1, 2)).unflatten(-1, (self.nheads, -1))
@@ -64,8 +61,8 @@ class MaskHead(nn.Module):
     Args:
         hidden_dim: channels of the projected features.
         nheads: number of attention maps per query.
-        level_channels: of the backbone's three finer levels, coarse to fine.
-        maps_gain: factor on the initial weights by which the maps are read.
+        level_channels: channels of the backbone's three finer levels, coarse to fine.
+        maps_gain: factor on the initial weights of the attention maps.
     """
 
     def __init__(self, hidden_dim: int, nheads: int, level_channels: tuple[int, int, int], maps_gain: float = 1.0):
@@ -85,7 +82,8 @@ class MaskHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
-        # The maps sum to one over all positions: beside features of order one, the head hardly sees them at first.
+        # Attention maps sum to one over all positions. They are orders of magnitude smaller than the features, so they
+        # have little influence at first.
         with torch.no_grad():
             self.lay1.weight[:, hidden_dim:] *= maps_gain
 
@@ -97,9 +95,9 @@ class MaskHead(nn.Module):
         Args:
             source: (B, C, H, W) projected features.
             maps: (M, heads, H, W) attention maps of M object queries.
-            levels: the backbone's finer levels, coarse to fine, (B, channels, h, w) each; the first three are read.
+            levels: the backbone's finer levels, coarse to fine, (B, channels, h, w) each; the first three are used.
             images: (M,) int64 index in the batch of each query's image.
-            chunk: number of queries computed at once. None: few on the CPU, where their features should stay in the
+            chunk: number of queries computed at once; None: few on the CPU, where their features should stay in the
                 caches, more elsewhere.
 
         Returns:
@@ -138,8 +136,7 @@ class MaskHead(nn.Module):
 class _Stage(NamedTuple):
     """The step from one level to the next finer one."""
 
-    level: Tensor
-    """(B, channels, h, w) response to the level itself."""
+    level: Tensor  # (B, channels, h, w) response to the level itself.
     upsampling: "UpsamplingConv"
     norm: nn.GroupNorm
 
@@ -148,11 +145,8 @@ class UpsamplingConv:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the upsampled features.
 
     Where the size doubles, a kernel of 3 x 3 sees only 2 x 2 features before the upsampling, and which ones depends on
-    whether row and column of the output are even or odd. Four smaller kernels need 4/9 of the operations.
-
-    Args:
-        weight: (outputs, inputs, 3, 3).
-        size: height and width of the output.
+    whether row and column of the output are even or odd. Four smaller kernels need 4/9 of the operations. ``weight`` is
+    (outputs, inputs, 3, 3).
     """
 
     def __init__(self, weight: Tensor, size: Sequence[int]):
@@ -188,18 +182,14 @@ def build_mask_modules(
 ) -> tuple[AttentionMaps, MaskHead] | tuple[None, None]:
     """Build the attention maps and the mask head; None for both without ``MODEL.MASK_ON``.
 
-    Args:
-        cfg: the config.
-        level_channels: of the levels of the backbone that are finer than the transformer's, coarse to fine.
-
-    Raises:
-        UserError: the backbone gives too few levels.
+    ``level_channels`` are those of the backbone's levels finer than the transformer's, coarse to fine. If there are too
+    few, raise a UserError.
     """
     if not cfg.MODEL.MASK_ON:
         return None, None
     if len(level_channels) < _NUM_LEVELS:
         raise UserError(
-            f"MODEL.MASK_ON True: the mask head reads three finer levels beside the coarsest; the backbone gives "
+            f"MODEL.MASK_ON True: the mask head uses three levels finer than the coarsest; the backbone returns "
             f"{len(level_channels)}. Set MODEL.RESNETS.OUT_FEATURES ['res2', 'res3', 'res4', 'res5'], or "
             "MODEL.TIMM.OUT_INDICES (-4, -3, -2, -1)."
         )

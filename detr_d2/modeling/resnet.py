@@ -48,11 +48,9 @@ class MaskedResNet(ResNet):
     """A ResNet that can compute each image of a padded batch as if it were alone."""
 
     def forward(self, x: Tensor, batch: PaddedBatch | None = None) -> dict[str, Tensor]:
-        """Return the features by level.
+        """Return the features of (B, C, H, W) images by level.
 
-        Args:
-            x: (B, C, H, W) images, zeros where padded.
-            batch: their valid sizes, beyond which every convolution sees zeros. None: as Detectron2 computes them.
+        With ``batch``, every convolution sees zeros beyond their valid sizes; without, the features are Detectron2's.
         """
         if batch is None:
             return super().forward(x)
@@ -75,11 +73,11 @@ _MASKED = {ResNet: MaskedResNet, BottleneckBlock: MaskedBottleneckBlock, BasicBl
 
 
 def support_masked_forward(backbone: nn.Module) -> bool:
-    """Let a ResNet keep padding out of its features where that is asked for.
+    """Enable a ResNet to keep padding out of its features, when it is called with a batch.
 
     Returns:
-        Whether it can: a :class:`ResNet` with a :class:`BasicStem`, of plain convolutions, and with norms that do not
-        mix positions. Other backbones are left as they are.
+        True if it can: a :class:`ResNet` with a :class:`BasicStem`, of plain convolutions, and with norms that do not
+        mix positions. Other backbones are not changed.
     """
     leaves = [x for x in backbone.modules() if not any(x.children())]
     if type(backbone) is not ResNet or type(backbone.stem) is not BasicStem:
@@ -93,7 +91,7 @@ def support_masked_forward(backbone: nn.Module) -> bool:
 
 
 def undilate_first_block(stage: nn.Sequential) -> None:
-    """Give a dilated stage the dilations of torchvision, and so of every published DC5 model: 1, 2, 2.
+    """Change the dilations of a dilated stage to those of torchvision and every published DC5 model: 1, 2, 2.
 
     Detectron2 dilates all of a stage. The shapes of the weights are the same, the results are not.
     """
@@ -120,7 +118,7 @@ class FrozenNormConv2d(Conv2d):
 
 
 def merge_frozen_norms(backbone: nn.Module) -> None:
-    """Let Detectron2's convolutions in ``backbone`` apply their frozen norms to their weights, in every forward pass.
+    """Change Detectron2's convolutions in ``backbone`` to apply frozen norms to their weights, in every forward pass.
 
     Weights and norms stay apart, with the names of all checkpoints, and the weights can be trained. A model that only
     predicts folds them permanently: :func:`detr_d2.inference.optimize_for_inference`.

@@ -27,15 +27,15 @@ class TimmBackbone(Backbone):
     every level of the model has a stride of its own; else "level" and its index.
 
     Args:
-        name: of the model, with the tag of its weights: "resnet50.a1_in1k".
-        pretrained: download the weights that timm publishes under the name.
+        name: name of the model, with the tag of its weights: "resnet50.a1_in1k".
+        pretrained: True to download the weights that timm publishes under the name.
         weights: a file or URL of weights to start from instead: ``.pth``, ``.safetensors``, or for BiT and ViT models
             the ``.npz`` of their authors; see also :func:`~detr_d2.modeling.timm_weights.read_renamed`.
         out_indices: feature levels to return, 0 being the finest; negative ones count from the last.
-        freeze_at: as ``MODEL.BACKBONE.FREEZE_AT``: fix the parameters of every layer up to the last that works at
-            stride 2**freeze_at or finer. 2 fixes the stem and the first stage of a ResNet, 0 nothing.
-        frozen_bn: keep the statistics, scales and shifts of batch norms fixed.
-        in_channels: of the images.
+        freeze_at: logarithm of a stride, ``MODEL.BACKBONE.FREEZE_AT``: every layer up to the last of stride
+            2**freeze_at or finer is frozen. 2 freezes the stem and the first stage of a ResNet, 0 nothing.
+        frozen_bn: True to keep the statistics, scales and shifts of batch norms fixed.
+        in_channels: number of channels of the images.
         arguments: more arguments of ``timm.create_model``.
 
     Raises:
@@ -56,12 +56,8 @@ class TimmBackbone(Backbone):
         arguments: dict[str, Any] | None = None,
     ):
         super().__init__()
-        options = {
-            **(arguments or {}),
-            "features_only": True,
-            "out_indices": tuple(out_indices),
-            "in_chans": in_channels,
-        }
+        features = {"features_only": True, "out_indices": tuple(out_indices), "in_chans": in_channels}
+        options = {**(arguments or {}), **features}
         self.body = _create_from_file(name, weights, options) if weights else _create(name, pretrained, options)
         if frozen_bn:
             self.body = import_timm().layers.freeze_batch_norm_2d(self.body)
@@ -89,7 +85,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs MODEL.TIMM.NAME: a model of timm, such as "
                 "resnet50.a1_in1k; timm.list_models() has them all."
             )
-        # A checkpoint of the whole model replaces the backbone's own weights: spare the download.
+        # A checkpoint of the whole model replaces the backbone's own weights: skip the download.
         start = not cfg.MODEL.WEIGHTS
         return {
             "name": timm.NAME,

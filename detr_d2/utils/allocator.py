@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGEST = 2**31 - 1
 
@@ -22,10 +22,7 @@ def keep_freed_memory() -> bool:
     fork (the workers of a data loader) it returns its free memory, so that no child keeps a copy.
 
     The setting needs Linux with glibc. Nothing happens elsewhere, with another allocator loaded in place of glibc's, or
-    where the environment sets one of :data:`VARIABLES`. A second call changes nothing.
-
-    Returns:
-        True if the setting was made.
+    where the environment sets one of :data:`VARIABLES`. A second call changes nothing. Return True if it was made.
     """
     libc = _glibc()
     is_set = any(x in os.environ for x in VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

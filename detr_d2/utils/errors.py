@@ -1,7 +1,8 @@
-"""Mistakes that a user can fix: the exception for them, and a counter of them in data."""
+"""Mistakes that a user can fix: the exception for them, parts of its messages, and a counter of mistakes in data."""
 
+import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -9,6 +10,18 @@ class UserError(ValueError):
 
     The message names what is wrong and what to do. The commands print it without a traceback.
     """
+
+
+def abbreviate(names: Sequence[object], limit: int = 5) -> str:
+    """List the first ``limit`` names for a message, and how many more there are."""
+    shown = ", ".join(map(str, names[:limit]))
+    return shown if len(names) <= limit else f"{shown}, … {len(names) - limit} more"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", limit: int = 3) -> str:
+    """Return a question with up to ``limit`` known names that resemble ``name``, or ``otherwise`` if none does."""
+    similar = difflib.get_close_matches(name, known, limit)
+    return f"Did you mean {' or '.join(similar)}?" if similar else otherwise
 
 
 class ExampleCounter:
@@ -19,11 +32,7 @@ class ExampleCounter:
         self.examples: dict[str, str] = {}
 
     def add(self, kind: str, example: str, count: int = 1) -> bool:
-        """Count ``count`` occurrences of ``kind``.
-
-        Returns:
-            True for the first of this kind, which the caller may log.
-        """
+        """Count ``count`` occurrences of ``kind``. Return True for the first of this kind, which the caller may log."""
         is_first = kind not in self.examples
         self.counts[kind] += count
         self.examples.setdefault(kind, example)

@@ -37,8 +37,8 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     keeps this name, and the next run replaces it.
 
     Args:
-        marker: a file that every such folder holds in the end. A folder without it is never replaced.
-        overwrite: replace the results of an earlier run.
+        marker: name of a file that every such folder holds in the end. A folder without it is never replaced.
+        overwrite: True to replace the results of an earlier run.
 
     Raises:
         UserError: ``path`` is not empty and must not be replaced, or the folder can't be made.
@@ -84,9 +84,8 @@ def read_json(
     """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
-        path: a path of ``PathManager``.
-        what: the expected file, with its article, for messages.
-        fix: what to do with a file that is not JSON, for messages.
+        what: kind of the expected file, with its article, for messages.
+        fix: advice for a file that is not JSON, for messages.
 
     Raises:
         UserError: the file does not exist, can't be read, is not JSON or is nested too deeply.

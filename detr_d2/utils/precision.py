@@ -1,4 +1,4 @@
-"""Float32 regions under autocast, and what this CPU computes fast."""
+"""Float32 regions under autocast, and support of bfloat16 by the CPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -14,7 +14,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 
 @cache
-def has_bfloat16_products() -> bool:
-    """Check if the CPU has instructions for products in bfloat16, which speed up convolutions, as torch reports it."""
+def supports_bfloat16_matmul() -> bool:
+    """Check that the CPU has instructions to multiply in bfloat16, which speed up convolutions, as torch reports it."""
     known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(supported is not None and supported() for supported in known)

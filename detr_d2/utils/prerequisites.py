@@ -49,7 +49,7 @@ def is_light_command() -> bool:
 
     Also where Detectron2 is missing: the command itself reports that.
     """
-    # With -m the name of the module stands where Python has put "-m" while it imports the package.
+    # With -m, Python puts "-m" in the place of the module's name while it imports the package.
     name = sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else os.path.basename(sys.argv[0])
     if name not in ("detr-d2", "detr-d2.exe", "detr_d2.cli"):
         return False

@@ -1,17 +1,12 @@
 """Access to the optional library timm."""
 
-import difflib
 from types import ModuleType
 
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, did_you_mean
 
 
 def import_timm(model: str | None = None) -> ModuleType:
-    """Return the module timm.
-
-    Raises:
-        UserError: it is not installed, or does not have ``model`` (a name, with or without the tag of its weights).
-    """
+    """Return the module timm. If it is not installed, or has no ``model`` of this name, raise a UserError."""
     try:
         import timm
     except ImportError as e:
@@ -20,7 +15,6 @@ def import_timm(model: str | None = None) -> ModuleType:
             "(or, with this package, pip install 'detr_d2[timm]')."
         ) from e
     if model is not None and not timm.is_model(model.split(".")[0]):
-        close = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has them all."
-        raise UserError(f"MODEL.TIMM.NAME is {model!r}, which this version of timm does not have: {hint}")
+        hint = did_you_mean(model.split(".")[0], timm.list_models(), "timm.list_models() has them all.")
+        raise UserError(f"MODEL.TIMM.NAME is {model!r}, which this version of timm does not have. {hint}")
     return timm

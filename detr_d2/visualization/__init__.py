@@ -1,4 +1,4 @@
-"""Visualization: images with detections and attention, plots of training, reports and previews."""
+"""Visualization: images with detections and attention, plots of training, and previews of datasets."""
 
 from detr_d2.visualization.attention import draw_encoder_attention, draw_query_attention
 from detr_d2.visualization.curves import plot_training, read_metrics

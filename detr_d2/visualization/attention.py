@@ -19,18 +19,18 @@ from detr_d2.visualization.style import Color, palette_color
 
 _HEAT = colormaps["inferno"]
 _COLUMNS = 3
-# Pixels: the longer side of an image, the minimum width and the height of a caption, the gap between images.
+# In pixels: the longer side of an image, the minimum width and the height of a caption, the gap between images.
 _SIDE, _CAPTION_WIDTH, _CAPTION_HEIGHT, _GAP = 384, 264, 32, 10
 
 
 class Panel(NamedTuple):
-    """An image of the grid with what is drawn and written on it."""
+    """An image of the grid, with its captions and the shapes drawn on it."""
 
-    image: NDArray[np.uint8]  # (H, W, 3) RGB; of one size in all panels of a grid.
+    image: NDArray[np.uint8]  # (H, W, 3) RGB; of the same size in all panels of a grid.
     caption: str = ""
     note: str = ""  # Smaller text at the caption's other end.
     corner: str = ""  # Text in the image's lower right corner.
-    color: Color | None = None  # Of a square before the caption.
+    color: Color | None = None  # Color of a square before the caption.
     boxes: tuple = ()  # Pairs of an XYXY box in pixels and its color.
     marks: tuple = ()  # Triples of a point (x, y) in pixels, its text and its color.
 
@@ -49,21 +49,17 @@ def draw_query_attention(
 ) -> NDArray[np.uint8]:
     """Draw the image with the boxes of some object queries, then one heat map of cross attention per query.
 
+    Return (H', W', 3) RGB. If there is no such query or layer, raise a UserError.
+
     Args:
-        image_rgb: (H, W, 3) the whole image, of any size.
+        image_rgb: (H, W, 3) whole image, of any size.
         instances: its detections as the model returns them, with boxes in pixels of ``image_rgb``, and ``queries``.
-        record: of the forward pass that found them, see :func:`~detr_d2.modeling.record_attention`.
-        class_names: by class; a class without a name is called "class 3".
-        queries: by default those of the ``top`` best detections.
+        record: record of the forward pass that gave them, see :func:`~detr_d2.modeling.record_attention`.
+        class_names: names by class; a class without a name is called "class 3".
+        queries: numbers of queries; by default those of the ``top`` best detections.
         index: the image's number in the batch.
-        layer: of the decoder; negative numbers count from the last.
-        per_head: one heat map per head instead of their mean.
-
-    Returns:
-        (H', W', 3) RGB.
-
-    Raises:
-        UserError: there is no such query or layer.
+        layer: number of the decoder layer; negative numbers count from the last.
+        per_head: True for one heat map per head instead of their mean.
     """
     weights = record.cross_attention(index, layer)
     instances = instances.to("cpu")
@@ -71,8 +67,8 @@ def draw_query_attention(
         best_first = instances.queries[instances.scores.argsort(descending=True, stable=True)]
         # With focal loss a query may be detected under several classes.
         queries = list(dict.fromkeys(best_first.tolist()))[:top]
-    if wrong := [q for q in queries if not 0 <= q < weights.shape[1]]:
-        raise UserError(f"There is no query {wrong[0]}: the model has {weights.shape[1]}, numbered from 0.")
+    if unknown := [q for q in queries if not 0 <= q < weights.shape[1]]:
+        raise UserError(f"There is no query {unknown[0]}: the model has {weights.shape[1]}, numbered from 0.")
     rows = [(weights[:, q], _query_panel(image_rgb, instances, q, class_names)) for q in queries]
     note = f"decoder layer {layer % len(record.decoder) + 1} of {len(record.decoder)}"
     return _draw(image_rgb, rows, note, record, index, per_head)
@@ -89,17 +85,13 @@ def draw_encoder_attention(
 ) -> NDArray[np.uint8]:
     """Draw the image with numbered points, then one heat map of the encoder's self attention per point.
 
+    Return (H', W', 3) RGB. If there is no such layer, or no such point was recorded, raise a UserError.
+
     Args:
-        image_rgb: (H, W, 3) the whole image, of any size.
-        record: see :func:`~detr_d2.modeling.record_attention`; made with these points, or with every feature.
-        points: x and y relative to the image; by default those that were recorded.
-        index, layer, per_head: as for :func:`draw_query_attention`, of the encoder.
-
-    Returns:
-        (H', W', 3) RGB.
-
-    Raises:
-        UserError: there is no such layer, or no such point was recorded.
+        image_rgb: (H, W, 3) whole image, of any size.
+        record: record with these points, or with every feature; see :func:`~detr_d2.modeling.record_attention`.
+        points: x and y relative to the image; by default the recorded points.
+        index, layer, per_head: as in :func:`draw_query_attention`, for the encoder.
     """
     points = record.encoder_points if points is None else points
     if not points:
@@ -116,7 +108,7 @@ def draw_encoder_attention(
 
 
 def heat_map(weights: Tensor, record: AttentionRecord, size: tuple[int, int], index: int = 0) -> NDArray[np.float32]:
-    """Resize (H, W) weights of features to ``size``, the height and width of the whole image, without padding.
+    """Resize (H, W) weights of features to ``size``, height and width of the whole image without padding.
 
     A feature covers a square of ``record.stride`` pixels; between the centers the weights are interpolated.
     """
@@ -128,7 +120,7 @@ def heat_map(weights: Tensor, record: AttentionRecord, size: tuple[int, int], in
 
 
 def overlay_heat(image_rgb: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return (H, W, 3): the image in gray, under ``heat``, (H, W), relative to its own maximum."""
+    """Return the (H, W, 3) image in gray, under the (H, W) ``heat`` relative to its own maximum."""
     relative = (heat / max(float(heat.max()), 1e-12))[..., None]
     gray = np.asarray(Image.fromarray(image_rgb).convert("L"), dtype=np.float32)[..., None]
     colors = _HEAT(relative[..., 0])[..., :3] * 255
@@ -173,10 +165,10 @@ def _draw(
 
 def _query_panel(image: NDArray, instances: Instances, query: int, class_names: Sequence[str | None] | None) -> Panel:
     """Describe the query's best detection, if it has one."""
-    found = instances[instances.queries == query]
-    if not len(found):
+    detections = instances[instances.queries == query]
+    if not len(detections):
         return Panel(image, "no detection", f"query {query}")
-    best = found[int(found.scores.argmax())]
+    best = detections[int(detections.scores.argmax())]
     label, color = int(best.pred_classes), palette_color(int(best.pred_classes))
     caption = f"{class_name(class_names, label)} {float(best.scores):.0%}"
     boxes = ((tuple(best.pred_boxes.tensor[0].tolist()), color),)

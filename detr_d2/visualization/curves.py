@@ -20,7 +20,7 @@ from detr_d2.visualization.style import Color, palette_color, style_axes
 
 logger = logging.getLogger(__name__)
 
-# Plotted by default, if a run has it: the key in metrics.json and the title.
+# Title by key in metrics.json of the metrics that are plotted by default, if a run has them.
 TITLES = {
     "total_loss": "Total loss",
     "loss_ce": "Class loss",
@@ -32,7 +32,7 @@ TITLES = {
     "lr": "Learning rate",
 }
 _COLUMNS = 4
-# Never smoothed: these are not measured on a random batch.
+# These are not measured on a random batch, and never smoothed.
 _EXACT = ("lr", "bbox/", "segm/")
 
 
@@ -42,15 +42,15 @@ def plot_training(
     """Plot one panel per metric and one line per run; the raw values are faint behind the smoothed ones.
 
     Args:
-        runs: name in the legend -> the run's folder, or its ``metrics.json``.
-        metrics: keys of ``metrics.json``. None: those of :data:`TITLES` that some run has.
-        smoothing: how many neighboring values of the file are averaged; 1 for none, None for a twentieth of them.
+        runs: folder of each run, or its ``metrics.json``, by name in the legend.
+        metrics: keys of ``metrics.json``; None: those of :data:`TITLES` that some run has.
+        smoothing: number of neighboring values that are averaged; 1: none, None: a twentieth of all.
 
     Raises:
         UserError: a run has no ``metrics.json``, or no run has a metric.
     """
-    found = {name: read_metrics(path) for name, path in runs.items()}
-    known = {key for series in found.values() for key in series}
+    all_series = [read_metrics(path) for path in runs.values()]
+    known = {key for series in all_series for key in series}
     if missing := [key for key in metrics or () if key not in known]:
         raise UserError(f"No run has the metric {missing[0]!r}. There are: {', '.join(sorted(known))}.")
     keys = list(metrics or (key for key in TITLES if key in known))
@@ -61,7 +61,7 @@ def plot_training(
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for panel, key in zip(panels, keys, strict=False):
         window = 1 if key.startswith(_EXACT) else smoothing
-        for i, series in enumerate(found.values()):
+        for i, series in enumerate(all_series):
             if key in series:
                 _plot_series(panel, *series[key], palette_color(i), window)
         style_axes(panel, TITLES.get(key, key), "iteration")
@@ -76,13 +76,11 @@ def plot_training(
 
 
 def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
-    """Read the series of a run: metric -> (N,) int iterations, rising, and (N,) float64 values, perhaps NaN.
+    """Read the series of a run: by metric, (N,) int iterations, ascending, and (N,) float64 values, perhaps NaN.
 
     Where a run was resumed or started again in the same folder, repeated iterations replace the earlier ones and all
-    that followed. Incomplete lines are left out, such as the last one of a run that is writing.
-
-    Args:
-        path: the run's folder, or its ``metrics.json``.
+    that followed. Incomplete lines are left out, such as the last one of a run that is writing. ``path`` is the run's
+    folder, or its ``metrics.json``.
 
     Raises:
         UserError: there is no such file, or no line in it is one of Detectron2's.
@@ -111,7 +109,7 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
 def smooth(values: NDArray, window: int) -> NDArray:
     """Compute centered moving averages of (N,) ``values`` over at most ``window`` finite ones; NaN stays NaN."""
     finite = np.isfinite(values)
-    # Of an even window, one more value after the center than before it.
+    # An even window holds one more value after the center than before it.
     options = {"size": window, "mode": "constant", "origin": window % 2 - 1}
     totals = uniform_filter1d(np.where(finite, values, 0.0), **options)
     shares = uniform_filter1d(finite.astype(float), **options)

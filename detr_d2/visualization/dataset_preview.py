@@ -1,4 +1,4 @@
-"""Preview of some annotated images, to see at a glance whether boxes and names fit."""
+"""Preview of some annotated images, to check boxes and names at a glance."""
 
 import os
 from collections.abc import Sequence
@@ -25,11 +25,7 @@ CANDIDATES = 10_000
 def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figure:
     """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
 
-    The same records give the same plot. An image that can't be read is a cell that says so.
-
-    Args:
-        records: in Detectron2's format.
-        classes: names by label; None shows "class 3".
+    The same records give the same plot. For an image that can't be read, the error is shown.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, ROWS * COLUMNS)

@@ -24,20 +24,19 @@ def draw_instances(
     score_thresh: float = 0.5,
     scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Draw detections or ground truth; a class has the same color in every image.
+    """Draw detections or ground truth, and return (H * scale, W * scale, 3) RGB.
+
+    A class has the same color in every image.
 
     Args:
-        image_rgb: (H, W, 3).
+        image_rgb: (H, W, 3) image.
         instances: detections (``pred_boxes``, ``pred_classes``, ``scores``, perhaps ``pred_masks``), ground truth
             (``gt_boxes``, ``gt_classes``), or the annotations of a Detectron2 record: dicts with ``bbox``,
             ``category_id`` (counted from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes are in
             pixels of the image.
-        class_names: by class; a class without a name is called "class 3".
+        class_names: names by class; a class without a name is called "class 3".
         score_thresh: minimum score of the detections that are drawn.
-        scale: of the returned image, for images too small for labels.
-
-    Returns:
-        (H * scale, W * scale, 3) RGB.
+        scale: scale of the returned image, for images too small for labels.
     """
     is_detected = isinstance(instances, Instances) and instances.has("scores")
     if is_detected:
@@ -66,19 +65,10 @@ def draw_panoptic(
     class_names: Sequence[str] | None = None,
     scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Draw a ``panoptic_seg``; void stays as it is.
+    """Draw a ``panoptic_seg``, with void as it is, and return (H * scale, W * scale, 3) RGB.
 
-    A class of stuff has the same color in every image, a class of things shades of it.
-
-    Args:
-        image_rgb: (H, W, 3).
-        ids: (H, W) segment ids.
-        segments: dicts with "id", "isthing", "category_id" (a row of the class head) and perhaps "score".
-        class_names: by row; a row without a name is called "class 3".
-        scale: of the returned image, for images too small for labels.
-
-    Returns:
-        (H * scale, W * scale, 3) RGB.
+    A class of stuff has the same color in every image, a class of things shades of it. ``ids`` are (H, W), ``segments``
+    dicts with "id", "isthing", "category_id" (a row of the class head) and perhaps "score"; see :func:`draw_instances`.
     """
     rows = range(1 + max((x["category_id"] for x in segments), default=0))
     names = [_label(class_names, row) for row in rows]

@@ -88,8 +88,8 @@ def test_loading(capsys, monkeypatch, real_data):
             "--implementations theirs: choose from python-detr, python-detr-bf16",
         ),
         (["criterion", "--implementations", "ours@docs"], "ours@docs: docs is not a checkout of detr_d2"),
-        (["inference", "--batch", "0"], "--batch [0]: give numbers from 1"),
-        (["training", "--size", "8", "800"], "--size [[8, 800]]: give numbers from 32"),
+        (["inference", "--batch", "0"], "--batch [0]: give numbers of at least 1"),
+        (["training", "--size", "8", "800"], "--size [[8, 800]]: give numbers of at least 32"),
         (["training", "MODEL.DETR.NHEAD", "4"], "there is no config key MODEL.DETR.NHEAD"),
         (["criterion", "--json", "no/such/file.json"], "there is no folder"),
         (["loading", "DATASETS.TRAIN", "('nothing',)"], "DETECTRON2_DATASETS names their folder"),
@@ -164,4 +164,4 @@ def test_the_module(repository):
     arguments = [sys.executable, "-m", "benchmarks", "criterion", "--batch", "0"]
     found = subprocess.run(arguments, cwd=repository, capture_output=True, text=True, check=False)
     assert found.returncode == 1
-    assert found.stderr.endswith("error: --batch [0]: give numbers from 1.\n")
+    assert found.stderr.endswith("error: --batch [0]: give numbers of at least 1.\n")

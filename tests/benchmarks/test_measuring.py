@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import measuring
-from benchmarks.measuring import Elapsed, Runner, added_memory, interleave, rest, speedup, stopwatch
+from benchmarks.measuring import Elapsed, Runner, added_memory, interleave, speedup, stopwatch, wait_until_idle
 from benchmarks.processes import WorkerProcess
 from detr_d2 import keep_freed_memory
 
@@ -56,8 +56,8 @@ def test_finish_follows_an_error():
 
 
 @pytest.mark.parametrize(("busy", "looks"), [(0, 1), (3, 4), (1000, 200)])
-def test_rest(monkeypatch, busy, looks):
-    """It ends when the threads use no more CPU time, after two seconds at most."""
+def test_waiting_ends_when_the_threads_sleep(monkeypatch, busy, looks):
+    """Or after two seconds."""
     naps, spent = [], [0.0]
 
     def sleep(seconds: float) -> None:
@@ -67,7 +67,7 @@ def test_rest(monkeypatch, busy, looks):
     monkeypatch.setattr(measuring.time, "sleep", sleep)
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: sum(naps))
     monkeypatch.setattr(measuring.time, "process_time", lambda: spent[0])
-    rest()
+    wait_until_idle()
     assert len(naps) == pytest.approx(looks, abs=looks // 100)
 
 

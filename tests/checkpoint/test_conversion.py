@@ -111,7 +111,7 @@ def damage(weights: dict, how: str) -> dict:
         ("missing", r"only in the model: detr\.transformer\.decoder\.layers\.1\.linear2\.weight"),
         ("unexpected", r"only in the file: detr\.transformer\.level_embed"),
         ("reshaped", r"input_proj\.weight: \(32, 100, 1, 1\) in the file, \(32, 512, 1, 1\) in the model"),
-        ("no backbone stage", "backbone is no ResNet"),
+        ("no backbone stage", "backbone is not a ResNet"),
         ("backbone only", r"need no conversion: set MODEL\.WEIGHTS"),
         ("half an SMCA", r"SMCA type1.*only in the model: .*transformer\.decoder"),
         ("nothing", "no known format"),

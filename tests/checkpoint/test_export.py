@@ -111,7 +111,7 @@ def test_smca_comes_from_the_authors_and_goes_back(save_smca, tmp_path, kind):
         (91, {"to": "original", "num_classes": 3}, "Only --to d2 can do without a class head"),
         (5, {"settings": {"MODEL.DETR.NHEADS": 3}}, r"3 attention heads do not divide 32 channels\. Set --nheads"),
         (5, {"settings": {"MODEL.RESNETS.RES5_DILATION": 2}}, "DC5 models have a ResNet-50 or deeper"),
-        (91, {"to": "caffe"}, "--to 'caffe' is no format: choose one of d2, original, huggingface"),
+        (91, {"to": "caffe"}, "--to 'caffe' is not a format: choose one of d2, original, huggingface"),
     ],
 )
 def test_what_makes_no_sense_is_not_written(save_original_shapes, tmp_path, source_classes, arguments, message):

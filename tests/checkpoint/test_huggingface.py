@@ -174,7 +174,7 @@ def test_our_export_has_the_same_outputs_there(make_model, tmp_path, file, optio
 
 
 def test_a_coco_head_by_category_id_is_that_of_the_published_models(make_model, tmp_path):
-    """81 rows of ours become 92, and those that are no category never win."""
+    """81 native rows become 92, and unused ones are never predicted."""
     model = make_model("MODEL.DETR.NUM_CLASSES", 80)
     torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
     output = tmp_path / "coco" / "model.safetensors"

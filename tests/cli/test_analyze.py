@@ -100,7 +100,7 @@ def test_mean_over_a_dataset(capsys, repository, tmp_path):
     ("arguments", "message"),
     [
         (["--dataset", "no_such_dataset"], "--dataset no_such_dataset is not registered"),
-        (["--size", "0", "5"], "--size takes two numbers"),
+        (["--size", "0", "5"], "--size: give two numbers"),
         (["--size", "64", "64", "MODEL.DETR.NHEADS", "5"], "MODEL.DETR.NHEADS"),
         (["--config-file", "no_such.yaml"], "no_such.yaml does not exist"),
     ],

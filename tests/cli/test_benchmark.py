@@ -34,7 +34,7 @@ def test_without_a_checkout(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
-        ("benchmark.py", 1, "error: --batch [0]: give numbers from 1."),
+        ("benchmark.py", 1, "error: --batch [0]: give numbers of at least 1."),
         ("benchmark_matchers.py", 2, "argument measure: invalid choice: 'criterion'"),
         ("compare_convergence.py", 2, "the following arguments are required: --config-file"),
     ],

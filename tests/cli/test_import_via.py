@@ -40,7 +40,7 @@ def test_training_and_validation(arguments, tmp_path, capsys):
         (["--class-attribute", "nam"], "No region has the attribute 'nam'; there are: name (95 of 95 regions)"),
         (["--images", "nowhere"], "folder nowhere does not exist"),
         (["--val-output", "nowhere/val.json"], "nowhere/val.json can't be written"),
-        (["--val-output", "coco.json"], "are one file"),
+        (["--val-output", "coco.json"], "are the same file"),
     ],
 )
 def test_mistakes_leave_no_file(arguments, tmp_path, monkeypatch, capsys, options, message):
@@ -58,4 +58,4 @@ def test_a_missing_file_is_one_line(arguments, tmp_path, capsys):
     assert f"error: {tmp_path / 'none.json'} does not exist: give the path of a VIA file" in error
     assert "Traceback" not in error
     assert main(arguments[0][1:]) == 1
-    assert "Give the file that VIA saved or exported" in capsys.readouterr().err
+    assert "Give the project or annotations saved by VIA" in capsys.readouterr().err

@@ -56,9 +56,9 @@ def test_versions(capsys):
 
 def test_an_unknown_command(capsys):
     assert main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: there is no command trian: did you mean train?\n"
+    assert capsys.readouterr().err == "error: there is no command trian. Did you mean train?\n"
     assert main(["xyz"]) == 2
-    assert capsys.readouterr().err == "error: there is no command xyz: detr-d2 --help lists them.\n"
+    assert capsys.readouterr().err == "error: there is no command xyz. detr-d2 --help lists the commands.\n"
 
 
 def test_a_command_gets_its_arguments(capsys):

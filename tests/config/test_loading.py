@@ -21,7 +21,7 @@ def test_options_override_the_file(repository):
             "MODEL:\n  DETR:\n    NUM_CLASES: 3\n",
             "no config key MODEL.DETR.NUM_CLASES. Did you mean MODEL.DETR.NUM_CLASSES",
         ),
-        ("MODEL:\n  DETR:\n    NHEADS: many\n", "MODEL.DETR.NHEADS is 'many': set a whole number."),
+        ("MODEL:\n  DETR:\n    NHEADS: many\n", "MODEL.DETR.NHEADS is 'many': set an integer."),
         ("MODEL: [\n", "not valid YAML"),
         ("just a text\n", "no keys with values"),
     ],
@@ -36,7 +36,7 @@ def test_bad_files(tmp_path, text, message):
     assert str(file) in str(error.value)
 
 
-def test_whole_numbers_are_accepted_for_fractions():
+def test_integers_are_accepted_for_floats():
     options = ["MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", "0", "SOLVER.BASE_LR", "1", "SOLVER.MAX_ITER", "7"]
     cfg = load_config("", options)
     assert (cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.0, 1.0, 7)
@@ -49,11 +49,11 @@ def test_whole_numbers_are_accepted_for_fractions():
         (["MODEL.DETR.NHEAD", "4"], "option MODEL.DETR.NHEAD 4: there is no config key MODEL.DETR.NHEAD"),
         (["MODEL.DETR.NHEADS"], "KEY VALUE pairs"),
         (["SOLVER.BASE_LR", "fast"], "option SOLVER.BASE_LR fast: SOLVER.BASE_LR is 'fast': set a number."),
-        (["SOLVER.ACCUMULATE", "2.5"], "SOLVER.ACCUMULATE is 2.5: set a whole number."),
+        (["SOLVER.ACCUMULATE", "2.5"], "SOLVER.ACCUMULATE is 2.5: set an integer."),
         (["INPUT.FAST_RESIZE_TRAIN", "maybe"], "INPUT.FAST_RESIZE_TRAIN is 'maybe': set True or False."),
         (["SOLVER.ACTIVATION_CHECKPOINTS", "backbone"], """is 'backbone': set "('backbone',)"."""),
         (["SOLVER.STEPS", "100"], 'SOLVER.STEPS is 100: set "(100,)".'),
-        (["MODEL.WEIGHTS", "3"], "MODEL.WEIGHTS is 3: set a text."),
+        (["MODEL.WEIGHTS", "3"], "MODEL.WEIGHTS is 3: set a string."),
         (["MODEL.DETR.MASK", "3"], "MODEL.DETR.MASK is 3, but holds keys of its own"),
     ],
 )

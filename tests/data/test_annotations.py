@@ -106,7 +106,7 @@ def test_malformed_box_is_named(make_annotation, changes):
 
 
 @pytest.mark.parametrize(("value", "category"), [("3", 3), (3.0, 3), (np.int64(3), 3), (0, 0)])
-def test_category_becomes_a_whole_number(make_annotation, value, category):
+def test_category_becomes_an_integer(make_annotation, value, category):
     classes = read(make_annotation(category_id=value)).classes
     assert classes.tolist() == [category]
     assert classes.dtype == np.int64

@@ -91,8 +91,8 @@ def test_a_name_without_files(write, tmp_path, catalog):
         ({"categories": []}, r"own\.json has no categories"),
         ({"categories": None}, r"own\.json has no list 'categories'"),
         ({"images": []}, r"own\.json has no images"),
-        ({"categories": [{"id": "1", "name": "a"}]}, r"category .* in .*own\.json lacks a whole number"),
-        ({"categories": [{"id": 1}]}, "or a text as 'name'"),
+        ({"categories": [{"id": "1", "name": "a"}]}, r"category .* in .*own\.json lacks an integer 'id'"),
+        ({"categories": [{"id": 1}]}, "or a string 'name'"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "id 1 twice, 'a' and 'b'"),
     ],
 )

@@ -173,5 +173,5 @@ def test_a_config_for_own_data_without_the_flags(paths):
 
 
 def test_a_flag_as_the_value_of_an_option_is_reported():
-    with pytest.raises(UserError, match="--train-json stands among the options"):
+    with pytest.raises(UserError, match="--train-json is among the options"):
         load_config("", ["MODEL.DEVICE", "cpu", "--train-json", "train.json"])

@@ -85,6 +85,15 @@ def test_bfloat16(take_step, make_inputs, monkeypatch):
     assert torch.cosine_similarity(a, b, dim=0) > 0.95
 
 
+def test_without_scaled_gradients_there_is_no_scaler_to_save(make_cfg, make_model):
+    """Float32 and bfloat16 need none; a run that changes the precision can still be resumed."""
+    step = TrainingStep(model := make_model(), [[]], build_optimizer(make_cfg(), model), dtype=torch.bfloat16)
+    state = step.state_dict()
+    assert "grad_scaler" not in state
+    step.load_state_dict({**state, "grad_scaler": {"scale": 2.0}})
+    assert step.state_dict().keys() == state.keys()
+
+
 def make_losses(iteration: int) -> dict[str, torch.Tensor]:
     """Return two losses, in odd iterations three."""
     extra = {"loss_mask": torch.tensor(0.5)} if iteration % 2 else {}

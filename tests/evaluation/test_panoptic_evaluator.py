@@ -180,7 +180,7 @@ def test_mistakes_name_the_file(dataset, annotations, examples, tmp_path):
         with pytest.raises(UserError, match=r"no.json does not exist"):
             PanopticEvaluator(name)
         (tmp_path / "no.json").write_text("[]")
-        with pytest.raises(UserError, match=r"no.json is no json of panoptic annotations"):
+        with pytest.raises(UserError, match=r"no.json does not hold panoptic annotations"):
             PanopticEvaluator(name)
         (tmp_path / "no.json").write_text(json.dumps(annotations))
         (tmp_path / "000000142238.png").write_text("no image")

@@ -33,7 +33,7 @@ def test_tables_hold_the_numbers(evaluation, tmp_path):
     assert int(rows[1]["objects"]) == cat.objects
     assert (rows[4]["AP"], rows[4]["F1"], rows[4]["objects"]) == ("", "", "0")
     matrix = list(csv.reader((folder / "confusion_matrix.csv").open()))
-    assert matrix[0][1:] == ["cat", "dog", "cow", "never seen", "(missed)"]
+    assert matrix[0] == ["ground truth / predicted", "cat", "dog", "cow", "never seen", "(missed)"]
     assert [row[0] for row in matrix[1:]] == ["cat", "dog", "cow", "never seen", "(no object)"]
     assert np.array_equal(np.array(matrix)[1:, 1:].astype(int), evaluation.confusion)
     # Strictly JSON: without NaN.

@@ -190,7 +190,7 @@ def test_weights_of_the_whole_model_replace_those_of_the_backbone(make_timm_cfg,
     ("options", "message"),
     [
         (("MODEL.TIMM.NAME", ""), "MODEL.TIMM.NAME"),
-        (("MODEL.TIMM.NAME", "test_resnets"), "did you mean test_resnet"),
+        (("MODEL.TIMM.NAME", "test_resnets"), "Did you mean test_resnet"),
         (("MODEL.TIMM.WEIGHTS", "missing.pth"), r"MODEL\.TIMM\.WEIGHTS missing\.pth does not exist"),
         (("MODEL.TIMM.OUT_INDICES", "(9,)"), "OUT_INDICES"),
         (("MODEL.TIMM.NAME", "test_vit"), r"MODEL\.BACKBONE\.FREEZE_AT is 2.*Set FREEZE_AT 0"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -13,13 +13,8 @@ from detr_d2.criterion.matching.matcher import DETR_MATCHER_REGISTRY, check_matc
 class HungarianMatcher:
     """Optimal assignment on the host, by SciPy's modified Jonker-Volgenant algorithm."""
 
-    @configurable
-    def __init__(self):
-        pass
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {}
+    def __init__(self, cfg: CfgNode | None = None):
+        """Accept a config, as all matchers do; this one has no settings."""
 
     @torch.no_grad()
     def __call__(self, cost: Tensor, counts: tuple[int, ...]) -> Tensor:

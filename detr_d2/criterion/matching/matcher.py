@@ -35,9 +35,7 @@ class MatchingCost:
     """Weighted sum of a class cost, L1 distance of the boxes and - GIoU (arXiv 2005.12872, section 3.1).
 
     Args:
-        class_weight: of the class cost.
-        l1_weight: of the L1 distance.
-        giou_weight: of - GIoU.
+        class_weight, l1_weight, giou_weight: weights of the class cost, of the L1 distance and of - GIoU.
         class_loss: a name in :data:`~detr_d2.criterion.class_losses.CLASS_LOSSES`, as in training.
     """
 
@@ -78,10 +76,10 @@ class MatchingCost:
 
 
 def check_matched_finite(cost: NDArray, matches: NDArray[np.int64]) -> None:
-    """Refuse matches (L, B, T) whose cost (L, B, Q, T) is not finite.
+    """Check that the (L, B, Q, T) costs of the (L, B, T) matches are finite.
 
     Raises:
-        FloatingPointError: names the first of them, and how many there are.
+        FloatingPointError: names the first that is not, and how many there are.
     """
     layer, image, obj = np.nonzero(matches >= 0)
     matched = cost[layer, image, matches[layer, image, obj], obj]

@@ -1,4 +1,4 @@
-"""Rounding of scores to one-to-one matchings, for many problems at once and without waiting for the device."""
+"""Rounding of scores to one-to-one matchings, for many problems at once and without synchronizing with the device."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ def round_to_matching(score: Tensor, rows: Tensor, columns: Tensor, noise: float
     """Match rows and columns that are each other's best, round after round, then the remaining rows in their order.
 
     Args:
-        score: (N, T, Q) of N problems; higher scores are matched first.
-        rows: (N, T) bool, those to match.
-        columns: (N, Q) bool, those to choose from, at least as many.
-        noise: differences in score up to this are broken differently by every row, so that rows with equal scores for
-            the same columns do not wait for each other.
+        score: (N, T, Q) scores of N problems; higher ones are matched first.
+        rows: (N, T) bool, True for rows to match.
+        columns: (N, Q) bool, True for columns to choose from, at least as many as rows.
+        noise: maximum perturbation of a score, different in every row, to break ties: otherwise, of rows with equal
+            scores for the same columns only one would be matched in each round.
 
     Returns:
         (N, T) int64 columns, all different within a problem; Q for the other rows. Valid for any score.
@@ -46,19 +46,20 @@ def improve_by_swaps(
 ) -> Tensor:
     """Lower the cost of a matching by moves of up to two rows.
 
-    A row takes a column; the column's owner, if any, gets the row's old column or its own cheapest free column. Every
-    sweep makes the best such move of each problem, and all others that do not touch the columns of a better one.
+    A row takes a column; the column's previous owner, if any, gets the row's old column or its fallback, the cheapest
+    free column. Every sweep makes the best such move of each problem, and all others that share no column with a
+    better one.
 
     Args:
-        cost: (N, T, Q) finite.
-        matched: (N, T), of :func:`round_to_matching`.
-        rows: (N, T) bool, those to match.
-        columns: (N, Q) bool, those to choose from.
+        cost: (N, T, Q) finite costs.
+        matched: (N, T) columns, from :func:`round_to_matching`.
+        rows: (N, T) bool, True for rows to match.
+        columns: (N, Q) bool, True for columns to choose from.
         sweeps: maximum number of sweeps.
-        tolerance: moves that gain less are not made.
+        tolerance: minimum gain of a move.
 
     Returns:
-        (N, T) like ``matched``, never costlier.
+        (N, T) columns, as ``matched``, never at a higher cost.
     """
     problems, height, width = cost.shape
     row = torch.arange(height, device=cost.device).expand(problems, height)
@@ -69,37 +70,38 @@ def improve_by_swaps(
         owner = _scatter(matched, row, height, width)
         own = matched.clamp(max=width - 1)
         occupied = ((owner < height) | ~columns)[:, None, :]
-        refuge_cost, refuge = with_free.masked_fill(occupied, torch.inf).min(2)
+        fallback_cost, fallback_column = with_free.masked_fill(occupied, torch.inf).min(2)
         exchange_cost = (
             with_free.gather(2, own[:, None, :].expand(-1, height + 1, -1))
             .gather(1, owner[:, :, None].expand(-1, -1, height))
             .transpose(1, 2)
         )
         owner_before = with_free.gather(1, owner[:, None, :])
-        owner_after = torch.minimum(exchange_cost, refuge_cost.gather(1, owner)[:, None, :])
+        owner_after = torch.minimum(exchange_cost, fallback_cost.gather(1, owner)[:, None, :])
         gain = (cost.gather(2, own[:, :, None]) - cost) + (owner_before - owner_after)
         best, best_column = gain.masked_fill(forbidden, 0.0).max(2)
 
-        loser = owner.gather(1, best_column)
-        flees = refuge_cost.gather(1, loser) < exchange_cost.gather(2, best_column[:, :, None]).squeeze(2)
-        offered = torch.where(flees & (loser < height), refuge.gather(1, loser), own)
-        go = _compatible(best, (own, best_column, offered), width, tolerance)
-        if cost.is_cpu and not go.any():
+        previous_owner = owner.gather(1, best_column)
+        exchange = exchange_cost.gather(2, best_column[:, :, None]).squeeze(2)
+        takes_fallback = (fallback_cost.gather(1, previous_owner) < exchange) & (previous_owner < height)
+        new_column = torch.where(takes_fallback, fallback_column.gather(1, previous_owner), own)
+        accepted = _compatible(best, (own, best_column, new_column), width, tolerance)
+        if cost.is_cpu and not accepted.any():
             break
-        moved = torch.cat((torch.where(go, best_column, matched), matched[:, :1]), 1)
-        matched = moved.scatter(1, torch.where(go, loser, height), offered)[:, :height]
+        moved = torch.cat((torch.where(accepted, best_column, matched), matched[:, :1]), 1)
+        matched = moved.scatter(1, torch.where(accepted, previous_owner, height), new_column)[:, :height]
     return matched
 
 
-def _compatible(gain: Tensor, touched: tuple[Tensor, ...], width: int, tolerance: float) -> Tensor:
-    """Return (N, T) bool, the best of all moves that touch any of their columns; ties go to the first row."""
+def _compatible(gain: Tensor, used: tuple[Tensor, ...], width: int, tolerance: float) -> Tensor:
+    """Return (N, T) bool, True for moves that gain more than all others with a column in common; ties: the first."""
     height = gain.shape[1]
     rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     rank = torch.where(gain > tolerance, rank, height)
     first = torch.full((len(gain), width), height, device=gain.device)
-    for column in touched:
+    for column in used:
         first = first.scatter_reduce(1, column, rank, "amin")
-    is_first = [first.gather(1, column) == rank for column in touched]
+    is_first = [first.gather(1, column) == rank for column in used]
     return torch.stack((rank < height, *is_first)).all(0)
 
 

@@ -24,9 +24,9 @@ class SinkhornMatcher:
         epsilon: weight of the entropy, relative to the spread of the costs that objects compete for.
         epsilon_init: initial weight, in multiples of ``epsilon``.
         epsilon_decay: factor per iteration on the weight, until it is ``epsilon``.
-        max_iterations: of Sinkhorn's iteration.
-        threshold: an image has converged when at most this share of its objects' mass is misplaced.
-        momentum_from: the iteration from which updates are over-relaxed.
+        max_iterations: maximum number of Sinkhorn iterations.
+        threshold: share of an image's objects' mass that may be misplaced when it counts as converged.
+        momentum_from: first iteration whose updates are over-relaxed.
         swap_sweeps: maximum number of sweeps of swaps over the rounded matching.
     """
 
@@ -94,23 +94,13 @@ class SinkhornMatcher:
             objects outnumber queries, those without a query get a column of their own.
         """
         layers, _, queries, width = cost.shape
-        problems = cost.float().transpose(2, 3).flatten(0, 1)
-        spare = max(width - queries, 0)
-        rows, columns, total = self._sizes(counts, queries, width, spare, cost.device, layers)
-        problems = normalize(problems, rows, columns, total)
+        # Made on the host: the copy does not wait for the device.
+        total = torch.tensor(counts * layers).to(cost.device, non_blocking=True)[:, None]
+        rows = torch.arange(width, device=cost.device) < total
+        columns = torch.arange(max(queries, width), device=cost.device) < total.clamp(min=queries)
+        problems = normalize(cost.float().transpose(2, 3).flatten(0, 1), rows, columns, total[:, :, None])
         of_rows, of_columns = self._potentials(problems, rows, columns)
         return of_rows[:, :, None] + of_columns[:, None, :] - problems / self.epsilon, problems, rows, columns
-
-    @staticmethod
-    def _sizes(
-        counts: tuple[int, ...], queries: int, width: int, spare: int, device: torch.device, layers: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows (N, T) and columns (N, Q + spare) that take part, and the number of objects (N, 1, 1)."""
-        # Made on the host: the copy does not wait for the device.
-        total = torch.tensor(counts * layers).to(device, non_blocking=True)[:, None]
-        rows = torch.arange(width, device=device) < total
-        columns = torch.arange(queries + spare, device=device) < total.clamp(min=queries)
-        return rows, columns, total[:, :, None]
 
     def _potentials(self, cost: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of the scalings, (N, T) and (N, Q), of Sinkhorn's iteration.
@@ -158,16 +148,16 @@ def _over_relaxation(error: Tensor, last_error: Tensor) -> Tensor:
 
 
 def normalize(cost: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
-    """Bring costs to one scale without changing which matching is cheapest.
+    """Scale costs to a common range without changing which matching is cheapest.
 
     Each of n objects can be matched with one of its n cheapest queries. Their range of costs sets the scale; costs far
     above it are clipped. Entries that are not finite become costlier than any matching of finite entries.
 
     Args:
-        cost: (N, T, Q) of any magnitude.
-        rows: (N, T) bool, those that are objects.
-        columns: (N, Q + spare) bool, those to choose from; the spare ones cost the same for all objects.
-        total: (N, 1, 1) int64, the number of objects.
+        cost: (N, T, Q) costs of any magnitude.
+        rows: (N, T) bool, True for objects.
+        columns: (N, Q + spare) bool, True for columns to choose from; the spare ones cost the same for all objects.
+        total: (N, 1, 1) int64 number of objects.
 
     Returns:
         (N, T, Q + spare) finite, with a minimum of 0 in every row.

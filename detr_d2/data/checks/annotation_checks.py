@@ -9,7 +9,6 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from detr_d2.data.annotations import (
-    abbreviate,
     annotations_of,
     clip_boxes,
     has_area,
@@ -21,9 +20,9 @@ from detr_d2.data.annotations import (
     read_category,
 )
 from detr_d2.data.checks.findings import Finding, Severity
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 
-# Of correct XYWH boxes hardly one leaves its image; of XYXY boxes mistaken for XYWH about half do.
+# Correct XYWH boxes almost never extend beyond the image; about half of XYXY boxes mistaken for XYWH do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25
 NUM_SMALLEST = 3
 # COCO calls objects of under 32 x 32 pixels small, and of over 96 x 96 large.
@@ -36,15 +35,15 @@ class AnnotationTable:
     A row is an annotation that is not a crowd; in panoptic records, a segment.
 
     Attributes:
-        records: the dataset, in Detectron2's format.
+        records: records of the dataset, in Detectron2's format.
         boxes: (N, 4) float32, absolute XYXY, as annotated; NaN where unreadable.
-        clipped: (N, 4), the boxes clipped to their images.
+        clipped: (N, 4) boxes clipped to their images.
         classes: (N,) int64; -1 where unreadable.
-        image_index: (N,) int64, which record the annotation belongs to.
+        image_index: (N,) int64 index of the annotation's record.
         image_sizes: (N, 2) float32, height and width; infinite where the dataset has none.
-        declared_xywh: (N,) bool, whether "bbox_mode" is XYWH_ABS.
-        of_segments: (N,) bool, whether the object is a segment of a panoptic map.
-        num_crowds: how many annotations were left out as crowds.
+        declared_xywh: (N,) bool, True if "bbox_mode" is XYWH_ABS.
+        of_segments: (N,) bool, True for segments of a panoptic map.
+        num_crowds: number of annotations that were left out as crowds.
         unreadable: (row, message) of every box or category that is missing, malformed or not finite.
     """
 
@@ -70,7 +69,7 @@ class AnnotationTable:
         return len(self._items)
 
     def name(self, row: int) -> str:
-        """Return what to call the annotation of a row in a message."""
+        """Return the display name of the annotation of a row, used in messages."""
         item, image = self._items[row], self.image_index[row]
         record = self.records[image]
         if self.of_segments[row]:
@@ -85,11 +84,11 @@ class AnnotationTable:
         return np.flatnonzero(np.array(missing, bool) & ~self.of_segments)
 
     def is_readable(self) -> np.ndarray:
-        """Return (N,) bool: whether all four numbers of the box are known."""
+        """Return (N,) bool, True where all four numbers of the box are known."""
         return np.isfinite(self.boxes).all(axis=1)
 
     def usable(self) -> np.ndarray:
-        """Return (N,) bool: whether the box is readable and has an area inside its image, and the class is known."""
+        """Return (N,) bool, True where the box is readable and has an area inside its image, and the class is known."""
         return self.is_readable() & has_area(self.clipped) & (self.classes >= 0)
 
     def without_area(self) -> np.ndarray:
@@ -192,7 +191,7 @@ def check_annotations(
     classes: Sequence[str] | None = None,
     masks: bool = False,
 ) -> list[Finding]:
-    """Return all findings about annotations to train on or to evaluate on; ``masks``: whether objects need one."""
+    """Return all findings about annotations to train on or to evaluate on; with ``masks``, objects need a mask."""
     return [
         *_check_values(table, num_classes, classes),
         *_check_objects(table, train),
@@ -208,8 +207,8 @@ def _check_values(table: AnnotationTable, num_classes: int | None, classes: Sequ
     """Check that boxes and categories can be read, and that the categories have a row in the class head."""
     rows = [row for row, _ in table.unreadable]
     message = table.unreadable[0][1] if rows else ""
-    more = f" So are {len(rows) - 1} other values that can't be used." if len(rows) > 1 else ""
-    yield from _about(rows, table, "error", "unreadable-annotation", "{message}{more}", message=message, more=more)
+    total = f" In total, {len(rows)} boxes or categories can't be read." if len(rows) > 1 else ""
+    yield from _about(rows, table, "error", "unreadable-annotation", "{message}", message=message + total)
 
     limit = num_classes if classes is None else len(classes)
     rows = np.flatnonzero(table.classes >= limit) if limit is not None else ()
@@ -226,18 +225,18 @@ def _check_objects(table: AnnotationTable, train: bool) -> Iterator[Finding]:
     without_area = len(table.without_area())
     if without_area < len(table):
         return
-    found = f"its annotations: {table.num_crowds} crowds, {without_area} boxes without area"
+    annotations = f"its annotations: {table.num_crowds} crowds, {without_area} boxes without area"
     message = (
-        f"no object to learn from ({found}): annotate objects, with 'iscrowd' 0, or don't train on it."
+        f"no object to learn from ({annotations}): annotate objects, with 'iscrowd' 0, or don't train on it."
         if train
-        else f"no object to find ({found}): AP can't be computed and will be nan or -1. Evaluate on annotated data, "
-        "and don't choose the best checkpoint by this dataset."
+        else f"no object to find ({annotations}): AP can't be computed and will be nan or -1. Evaluate on annotated "
+        "data, and don't choose the best checkpoint by this dataset."
     )
     yield Finding("error" if train else "warning", "no-objects", message)
 
 
 def _check_boxes(table: AnnotationTable) -> Iterator[Finding]:
-    """Check that boxes lie in their images, and have the unit and the order of numbers that they are declared with."""
+    """Check that boxes are inside their images, and have the unit and the format that they are declared with."""
     rows = table.without_area()
     flat = int((~has_area(table.boxes[rows])).sum())
     text = (
@@ -250,14 +249,14 @@ def _check_boxes(table: AnnotationTable) -> Iterator[Finding]:
     if table.declared_xywh[rows].sum() > SUSPICIOUS_SHARE_BEYOND_IMAGE * max(len(table), 1):
         code = "xyxy-as-xywh"
         text = (
-            "{count} of {total} boxes reach beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
+            "{count} of {total} boxes extend beyond their image, e.g. {example}: are they XYXY, but declared XYWH? "
             "COCO's 'bbox' is [left, top, width, height]."
         )
     else:
         code = "box-partly-outside"
         rows = np.flatnonzero((np.abs(table.boxes - table.clipped) > 1).any(axis=1) & has_area(table.clipped))
         text = (
-            "{count} of {total} boxes lie partly outside their image, by more than a pixel, and are clipped, e.g. "
+            "{count} of {total} boxes are partly outside their image, by more than a pixel, and are clipped, e.g. "
             "{example}: were they annotated on another size of the image?"
         )
     yield from _about(rows, table, "warning", code, text)
@@ -265,7 +264,7 @@ def _check_boxes(table: AnnotationTable) -> Iterator[Finding]:
     rows = np.flatnonzero(table.is_readable())
     if len(rows) and 0 < table.boxes[rows].max() <= 2 and table.image_sizes.min() >= 8:
         text = (
-            "all {count} boxes lie within two pixels of the corner of their image, e.g. {example}: are they fractions "
+            "all {count} boxes are within two pixels of the corner of their image, e.g. {example}: are they fractions "
             "of the image's sides, as in YOLO's format? Multiply them by width and height."
         )
         yield from _about(rows, table, "warning", "box-in-fractions", text)
@@ -278,7 +277,7 @@ def _check_queries(table: AnnotationTable, num_queries: int | None) -> Iterator[
         example = table.records[objects.argmax()]["file_name"]
         message = (
             f"{count} of {table.num_images} images have more objects than the model has queries ({num_queries}), "
-            f"at most {objects.max()}, in {example}: the surplus is never found. "
+            f"at most {objects.max()}, in {example}: the surplus is never detected. "
             "Set MODEL.DETR.NUM_OBJECT_QUERIES well above the usual count."
         )
         yield Finding("warning", "more-objects-than-queries", message, count, example)

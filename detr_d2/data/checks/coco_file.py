@@ -14,15 +14,11 @@ MAX_CHARACTERS_SHOWN = 80
 
 
 class Fault(NamedTuple):
-    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities.
-
-    ``train`` is the severity in training data, None if not reported there; ``evaluation`` the one in evaluation data,
-    None if it is the same.
-    """
+    """Message about a fault, formatted with ``count``, ``total``, ``items`` and ``example``, and its severities."""
 
     text: str
-    train: Severity | None = "error"
-    evaluation: Severity | None = None
+    train: Severity | None = "error"  # In training data; None if not reported there.
+    evaluation: Severity | None = None  # In evaluation data; None if the same.
 
 
 def _some(problem: str, advice: str = "", *severities: Severity | None) -> Fault:
@@ -34,10 +30,10 @@ def _some(problem: str, advice: str = "", *severities: Severity | None) -> Fault
 # The order is that of the report. A code's first word determines what {total} counts.
 FAULTS = {
     "categories-missing": Fault("'categories' is empty: list every class as {{'id': 1, 'name': 'cat'}}."),
-    "category-malformed": _some("lack a whole-number 'id' (not a string) or a 'name'"),
+    "category-malformed": _some("lack an integer 'id' (not a string) or a 'name'"),
     "category-id-repeated": _some("have the id of another"),
     "category-name-repeated": _some("have the name of another", "the model treats them as two classes", "warning"),
-    "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in whole pixels from 1"),
+    "image-malformed": _some("lack an 'id', a 'file_name', or a 'width' and 'height' in pixels, integers above 0"),
     "image-id-repeated": _some(
         "have the id of another", "only one of the images would be used. Renumber them, with their annotations"
     ),
@@ -52,7 +48,7 @@ FAULTS = {
         "warning",
     ),
     "annotation-category-unknown": _some(
-        "have a category_id that 'categories' does not list", "category ids are whole numbers, not strings"
+        "have a category_id that 'categories' does not list", "category ids are integers, not strings"
     ),
     "annotation-iscrowd-malformed": _some("have an 'iscrowd' other than 0 and 1"),
     "annotation-ignore": _some("have 'ignore' set, which Detectron2 refuses", "remove them"),
@@ -63,7 +59,7 @@ FAULTS = {
         "have no 'area', which COCO's evaluation needs", "add it; without masks it is width times height", None, "error"
     ),
     "annotation-id-zero": _some(
-        "have the id 0, which COCO's evaluation treats as not found", "count from 1", None, "warning"
+        "have the id 0, which COCO's evaluation treats as no match", "count from 1", None, "warning"
     ),
     "mask-polygon-short": _some(
         "have polygons of under six or an odd number of coordinates, which are dropped", "", "warning"
@@ -86,12 +82,12 @@ _LISTS = {"category": "categories", "image": "images", "annotation": "annotation
 def read_coco_file(json_file: str, image_root: str, train: bool) -> tuple[list[dict], list[str], list[Finding]]:
     """Read a file in COCO's instances format, to train on or only to evaluate on.
 
-    What Detectron2 drops (objects whose polygons all have under six numbers, annotations of unknown images)
-    and what it refuses is left out of the records and is among the findings.
+    Annotations that Detectron2 drops (objects whose polygons all have fewer than six numbers, annotations of unknown
+    images) or refuses are left out of the records, and reported as findings.
 
     Returns:
         The records, as Detectron2's reader makes them, with annotation ids; the names of the classes by label, empty
-        if the file lists none; and what is wrong with the file's structure.
+        if the file lists none; and the faults of the file's structure.
 
     Raises:
         UserError: the file is missing, is not valid JSON, or lacks the lists that the format consists of.
@@ -174,7 +170,7 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
             continue
         name = f"annotation id {item['id']} of image {record['file_name']}"
         mask_fault, dropped = _check_mask(item.get("segmentation"), record)
-        found = {
+        is_fault = {
             "annotation-id-repeated": is_repeated,
             "annotation-id-zero": item["id"] == 0,
             "annotation-iscrowd-missing": "iscrowd" not in item,
@@ -182,7 +178,7 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
             "annotation-ignore": item.get("ignore", 0) != 0,
             mask_fault: mask_fault is not None,
         }
-        for code in [code for code, is_fault in found.items() if is_fault]:
+        for code in filter(is_fault.get, is_fault):
             faults.add(code, name)
         if label is None and labels:
             faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
@@ -194,7 +190,7 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
 
 
 def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
-    """Return the code of what is wrong with a 'segmentation', and whether Detectron2 drops the annotation for it."""
+    """Return the code of the fault of a 'segmentation', and True if Detectron2 drops the annotation for it."""
     if not segmentation:
         return None, False
     if isinstance(segmentation, dict):

@@ -1,6 +1,5 @@
-"""Checks before a model is built, of faults that would make training fail late or go wrong silently."""
+"""Checks, before a model is built, for faults that would make training fail late or give wrong results silently."""
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_d2.data.annotations import abbreviate, is_panoptic
+from detr_d2.data.annotations import is_panoptic
 from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations, compute_statistics
 from detr_d2.data.checks.coco_file import read_coco_file
 from detr_d2.data.checks.findings import SEVERITIES, CheckResult, DatasetReport, Finding
 from detr_d2.data.checks.image_checks import check_files_exist, check_image_files, is_missing
 from detr_d2.data.panoptic import PanopticCategories
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -26,33 +25,20 @@ _LEVELS = {"warning": logging.WARNING, "note": logging.INFO}
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A dataset to check.
-
-    Attributes:
-        train: whether it is trained on, not only evaluated on.
-        records: in Detectron2's format.
-        classes: names by label; None if unknown.
-        findings: what was found while loading.
-        panoptic: whether ``classes`` are things and stuff.
-    """
+    """A dataset to check."""
 
     name: str
-    train: bool
-    records: Sequence[dict]
-    classes: Sequence[str] | None
-    findings: Sequence[Finding] = ()
-    panoptic: bool = False
+    train: bool  # True if it is trained on, not only evaluated on.
+    records: Sequence[dict]  # In Detectron2's format.
+    classes: Sequence[str] | None  # Names by label; None if unknown.
+    findings: Sequence[Finding] = ()  # Findings of the reader.
+    panoptic: bool = False  # True if the classes are things and stuff.
 
 
 def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """Check the datasets in ``DATASETS.TRAIN`` and ``DATASETS.TEST``; log their statistics and what is doubtful.
 
     Every dataset is loaded once more than Detectron2 loads it; images are not opened.
-
-    Args:
-        cfg: with the keys of ``add_detr_config``.
-        train: whether to check ``DATASETS.TRAIN``.
-        test: whether to check ``DATASETS.TEST``.
 
     Raises:
         UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
@@ -90,7 +76,10 @@ def dataset_names(cfg: CfgNode, train: bool = True, test: bool = True) -> list[s
 
 
 def load_coco(json_file: str, image_root: str, train: bool, name: str | None = None) -> LoadedDataset:
-    """Load a COCO file in spite of faults, as findings; a UserError if it or the folder is missing, or has no lists."""
+    """Load a COCO file, with its faults as findings.
+
+    If the file, the folder or a list that the format requires is missing, raise a UserError.
+    """
     if is_missing(image_root):
         raise UserError(f"The image folder {image_root} does not exist: correct its path.")
     return LoadedDataset(name or json_file, train, *read_coco_file(json_file, image_root, train))
@@ -99,20 +88,15 @@ def load_coco(json_file: str, image_root: str, train: bool, name: str | None = N
 def load_registered(name: str, train: bool, from_json: bool = False) -> LoadedDataset:
     """Load a registered dataset.
 
-    Args:
-        name: as registered.
-        train: whether it is trained on.
-        from_json: read COCO's format with :func:`load_coco`, which finds more faults than Detectron2's reader.
+    With ``from_json``, COCO's format is read by :func:`load_coco`, which finds more faults than Detectron2's reader.
 
     Raises:
         UserError: it is unknown, its files are missing, or its loader fails.
     """
     if name not in DatasetCatalog:
-        similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f" Similar names: {', '.join(similar)}." if similar else ""
         raise UserError(
             f"Dataset {name!r} is not registered: correct the name, or register it, e.g. with "
-            f"detectron2.data.datasets.register_coco_instances.{hint}"
+            f"detectron2.data.datasets.register_coco_instances. {did_you_mean(name, DatasetCatalog.list())}".rstrip()
         )
     metadata = MetadataCatalog.get(name)
     evaluator = metadata.get("evaluator_type")
@@ -152,7 +136,7 @@ def _load(name: str, json_file: str | None, coco_file: tuple[str, str] | None) -
             raise
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         faults = _find_faults(*coco_file) if coco_file else ""
-        hint = faults or "In COCO's format category ids are whole numbers that 'categories' lists."
+        hint = faults or "In COCO's format category ids are integers that 'categories' lists."
         raise UserError(
             f"Dataset {name!r} can't be loaded from {json_file or 'its files'} "
             f"({type(error).__name__}: {reason}): correct the file. {hint}"
@@ -182,12 +166,12 @@ def check_loaded(
 ) -> CheckResult:
     """Check datasets, and whether they fit each other and the model.
 
+    If a dataset is not a list of records, only its classes are checked.
+
     Args:
-        datasets: of those that are not lists of records only the classes are checked.
-        num_classes: of the model; None if unknown.
-        num_queries: of the model, the maximum number of objects that it finds in an image; None if unknown.
-        open_images: whether to open and decode all image files, which takes minutes for 100,000.
-        masks: whether the model learns masks.
+        num_classes, num_queries: numbers of the model; None if unknown.
+        open_images: True to open and decode all image files, which takes minutes for 100,000.
+        masks: True if the model learns masks.
     """
     lists = [x for x in datasets if isinstance(x.records, list)]
     named = list({x.name: x for x in datasets if x.classes is not None}.values())

@@ -31,22 +31,14 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, however often it occurs.
+    """One kind of fault, however often it occurs."""
 
-    Attributes:
-        severity: "error": training or evaluation fails or is wrong; "warning": something is dropped or
-            doubtful; "note": good to know.
-        code: a short name that stays the same, for programs.
-        message: what is wrong, where, and what to do.
-        count: how often it occurs.
-        example: the first annotation, image or class.
-    """
-
+    # "error": training or evaluation fails or is wrong; "warning": something is dropped or doubtful.
     severity: Severity
-    code: str
-    message: str
+    code: str  # A short name that stays the same, for programs.
+    message: str  # The fault, its place and its fix.
     count: int = 1
-    example: str = ""
+    example: str = ""  # The first annotation, image or class with it.
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,7 @@ def _format_statistics(statistics: dict[str, Any], num_queries: int | None) -> s
 
 
 def _values(statistics: dict[str, Any]) -> dict[str, Any]:
-    """Return statistics, and what they imply."""
+    """Return the statistics, with shares and numbers computed from them."""
     images, crowds, classes = statistics["images"], statistics["crowds"], statistics["classes"]
     return {
         **statistics,

@@ -14,9 +14,9 @@ from detr_d2.utils.errors import UserError
 
 # EXIF orientations that swap the sides, of eight.
 _SIDEWAYS = (5, 6, 7, 8)
-# By code, in the order of the report: the severity and the message. {total} counts the images that can be read.
+# Severity and message by code, in the order of the report. {total} counts the images that can be read.
 _FAULTS: dict[str, tuple[Severity, str]] = {
-    "image-unreadable": ("error", "{example}{more}"),
+    "image-unreadable": ("error", "{example}{in_total}"),
     "exif-rotation": (
         "error",
         "{count} of {total} images are upright only after the rotation in their EXIF data, but are annotated without "
@@ -75,19 +75,19 @@ def check_image_files(records: Sequence[dict], name: str) -> list[Finding]:
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         faults = pool.map(_inspect_image, records)
         faults = list(tqdm(faults, f"images of {name}", len(records), disable=None, unit="image"))
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    by_kind: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record, faults_of_image in zip(records, faults, strict=True):
-        for (code, mode), example in faults_of_image.items():
-            found.setdefault((code, mode), []).append((record["file_name"], example))
-    total = len(records) - len(found.get(("image-unreadable", ""), ()))
+        for kind, example in faults_of_image.items():
+            by_kind.setdefault(kind, []).append((record["file_name"], example))
+    total = len(records) - len(by_kind.get(("image-unreadable", ""), ()))
     findings = []
-    for code, mode in sorted(found, key=lambda kind: (list(_FAULTS).index(kind[0]), kind[1])):
+    for code, mode in sorted(by_kind, key=lambda kind: (list(_FAULTS).index(kind[0]), kind[1])):
         severity, text = _FAULTS[code]
-        (path, example), *others = found[code, mode]
+        count, (path, example) = len(by_kind[code, mode]), by_kind[code, mode][0]
         conversion = _CONVERSIONS.get(mode.split(";")[0], f"of mode {mode}, converted to RGB")
-        more = f" So are {len(others)} others." if others else ""
-        message = text.format(count=len(others) + 1, total=total, example=example, more=more, conversion=conversion)
-        findings.append(Finding(severity, code, message, len(others) + 1, path))
+        in_total = f" In total, {count} images can't be read." if count > 1 else ""
+        values = {"count": count, "total": total, "example": example, "in_total": in_total, "conversion": conversion}
+        findings.append(Finding(severity, code, text.format(**values), count, path))
     return findings
 
 

@@ -17,12 +17,10 @@ from detr_d2.utils.errors import UserError
 class PanopticCategory(NamedTuple):
     """Class of things (countable objects) or stuff (sky, grass)."""
 
-    id: int
-    """In the dataset."""
+    id: int  # Category id in the dataset.
     name: str
     is_thing: bool
-    color: tuple[int, int, int] | None = None
-    """RGB in [0, 255]; None: the default of the visualization."""
+    color: tuple[int, int, int] | None = None  # RGB in [0, 255]; None: the default of the visualization.
 
 
 class PanopticCategories(tuple[PanopticCategory, ...]):
@@ -104,15 +102,16 @@ class PanopticCategories(tuple[PanopticCategory, ...]):
             metadata["thing_colors"] = metadata["stuff_colors"] = [list(category.color) for category in self]
         return metadata
 
-    def published_rows(self) -> list[int]:
-        """Return the row of each category, and of no-object last, in the published checkpoints: COCO's ids, and 250."""
-        return [*(category.id for category in self), 250]
-
 
 @functools.cache
 def coco_panoptic_categories() -> PanopticCategories:
     """Return COCO's 80 things and 53 stuff."""
     return PanopticCategories.from_json(COCO_CATEGORIES, "Detectron2's COCO_CATEGORIES")
+
+
+def published_panoptic_rows() -> list[int]:
+    """Return the rows of COCO's categories and of no-object in published panoptic checkpoints: their ids, and 250."""
+    return [*(category.id for category in coco_panoptic_categories()), 250]
 
 
 def things_of_model(cfg: CfgNode) -> tuple[bool, ...]:
@@ -138,7 +137,7 @@ def things_of_model(cfg: CfgNode) -> tuple[bool, ...]:
     raise UserError(
         f"Which of the MODEL.DETR.NUM_CLASSES {num_classes} classes are things is unknown: no panoptic dataset in "
         f"DATASETS has as many{missing}. Set MODEL.DETR.PANOPTIC.NUM_THINGS to the number of categories with 'isthing' "
-        "1 in the panoptic json that the model learned from; their rows come first in the class head."
+        "1 in the panoptic JSON that the model learned from; their rows come first in the class head."
     )
 
 
@@ -151,7 +150,7 @@ def _read(item: Any, source: str) -> PanopticCategory:
         valid = False
     if not valid:
         raise UserError(
-            f"The category {item} in {source} is not {{'id': whole number, 'name': text, 'isthing': 1 or 0}}, "
+            f"The category {item} in {source} is not {{'id': integer, 'name': string, 'isthing': 1 or 0}}, "
             "optionally with a 'color' of three numbers up to 255: correct it."
         )
     return PanopticCategory(number, name, bool(is_thing), None if color is None else tuple(color))

@@ -8,12 +8,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from detr_d2.data.panoptic.categories import PanopticCategories
-from detr_d2.data.registration import read_annotation_file, unregister
+from detr_d2.data.registration import list_of, read_annotation_file, unregister
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What Detectron2's evaluators and Visualizer read of panoptic datasets.
+# Metadata of panoptic datasets that Detectron2's evaluators and Visualizer need.
 EVALUATION_METADATA = {"evaluator_type": "coco_panoptic_seg", "ignore_label": 255, "label_divisor": 1000}
 
 
@@ -28,7 +28,7 @@ def register_coco_panoptic_dataset(
     Registering the same files under the same name again is allowed, also when they have changed in between.
 
     Args:
-        name: by which ``DATASETS.TRAIN`` and ``DATASETS.TEST`` refer to it.
+        name: name of the dataset in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         panoptic_json: "images", "annotations" with their "segments_info", "categories" with "isthing".
         panoptic_root: the folder of the PNGs, which "file_name" in "annotations" is relative to.
         image_root: the folder of the images, which "file_name" in "images" is relative to.
@@ -38,7 +38,8 @@ def register_coco_panoptic_dataset(
         The names of the classes, in the order of the class head's rows: set ``MODEL.DETR.NUM_CLASSES`` to their number.
 
     Raises:
-        UserError: a path does not exist, the file is not in COCO's panoptic format, or the name stands for other files.
+        UserError: a path does not exist, the file is not in COCO's panoptic format, or the name is registered for other
+            files.
     """
     files = {"panoptic_json": panoptic_json, "panoptic_root": panoptic_root, "image_root": image_root}
     files = {key: os.fspath(path) for key, path in files.items()}
@@ -60,17 +61,17 @@ def register_coco_panoptic_dataset(
 def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) -> list[dict]:
     """Load the records of a dataset, as Detectron2's ``load_coco_panoptic_json``, with "height" and "width".
 
-    Images without segments in the json are left out, which is logged.
+    Images without segments in the JSON file are left out, which is logged.
 
     Raises:
         UserError: the file is missing or not in COCO's panoptic format; the message names the item.
     """
     content, categories = _load(panoptic_json)
-    annotations = _list_of(content, "annotations", panoptic_json)
+    annotations = list_of(content, "annotations", panoptic_json)
     if not annotations:
         raise UserError(f"{panoptic_json} has no annotations: it lists the segments of no image.")
     try:
-        images = {image["id"]: image for image in _list_of(content, "images", panoptic_json)}
+        images = {image["id"]: image for image in list_of(content, "images", panoptic_json)}
     except (KeyError, TypeError) as error:
         raise UserError(f"An image in {panoptic_json} lacks an 'id': correct it.") from error
     rows, is_thing = categories.rows, categories.is_thing
@@ -92,16 +93,7 @@ def load_panoptic_json(panoptic_json: str, panoptic_root: str, image_root: str) 
 
 def _load(panoptic_json: str) -> tuple[dict, PanopticCategories]:
     content = read_annotation_file(panoptic_json)
-    return content, PanopticCategories.from_json(_list_of(content, "categories", panoptic_json), panoptic_json)
-
-
-def _list_of(content: dict, key: str, panoptic_json: str) -> list:
-    if not isinstance(content.get(key), list):
-        keys = ", ".join(map(str, content)) or "none"
-        raise UserError(
-            f"{panoptic_json} has no list {key!r}, which COCO's panoptic format requires; its keys are {keys}."
-        )
-    return content[key]
+    return content, PanopticCategories.from_json(list_of(content, "categories", panoptic_json), panoptic_json)
 
 
 def _read_annotation(item: Any, images: dict, panoptic_json: str, panoptic_root: str, image_root: str) -> dict:

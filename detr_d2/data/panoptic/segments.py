@@ -1,15 +1,18 @@
 """Objects of a panoptic image: things and stuff, from a PNG of segment ids and its list of segments."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
+from PIL import Image
 from scipy import ndimage
 
-from detr_d2.data.annotations import ImageTargets, abbreviate, is_crowd, name_segment, read_category
+from detr_d2.data.annotations import ImageTargets, is_crowd, name_segment, read_category
 from detr_d2.data.images import explain_errors, open_image
 from detr_d2.data.masks import augment_masks, select_pixels
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
+from detr_d2.utils.files import atomic_file
 
 # Id of pixels that belong to no segment.
 VOID = 0
@@ -41,7 +44,7 @@ def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTarge
     Boxes enclose the pixels of the segments in the PNG, as COCO's boxes of things do.
 
     Args:
-        record: with "pan_seg_file_name" and "segments_info", whose "category_id" is the row of the class head.
+        record: dict with "pan_seg_file_name" and "segments_info", whose "category_id" is the row of the class head.
         image_size: height and width of the image in pixels.
 
     Raises:
@@ -62,13 +65,9 @@ def read_segments(record: dict, image_size: tuple[int, int]) -> tuple[ImageTarge
 
 
 def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
-    """Read a panoptic PNG.
+    """Return the id of each pixel's segment in a panoptic PNG, (H, W) int32, ``VOID`` for pixels of no segment.
 
-    Returns:
-        (H, W) int32, the id of each pixel's segment; ``VOID`` for pixels of no segment.
-
-    Raises:
-        UserError: see :func:`read_segments`.
+    Errors are those of :func:`read_segments`.
     """
     with explain_errors(f"Panoptic map {path}", "the folder of the dataset's PNGs"):
         data, image = open_image(path)
@@ -76,8 +75,8 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
     # Pillow opens 16 bits of RGB as 8 without an error.
     bits = data[_BIT_DEPTH_OFFSET] if data.startswith(_PNG_SIGNATURE) else None
     if bits != 8 or image.mode != "RGB":
-        found = f"a {image.format} of mode {image.mode}" if bits is None else f"a PNG of mode {image.mode}, {bits} bits"
-        raise UserError(f"Panoptic map {path} is {found}: {_FORMAT}.")
+        kind = f"a {image.format} of mode {image.mode}" if bits is None else f"a PNG of mode {image.mode}, {bits} bits"
+        raise UserError(f"Panoptic map {path} is {kind}: {_FORMAT}.")
     if (image.height, image.width) != tuple(image_size):
         raise UserError(
             f"Panoptic map {path} is {image.width} x {image.height} pixels (width x height), its image {image_size[1]} "
@@ -87,8 +86,15 @@ def read_segment_map(path: str, image_size: tuple[int, int]) -> np.ndarray:
     return red + 256 * green + 65536 * blue
 
 
+def write_segment_map(path: str, ids: np.ndarray) -> None:
+    """Write (H, W) segment ids under 2^24 as a panoptic PNG; folders are created if needed."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with atomic_file(path) as file:
+        Image.fromarray(segment_ids_to_rgb(ids)).save(file, format="PNG")
+
+
 def segment_ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Return (H, W) segment ids under 2^24 as the colors of a panoptic PNG, (H, W, 3) uint8."""
+    """Return (H, W) segment ids under 2^24 as (H, W, 3) uint8 colors: id = R + 256 G + 65536 B."""
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
@@ -104,17 +110,17 @@ def _number_segments(ids: np.ndarray, segments: Sequence[dict], path: str) -> tu
     unknown = [i for i in present.tolist() if i != VOID and i not in number_by_id]
     if unknown:
         raise UserError(
-            f"Panoptic map {path} has segments that its json does not list, of ids {abbreviate(unknown)}: add them to "
+            f"Panoptic map {path} has segments that its JSON does not list, of ids {abbreviate(unknown)}: add them to "
             f"'segments_info', or give pixels of no segment the id {VOID}."
         )
     missing = sorted(set(number_by_id) - set(present.tolist()), key=str)
     if missing or VOID in number_by_id:
         missing = missing or [VOID]
         raise UserError(
-            f"Panoptic map {path} has no pixel of the segments {abbreviate(missing)} in its json: remove them from "
+            f"Panoptic map {path} has no pixel of the segments {abbreviate(missing)} in its JSON: remove them from "
             "'segments_info', or replace the PNG."
         )
     by_present = np.array([number_by_id.get(i, 0) for i in present.tolist()], dtype=np.int32)
     numbers = np.repeat(by_present[inverse], np.diff(starts, append=flat.size)).reshape(ids.shape)
-    found = ndimage.find_objects(numbers, max_label=len(segments))
-    return numbers, [(x.start, y.start, x.stop, y.stop) for y, x in found]
+    slices = ndimage.find_objects(numbers, max_label=len(segments))
+    return numbers, [(x.start, y.start, x.stop, y.stop) for y, x in slices]

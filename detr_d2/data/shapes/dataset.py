@@ -4,8 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from detr_d2.data.panoptic.registration import EVALUATION_METADATA, load_panopti
 from detr_d2.data.panoptic.segments import segment_ids_to_rgb
 from detr_d2.data.shapes.scene import STUFF_CLASSES, THING_CLASSES, Scene, ShapesSpec, sample_scene
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.files import output_folder
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ SPLITS = {
     "shapes_val": ShapesSpec(num_images=200, seed=1),
 }
 
-# Part of the cached folders' names: to be increased when equal specs give other images.
+# Part of the cached folders' names: increase it when equal specs give other images.
 _VERSION = 2
 # Files in the folder of a dataset, by the name of their path in the metadata.
 _FILES = {
@@ -76,7 +75,7 @@ def register_shapes(name: str, spec: ShapesSpec) -> None:
 
 def _generate(name: str, spec: ShapesSpec) -> dict[str, str]:
     """Write the files unless they exist, and return their paths."""
-    folder = cached_folder(shapes_folder(spec), lambda temporary: write_dataset(spec, temporary))
+    folder = cached_folder(shapes_folder(spec), lambda incomplete: write_dataset(spec, incomplete))
     paths = {key: str(folder / file) for key, file in _FILES.items()}
     # Set only now: evaluators would read them before the files exist.
     MetadataCatalog.get(name).set(**paths)
@@ -97,9 +96,7 @@ def cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """Return the folder ``path``, after ``fill(folder)`` unless an earlier call has filled it.
 
     The folder is either complete or absent. If several processes call this at once, one fills it and the others wait.
-
-    Raises:
-        UserError: the folder can't be written to.
+    If it can't be written to, raise a UserError.
     """
     if path.is_dir():
         return path
@@ -107,24 +104,13 @@ def cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):
             if not path.is_dir():
-                _fill_and_rename(path, fill)
+                with output_folder(path, marker=_FILES["json_file"]) as incomplete:
+                    fill(incomplete)
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error}): set the environment variable DETR_D2_CACHE to a folder with space."
         ) from error
     return path
-
-
-def _fill_and_rename(path: Path, fill: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        fill(temporary)
-        # mkdtemp denies other users to read.
-        temporary.chmod(0o755)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def write_dataset(spec: ShapesSpec, folder: Path) -> None:

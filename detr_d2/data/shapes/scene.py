@@ -24,22 +24,15 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """Parameters that determine a dataset: equal ones give equal files.
-
-    Attributes:
-        num_images: the number of images.
-        seed: datasets of different seeds share no image.
-        sides: the shortest and the longest side that an image may have, in pixels.
-        difficulty: in [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each other and
-            resemble what is behind them; and the bolder the textures, the stronger the noise.
-        max_objects: the largest number of objects per image; the smallest is one, and one image in twenty has none.
-    """
+    """Parameters that determine a dataset: equal ones give equal files."""
 
     num_images: int
-    seed: int = 0
-    sides: tuple[int, int] = (128, 192)
+    seed: int = 0  # Datasets of different seeds share no image.
+    sides: tuple[int, int] = (128, 192)  # The shortest and the longest side that an image may have, in pixels.
+    # In [0, 1]. The higher, the more the objects vary in size, rotation and color, hide each other and resemble the
+    # background; and the stronger are textures and noise.
     difficulty: float = 0.15
-    max_objects: int = 10
+    max_objects: int = 10  # The largest number per image; the smallest is one, and one image in twenty has none.
 
     def __post_init__(self) -> None:
         low, high = self.sides
@@ -50,8 +43,8 @@ class ShapesSpec:
             f"difficulty is {self.difficulty}: set 0 to 1": not 0 <= self.difficulty <= 1,
             f"max_objects is {self.max_objects}: set 1 or more": self.max_objects < 1,
         }
-        for problem, found in problems.items():
-            if found:
+        for problem, is_present in problems.items():
+            if is_present:
                 raise UserError(f"ShapesSpec: {problem}.")
 
     @property
@@ -73,14 +66,10 @@ class ShapesSpec:
 class Scene(NamedTuple):
     """Image of shapes with its segments."""
 
-    image: np.ndarray
-    """(H, W, 3) uint8, RGB."""
-    segments: np.ndarray
-    """(H, W) int32: stuff first, then things from back to front; numbers without gaps."""
-    stuff: list[int]
-    """Indices in ``STUFF_CLASSES`` of the first segments."""
-    things: list[int]
-    """Indices in ``THING_CLASSES`` of the segments after them."""
+    image: np.ndarray  # (H, W, 3) uint8, RGB.
+    segments: np.ndarray  # (H, W) int32: stuff first, then things from back to front; numbers without gaps.
+    stuff: list[int]  # Indices in ``STUFF_CLASSES`` of the first segments.
+    things: list[int]  # Indices in ``THING_CLASSES`` of the segments after them.
 
 
 def sample_scene(spec: ShapesSpec, index: int) -> Scene:
@@ -104,7 +93,7 @@ def sample_scene(spec: ShapesSpec, index: int) -> Scene:
         segments = candidate
         things.append(thing)
         areas.append(area)
-    image = _photograph(rng, canvas, noise=1 + 10 * spec.difficulty)
+    image = _add_camera_effects(rng, canvas, noise=1 + 10 * spec.difficulty)
     return Scene(image, segments.astype(np.int32), stuff, things)
 
 
@@ -138,7 +127,7 @@ def rasterize_outline(
         name: one of ``THING_CLASSES``.
         size: height and width of the image.
         center: x and y in pixels; may lie outside the image.
-        diameter: of the circle around the outline, in pixels.
+        diameter: diameter of the circle around the outline, in pixels.
         angle: rotation of the outline, in radians.
 
     Returns:
@@ -201,13 +190,13 @@ def _sample_colors(rng: Generator, thing: int, hue_spread: float) -> np.ndarray:
     """Return (32, 3) RGB candidates in [0, 255] around the hue that is typical of the class."""
     hue = thing / len(THING_CLASSES) + rng.uniform(-0.5, 0.5, 32) * hue_spread
     saturation, value = rng.uniform(0.5, 1, 32), rng.uniform(0.3, 1, 32)
-    # From HSV: each channel decreases with the distance of the hue from the channel's own.
+    # Conversion from HSV: each channel decreases with the distance of the hue from the channel's own.
     distance = np.abs((hue[:, None] - np.array([0, 1 / 3, 2 / 3]) + 0.5) % 1 - 0.5)
     return 255 * value[:, None] * (1 - saturation[:, None] * np.clip(6 * distance - 1, 0, 1))
 
 
-def _photograph(rng: Generator, canvas: np.ndarray, noise: float) -> np.ndarray:
-    """Add uneven light, the blur of a lens, and a sensor's noise of this standard deviation in gray levels."""
+def _add_camera_effects(rng: Generator, canvas: np.ndarray, noise: float) -> np.ndarray:
+    """Add uneven illumination, blur, and noise of this standard deviation in gray levels."""
     light = 0.7 + 0.6 * _sample_noise(rng, canvas.shape[:2], 1)[..., None]
     image = Image.fromarray(np.clip(canvas * light, 0, 255).astype(np.uint8))
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8))), dtype=np.float32)

@@ -26,12 +26,9 @@ _DECIMALS = 2
 class ViaClasses:
     """Source of the classes of a VIA file."""
 
-    attribute: str | None = None
-    """Region attribute that holds the class; None: the only one that the regions have."""
-    default: str | None = None
-    """Class of regions without the attribute; None: such regions are an error."""
-    names: Sequence[str] | None = None
-    """All classes, in the order of their ids; None: those of the regions, sorted."""
+    attribute: str | None = None  # Region attribute that holds the class; None: the only one that the regions have.
+    default: str | None = None  # Class of regions without the attribute; None: such regions are an error.
+    names: Sequence[str] | None = None  # All classes, in the order of their ids; None: those of the regions, sorted.
 
 
 def via_to_coco(
@@ -43,10 +40,8 @@ def via_to_coco(
     image. Logs what was clipped, dropped or doubtful. Shows a progress bar on a terminal.
 
     Args:
-        images: as :func:`~detr_d2.data.via.project.read_via` returns them.
-        image_root: the folder that their file names are relative to.
-        classes: where the classes come from.
-        skip_unsupported: leave out regions of other shapes than polygons, rectangles, circles and ellipses.
+        images: images from :func:`~detr_d2.data.via.project.read_via`, with file names relative to ``image_root``.
+        skip_unsupported: True to leave out regions of other shapes than polygons, rectangles, circles and ellipses.
 
     Raises:
         UserError: an image or a region can't be used, or its class is unclear; the message names it.
@@ -78,12 +73,8 @@ def via_to_coco(
 def split_images(coco: dict[str, Any], val_share: float, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the images at random, with their annotations, into training and validation.
 
-    Both keep all categories, and the ids of images and annotations.
-
-    Args:
-        coco: annotations in COCO's instances format.
-        val_share: share of the images for validation, in (0, 1); either set gets at least one image.
-        seed: the same seed splits the same images alike.
+    Both keep all categories, and the ids of images and annotations. Either set gets at least one image. The same seed
+    splits the same images alike.
 
     Raises:
         UserError: the share is not in (0, 1), or there are fewer than two images.
@@ -118,13 +109,10 @@ def _check_regions(regions: list[ViaRegion], skip_unsupported: bool, notes: Exam
         raise UserError("No image has a region: outline objects in VIA first.")
     if not skip_unsupported:
         return regions
-    supported = []
-    for region in regions:
-        if region.is_supported:
-            supported.append(region)
-        else:
-            example = f"a {region.shape.get('name')}, {region.name}"
-            notes.add("regions of shapes without an outline were skipped.", example)
+    supported = [x for x in regions if x.is_supported]
+    for x in regions:
+        if not x.is_supported:
+            notes.add("regions of shapes without an outline were skipped.", f"a {x.shape.get('name')}, {x.name}")
     if not supported:
         raise UserError(
             f"All {len(regions)} regions are of shapes without an outline: outline objects as polygons or rectangles."
@@ -149,13 +137,13 @@ def _read_categories(regions: Sequence[ViaRegion], classes: ViaClasses) -> dict[
 
 def _class_attribute(regions: Sequence[ViaRegion], classes: ViaClasses) -> str | None:
     counts = Counter(name for region in regions for name in region.attributes)
-    found = ", ".join(f"{name} ({count} of {len(regions)} regions)" for name, count in counts.most_common())
+    known = ", ".join(f"{name} ({count} of {len(regions)} regions)" for name, count in counts.most_common())
     if classes.attribute is not None:
         if classes.attribute not in counts:
-            raise UserError(f"No region has the attribute {classes.attribute!r}; there are: {found or 'none'}.")
+            raise UserError(f"No region has the attribute {classes.attribute!r}; there are: {known or 'none'}.")
         return classes.attribute
     if len(counts) > 1:
-        raise UserError(f"The regions have several attributes: {found}. Set the one of the class: --class-attribute.")
+        raise UserError(f"The regions have several attributes: {known}. Set the one of the class: --class-attribute.")
     if not counts and classes.default is None:
         raise UserError("The regions have no attribute that could hold their class: name it with --default-class.")
     return next(iter(counts), None)
@@ -204,7 +192,7 @@ def _describe_outline(
         return None
     if (outline < -_TOLERANCE).any() or (outline > np.array(image_size)[::-1] + _TOLERANCE).any():
         notes.add(
-            "regions reach beyond their image and were clipped; if that is not meant, the image may have been resized "
+            "regions extend beyond their image and were clipped; if that is not meant, the image may have been resized "
             "or rotated since.",
             name,
         )

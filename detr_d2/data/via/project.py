@@ -20,8 +20,7 @@ _ELLIPSE_CORNERS = 64
 class ViaRegion:
     """Outlined object."""
 
-    name: str
-    """For messages: "region 3 (counted from 0) of image 7.jpg in via.json"."""
+    name: str  # Display name, used in messages: "region 3 (counted from 0) of image 7.jpg in via.json".
     shape: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
@@ -53,7 +52,7 @@ class ViaRegion:
         return outline
 
     def category(self, attribute: str) -> str:
-        """Return the value of an attribute as text; "" if it is missing.
+        """Return the value of an attribute as a string; "" if it is missing.
 
         For a checkbox, which VIA stores as ``{"cat": true, "dog": false}``, return the ticked option.
 
@@ -77,16 +76,14 @@ class ViaImage:
     """Image with its outlined objects."""
 
     file_name: str
-    bytes: int
-    """Size of the file when it was annotated; -1 if unknown."""
+    bytes: int  # Size of the file when it was annotated; -1 if unknown.
     regions: Sequence[ViaRegion]
 
 
 def read_via(path: str) -> list[ViaImage]:
     """Read a file of VIA 1 or 2: annotations exported as JSON, or a project of VIA 2.
 
-    Returns:
-        All images, also those without regions, sorted by file name.
+    All images are returned, also those without regions, sorted by file name.
 
     Raises:
         UserError: the file is missing, is not a VIA file, has no images, or lists one twice.

@@ -1,4 +1,4 @@
-"""From predictions to Detectron2's results."""
+"""Conversion of predictions to Detectron2's results."""
 
 from detr_d2.modeling.postprocessing.detections import box_instances, resized_masks
 from detr_d2.modeling.postprocessing.panoptic import PanopticRules, SelectedQueries, panoptic_segmentation

@@ -1,4 +1,4 @@
-"""From logits, relative boxes and mask logits to Detectron2's instances."""
+"""Conversion of logits, relative boxes and mask logits to Detectron2's instances."""
 
 import math
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ def box_instances(
     """Return the detections of the last decoder layer: as many per image as there are queries, or fewer by a threshold.
 
     With "softmax" every query is a detection of its best foreground class, also where no-object is more probable:
-    average precision needs the whole ranking. With "focal" the best pairs of a query and a class count, so that a query
-    may be found under several classes, or not at all. Boxes are not clipped to the image, as in the original.
+    average precision needs the whole ranking. With "focal" the best pairs of a query and a class are detections, so
+    that a query may be detected with several classes, or not at all. Boxes are not clipped to the image, as in the
+    original.
 
     Args:
-        output: of the network.
         image_sizes: (height, width) in pixels of each of the B results.
-        class_loss: that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
-        score_threshold: detections with a lower score are left out.
+        class_loss: class loss that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
+        score_threshold: minimum score of a detection.
 
     Returns:
         B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query of
@@ -43,9 +43,9 @@ def box_instances(
     scale = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=torch.float32)
     boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
     rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
-    found = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
+    results = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
     # Selecting makes the host wait for the device.
-    return [x[x.scores >= score_threshold] for x in found] if score_threshold > 0 else found
+    return [x[x.scores >= score_threshold] for x in results] if score_threshold > 0 else results
 
 
 def resized_masks(
@@ -63,11 +63,10 @@ def resized_masks(
     are (height, width) in pixels.
 
     Args:
-        logits: (N, h, w) over the padded image.
-        padded_size: of the images in the batch.
-        image_size: of this one, without padding.
-        output_size: of the result.
-        threshold: a pixel belongs to a mask if its probability is higher.
+        logits: (N, h, w) logits over the padded image.
+        padded_size, image_size, output_size: sizes of the images in the batch, of this one without padding, and of the
+            result.
+        threshold: probability above which a pixel belongs to a mask.
 
     Returns:
         (N, H, W) bool on the logits' device.
@@ -90,7 +89,7 @@ def resized_masks(
 
 
 class _Samples:
-    """Along one axis, the two logits on either side of every pixel of the result, and its place between them."""
+    """Indices, along one axis, of the two logits on either side of every pixel of the result, and its place between."""
 
     def __init__(self, size: int, padded_size: int, image_size: int, output_size: int, device: torch.device):
         pixels = torch.arange(image_size, dtype=torch.float32)[None, None]

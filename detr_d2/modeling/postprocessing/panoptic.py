@@ -1,4 +1,4 @@
-"""From class and mask logits to one segment per pixel (arXiv 2005.12872, section 4.4)."""
+"""Conversion of class and mask logits to one segment per pixel (arXiv 2005.12872, section 4.4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,7 @@ Segmentation = tuple[Tensor, list[dict]]
 class SelectedQueries(NamedTuple):
     """The M object queries of one image that may become segments."""
 
-    queries: Tensor
-    """(M,) int64, ascending."""
+    queries: Tensor  # (M,) int64, ascending.
     scores: list[float]
     classes: list[int]
 
@@ -31,17 +30,13 @@ class SelectedQueries(NamedTuple):
 class PanopticRules:
     """The rules by which queries become segments."""
 
-    is_thing: Sequence[bool]
-    """For each of the K foreground classes, in the order of the class head's rows."""
-    score_threshold: float = 0.85
-    """Queries whose class is less probable are left out."""
-    min_area: int = 4
-    """Segments of this many pixels of the result or fewer are removed; others take their pixels."""
+    is_thing: Sequence[bool]  # True for things, of the K foreground classes in the order of the class head's rows.
+    score_threshold: float = 0.85  # Probability that the class of a query must exceed.
+    min_area: int = 4  # Pixels of the result that a segment must exceed; those of smaller ones go to others.
+    # False: as the original, which merges stuff of one class only until the first segment is removed. Then all but the
+    # first query of a class of stuff are removed too, and their pixels go to segments of other classes.
     merge_after_removal: bool = True
-    """False: as the original, which merges stuff of one class only until the first segment is removed. Then all but the
-    first query of a class of stuff are removed too, and their pixels go to segments of other classes."""
-    class_loss: str = "softmax"
-    """A name in :data:`~detr_d2.criterion.CLASS_LOSSES`, which decides the class of a query."""
+    class_loss: str = "softmax"  # Name in :data:`~detr_d2.criterion.CLASS_LOSSES`, which decides the class of a query.
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_thing: Sequence[bool]) -> "PanopticRules":
@@ -56,11 +51,7 @@ class PanopticRules:
         )
 
     def select(self, class_logits: Tensor) -> SelectedQueries:
-        """Select the confident queries of an image.
-
-        Args:
-            class_logits: (Q, K + 1) of the last decoder layer; the last is no-object.
-        """
+        """Select the confident queries of an image from (Q, K + 1) logits, the last of which are no-object."""
         scores, classes = get_class_loss(self.class_loss).best(class_logits.float())
         queries = (scores > self.score_threshold).nonzero().squeeze(1)
         return SelectedQueries(queries, scores[queries].tolist(), classes[queries].tolist())
@@ -80,17 +71,16 @@ def panoptic_segmentation(
     Sizes are (height, width) in pixels.
 
     Args:
-        selected: M queries, of :meth:`PanopticRules.select`.
-        mask_logits: (M, h, w) of these queries, over the padded image.
-        padded_size: of the images in the batch.
-        image_size: of this image in it, without padding, which is cut off before the winners are resized.
-        output_size: of the result.
-        rules: for things, stuff and small segments.
+        selected: M queries, from :meth:`PanopticRules.select`.
+        mask_logits: (M, h, w) logits of these queries, over the padded image.
+        padded_size, output_size: sizes of the images in the batch, and of the result.
+        image_size: size of this image, without padding, which is cut off before the winners are resized.
+        rules: rules for things, stuff and small segments.
 
     Returns:
         - (H, W) int32 segment ids on the logits' device; 0, void, only if there is no segment at all.
-        - One dict per segment: "id" from 1; "isthing"; "category_id", the class's row in the class head; "area" in
-          pixels; "score", the highest probability among its queries.
+        - One dict per segment: "id", counted from 1; "isthing"; "category_id", the class's row in the class head;
+          "area" in pixels; "score", the highest probability among its queries.
     """
     void = torch.zeros(output_size, dtype=torch.int32, device=mask_logits.device)
     if not selected.classes:
@@ -124,9 +114,7 @@ def _assign_pixels(
 
     Args:
         masks: (M, h, w) logits at the image's size.
-        owners: for each query the one that owns its pixels.
-        output_size: of the result.
-        rules: for small segments.
+        owners: index of the query that owns the pixels of each query.
 
     Returns:
         (H, W) int64 owner of each pixel of the result, and the number of pixels of each of the M queries.

@@ -163,7 +163,7 @@ def test_files_of_another_kind(check, dataset, content, message):
         (("--json", "none.json", "--images", "."), "none.json does not exist"),
         (("--json", "none.json", "--images", "nowhere"), "folder nowhere does not exist"),
         (("--json", "none.json"), "Give the folder of the images"),
-        (("--dataset", "coco_2017_trian"), "Similar names: coco_2017_train"),
+        (("--dataset", "coco_2017_trian"), "Did you mean coco_2017_train"),
         (("--dataset", "coco_2017_train", "--config-file", "a.yaml"), "Give one of"),
         (("--config-file", "none.yaml"), "none.yaml does not exist"),
     ],

@@ -31,7 +31,7 @@ def test_classes_without_objects():
 
 def test_unreadable_values_are_counted():
     bad = [5, math.nan, 25, 36]
-    assert "other values" not in check((bad, 0), ([5, 6, 25, 36], 1))["unreadable-annotation"][1]
+    assert "In total" not in check((bad, 0), ([5, 6, 25, 36], 1))["unreadable-annotation"][1]
     count, message = check((bad, 0), (bad, 1), (bad, 2))["unreadable-annotation"]
     assert count == 3
-    assert "So are 2 other values" in message
+    assert message.endswith(". In total, 3 boxes or categories can't be read.")

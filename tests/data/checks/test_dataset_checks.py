@@ -225,7 +225,7 @@ def test_xyxy_declared_as_xywh(cfg_for, catalog, one_image, make_annotation, cap
     ("change", "message"),
     [
         (lambda content: content["annotations"][0].update(category_id=9), "category_id=9"),
-        (lambda content: content["annotations"][0].update(category_id="1"), "whole numbers"),
+        (lambda content: content["annotations"][0].update(category_id="1"), "are integers"),
         (lambda content: content["annotations"][0].update(bbox=[]), "empty 'bbox'"),
         (lambda content: content["annotations"].append(content["annotations"][0]), "not unique"),
         (lambda content: content.pop("categories"), "categories"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from detectron2.data import MetadataCatalog
 
-from detr_d2.data.panoptic import PanopticCategories, coco_panoptic_categories, things_of_model
+from detr_d2.data.panoptic import PanopticCategories, coco_panoptic_categories, published_panoptic_rows, things_of_model
 from detr_d2.utils.errors import UserError
 
 ROAD, CAR, SKY, BUS = (
@@ -60,7 +60,7 @@ def test_detectron2s_other_datasets():
 
 def test_published_checkpoints_count_by_cocos_ids():
     """Rows are category ids up to 200; no-object is row 250 (the original's num_classes for coco_panoptic)."""
-    rows = coco_panoptic_categories().published_rows()
+    rows = published_panoptic_rows()
     assert len(rows) == 134
     assert rows[0] == 1
     assert rows[79:81] == [90, 92]

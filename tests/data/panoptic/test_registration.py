@@ -115,7 +115,7 @@ def test_images_without_segments_are_left_out(load, caplog):
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_checks_find_nothing(cfg_for, caplog, masks):
-    """Also if the json has no boxes, which are then read from the PNG."""
+    """Also if the JSON has no boxes, which are then read from the PNG."""
     with caplog.at_level(logging.INFO):
         check_datasets(cfg_for("MODEL.MASK_ON", masks))
     assert not [x for x in caplog.records if x.levelno > logging.INFO]

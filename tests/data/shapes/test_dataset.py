@@ -120,14 +120,17 @@ def test_of_several_processes_one_fills_and_the_others_wait(tmp_path):
     assert sorted(x.name for x in tmp_path.iterdir() if x.suffix != ".lock") == ["set"]
 
 
-def test_an_interrupted_fill_leaves_nothing(tmp_path):
+def test_an_interrupted_fill_is_repeated(tmp_path):
     def fill(folder):
         (folder / "half.txt").write_text("x")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cached_folder(tmp_path / "set", fill)
-    assert not [x for x in tmp_path.iterdir() if x.suffix != ".lock"]
+    assert not (tmp_path / "set").exists()
+    folder = cached_folder(tmp_path / "set", lambda folder: (folder / "all.txt").write_text("x"))
+    assert [x.name for x in folder.iterdir()] == ["all.txt"]
+    assert [x.name for x in tmp_path.iterdir() if x.suffix != ".lock"] == ["set"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

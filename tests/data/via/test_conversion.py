@@ -106,7 +106,7 @@ def test_regions_beyond_the_image(convert, caplog):
         converted = convert({"a.png": regions})
     assert [x["bbox"] for x in converted["annotations"]] == [[50, 30, 10, 10], [0, 0, 10, 5], [59, 0, 1, 9]]
     assert [x["area"] for x in converted["annotations"]] == [100, 50, 9]
-    assert any(m.startswith("2 regions reach beyond") and "region 0 " in m for m in caplog.messages)
+    assert any(m.startswith("2 regions extend beyond") and "region 0 " in m for m in caplog.messages)
     assert any(m.startswith("1 regions have no area") and "region 2 " in m for m in caplog.messages)
     assert len(caplog.messages) == 2
 
