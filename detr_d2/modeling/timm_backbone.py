@@ -63,6 +63,7 @@ class TimmBackbone(Backbone):
             self.body = import_timm().layers.freeze_batch_norm_2d(self.body)
         levels = list(self.body.feature_info.info)
         chosen = [x % len(levels) for x in self.body.feature_info.out_indices]
+        _remove_unused_blocks(self.body, [levels[i]["module"] for i in chosen])
         names = _level_names([x["reduction"] for x in levels])
         self._out_features = [names[i] for i in chosen]
         self._out_feature_strides = {names[i]: levels[i]["reduction"] for i in chosen}
@@ -156,6 +157,13 @@ def _level_names(strides: list[int]) -> list[str]:
     if len(set(strides)) == len(strides) and all(x.is_integer() for x in powers):
         return [f"res{int(x)}" for x in powers]
     return [f"level{i}" for i in range(len(strides))]
+
+
+def _remove_unused_blocks(body: nn.Module, chosen: list[str]) -> None:
+    """Remove the blocks after the last chosen level, which timm's EfficientNets and MobileNets would compute."""
+    blocks = getattr(body, "blocks", None)
+    if isinstance(blocks, nn.Sequential) and all(name.removeprefix("blocks.").isdigit() for name in chosen):
+        body.blocks = blocks[: max(int(name.removeprefix("blocks.")) for name in chosen) + 1]
 
 
 def _patch_size(body: nn.Module) -> int:

