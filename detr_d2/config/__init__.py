@@ -2,7 +2,6 @@
 
 from detr_d2.config.checks import (
     PRECISIONS,
-    check_detr_config,
     check_model_config,
     check_precision,
     check_training_config,
@@ -15,7 +14,6 @@ from detr_d2.config.pixel_checks import check_pixel_statistics, log_pixel_warnin
 __all__ = [
     "PRECISIONS",
     "add_detr_config",
-    "check_detr_config",
     "check_model_config",
     "check_pixel_statistics",
     "check_precision",

@@ -52,7 +52,7 @@ _TRAINING_NAMES = {
 }
 # The default is None, for which Detectron2 accepts a value of any type.
 _OPTIONAL_NUMBERS = ("MODEL.DETR.COST_CLASS", "MODEL.DETR.COST_L1", "MODEL.DETR.COST_GIOU")
-_OPTIONAL_WHOLE_NUMBERS = ("MODEL.DETR.MASK.CHUNK", "MODEL.DETR.PANOPTIC.NUM_THINGS")
+_OPTIONAL_INTEGERS = ("MODEL.DETR.MASK.CHUNK", "MODEL.DETR.PANOPTIC.NUM_THINGS")
 
 
 def check_model_config(cfg: CfgNode) -> None:
@@ -63,11 +63,11 @@ def check_model_config(cfg: CfgNode) -> None:
     """
     if "DETR" not in cfg.MODEL:
         raise UserError("The config has no MODEL.DETR: call detr_d2.add_detr_config(cfg) before merging a YAML file.")
-    for key in (*_OPTIONAL_NUMBERS, *_OPTIONAL_WHOLE_NUMBERS):
-        kind, types = ("number", (int, float)) if key in _OPTIONAL_NUMBERS else ("whole number", (int,))
+    for key in (*_OPTIONAL_NUMBERS, *_OPTIONAL_INTEGERS):
+        kind, types = ("a number", (int, float)) if key in _OPTIONAL_NUMBERS else ("an integer", (int,))
         value = config_value(cfg, key)
         if value is not None and type(value) not in types:
-            raise UserError(f"{key} is {value!r}: set a {kind}, or None.")
+            raise UserError(f"{key} is {value!r}: set {kind}, or None.")
     _check_ranges(cfg, _MODEL_RANGES)
     check_precision(cfg.MODEL.DETR.TEST.PRECISION)
     detr = cfg.MODEL.DETR
@@ -100,10 +100,6 @@ def check_model_config(cfg: CfgNode) -> None:
             "they are: set MODEL.DETR.QUERY_GROUPS 1 and MODEL.DETR.DENOISING.GROUPS 0."
         )
     check_device(cfg)
-
-
-check_detr_config = check_model_config
-"""Earlier name of :func:`check_model_config`."""
 
 
 def check_training_config(cfg: CfgNode, num_processes: int) -> None:

@@ -17,14 +17,14 @@ _ALPHA, _GAMMA = 0.25, 2.0
 
 
 class Normalizer(NamedTuple):
-    """What the losses of a batch are divided by: scalars, averaged over the processes."""
+    """Divisors of the losses of a batch: scalars, averaged over the processes."""
 
     num_objects: Tensor
     """Number of objects, at least 1."""
     class_weight: Tensor
     """Sum of the weights of the queries' target classes."""
     accumulation_steps: int = 1
-    """How many forward passes the batch is split into."""
+    """Number of forward passes that the batch is split into."""
 
     def repeated(self, times: int) -> "Normalizer":
         """Return the normalizer of losses that are summed over ``times`` copies of the batch's objects and queries."""
@@ -67,7 +67,7 @@ class ClassLoss(Protocol):
             logits: (L, B, Q, K + 1).
             classes: (L, B, Q) int64 target classes up to K, or :data:`IGNORED`.
             class_weights: (K + 1,) weights of the classes.
-            normalizer: of the batch.
+            normalizer: divisors of the losses.
             overlaps: (L, B, Q) IoU of each query's box with that of its object, where the loss uses it.
 
         Returns:
@@ -109,7 +109,7 @@ class SoftmaxLoss:
         return -logits.softmax(-1)
 
     def rank(self, logits: Tensor) -> Ranking:
-        """Take every query for its best foreground class, also where no-object is more probable."""
+        """Rank every query under its best foreground class, even if no-object is more probable."""
         scores, classes = logits.softmax(-1)[..., :-1].max(-1)
         queries = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
         return Ranking(scores, classes, queries)
@@ -152,7 +152,7 @@ class FocalLoss:
         return positive - negative
 
     def rank(self, logits: Tensor) -> Ranking:
-        """Take the best pairs of query and class, the best first: a query may be found under several classes."""
+        """Rank the best pairs of query and class, the best first: a query may appear under several classes."""
         probabilities = logits[..., :-1].sigmoid()
         num_queries, num_classes = probabilities.shape[1:]
         scores, pairs = probabilities.flatten(1).topk(num_queries)

@@ -21,9 +21,9 @@ class SetCriterion(nn.Module):
     Computes in float32 under any autocast.
 
     Args:
-        num_classes: foreground classes.
-        cost: of matching a query with an object.
-        matcher: from costs to matches.
+        num_classes: number of foreground classes.
+        cost: cost of matching a query with an object.
+        matcher: function from costs to matches.
         class_weight: weight of the class loss.
         l1_weight: weight of the L1 distance of boxes.
         giou_weight: weight of 1 - GIoU.
@@ -86,12 +86,12 @@ class SetCriterion(nn.Module):
             return self.matcher(self.cost(output, targets), targets.counts)
 
     def normalizer(self, counts: Sequence[int], num_queries: int, accumulation_steps: int = 1) -> Normalizer:
-        """Return what the losses of a batch are divided by. All processes call this together.
+        """Return the divisors of the losses of a batch. All processes call this together.
 
         Args:
             counts: number of objects in each image of this process's whole batch.
-            num_queries: of the model.
-            accumulation_steps: forward passes that the batch is split into.
+            num_queries: number of object queries of the model.
+            accumulation_steps: number of forward passes that the batch is split into.
         """
         # Known on the host. With averages over the processes, gradients are those of one process with the joint batch.
         matched = sum(min(count, num_queries) for count in counts)
@@ -103,7 +103,7 @@ class SetCriterion(nn.Module):
         return Normalizer(totals[0].clamp(min=1), totals[1], accumulation_steps)
 
     def denoising_normalizer(self, normalizer: Normalizer, negatives: bool) -> Normalizer:
-        """Return what the losses of one denoising query per object, or of two with ``negatives``, are divided by."""
+        """Return the divisors of the losses of one denoising query per object, or of two with ``negatives``."""
         weight = normalizer.num_objects * (1 + self.no_object_weight * negatives)
         return normalizer._replace(class_weight=weight)
 
@@ -121,11 +121,11 @@ class SetCriterion(nn.Module):
         """Compare the matched pairs.
 
         Args:
-            output: of the network.
-            targets: of the batch.
-            matches: (L, B, T), of :meth:`match`.
-            masks: of the matched pairs of the last layer, to compare masks too.
-            normalizer: of the batch. None: of these targets.
+            output: predictions of the network.
+            targets: objects of the batch.
+            matches: (L, B, T) result of :meth:`match`.
+            masks: masks of the matched pairs of the last layer, to compare masks too.
+            normalizer: divisors of the losses. None: those of these targets.
             copies: how many times the batch stands in the output and the targets, one after the other; the losses are
                 averages over them. Masks are those of the first.
             ignored: (B, Q) bool, True for queries without a class loss. None: there are none.

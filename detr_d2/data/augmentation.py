@@ -177,5 +177,5 @@ def _build_multi_scale_resize(keys: CfgNode) -> DetrResizeShortestEdge:
 
 def _check_lengths(key: str, values: Sequence[float], minimum: int = 1, hint: str = "") -> tuple[int, ...]:
     if any(value != int(value) or value < minimum for value in values):
-        raise UserError(f"{key} is {tuple(values)}: set whole numbers of pixels from {minimum}{hint}.")
+        raise UserError(f"{key} is {tuple(values)}: set integers, in pixels, of at least {minimum}{hint}.")
     return tuple(int(value) for value in values)

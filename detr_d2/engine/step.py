@@ -43,7 +43,7 @@ class TrainingStep(SimpleTrainer):
         self.loss_log = LossLog(log_period)
         # The exponents of bfloat16 are those of float32: its gradients don't vanish.
         self.scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        self.detr = model.module if isinstance(model, DistributedDataParallel) else model
+        self.unwrapped_model = model.module if isinstance(model, DistributedDataParallel) else model
 
     def run_step(self) -> None:
         """Load a batch, compute its gradients, update the weights."""
@@ -53,7 +53,7 @@ class TrainingStep(SimpleTrainer):
 
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
-        normalizer = self.detr.normalizer(data, self.accumulation_steps)
+        normalizer = self.unwrapped_model.normalizer(data, self.accumulation_steps)
         for inputs, context in self._split(data):
             with context:
                 with self._autocast():
@@ -75,7 +75,7 @@ class TrainingStep(SimpleTrainer):
             yield data[start : start + size], self.model.no_sync() if waits else nullcontext()
 
     def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.dtype is None else torch.autocast(self.detr.device.type, self.dtype)
+        return nullcontext() if self.dtype is None else torch.autocast(self.unwrapped_model.device.type, self.dtype)
 
     def state_dict(self) -> dict:
         """Return the state that ``--resume`` loads, including that of the gradient scaler if it is enabled."""

@@ -32,7 +32,7 @@ from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Losses leave a GPU this seldom: as often as Detectron2 writes a line.
+# Steps between copies of losses from a GPU to the host: as many as between Detectron2's log lines.
 _LOG_PERIOD = 20
 
 
@@ -43,7 +43,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own constructor wraps models for GPUs only, and reads checkpoints without care.
+        # DefaultTrainer's own constructor wraps models for GPUs only, and loads checkpoints that do not fit.
         TrainerBase.__init__(self)
         if not logging.getLogger("detr_d2").isEnabledFor(logging.INFO):
             setup_logger(name="detr_d2")

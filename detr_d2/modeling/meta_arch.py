@@ -21,7 +21,7 @@ from detr_d2.modeling.transformer import build_transformer
 from detr_d2.structures import Output, PaddedBatch, Size, Targets, check_instances
 from detr_d2.utils.errors import UserError
 
-# Metrics leave the device this seldom: as often as Detectron2 writes a line.
+# Steps between copies of metrics to the host: as many as between Detectron2's log lines.
 _METRICS_PERIOD = 20
 
 
@@ -30,17 +30,17 @@ class Detr(nn.Module):
     """End-to-end object detection with transformers (arXiv 2005.12872).
 
     Args:
-        network: from images to predictions.
-        criterion: from predictions and targets to losses.
+        network: network that maps images to predictions.
+        criterion: criterion that maps predictions and targets to losses.
         pixel_mean: one value per channel, in the order of the images' channels, on a scale of 255.
-        pixel_std: the same.
-        deep_supervision: losses after every decoder layer, not the last alone.
-        class_loss: that the class head is trained with, which decides how detections are ranked.
+        pixel_std: standard deviations, in the same form.
+        deep_supervision: True to compute losses after every decoder layer, not only after the last.
+        class_loss: name of the class loss of the training, which decides how detections are ranked.
         score_threshold: detections with a lower score are not returned.
         mask_threshold: a pixel belongs to a mask if its probability is higher.
-        freeze_boxes: train the mask head alone. Nothing else has gradients, or dropout in training.
-        panoptic: the rules by which queries become segments. None: no panoptic results.
-        training_queries: further queries in training. None: there are none.
+        freeze_boxes: True to train the mask head alone. Nothing else has gradients, or dropout in training.
+        panoptic: rules by which queries become segments. None: no panoptic results.
+        training_queries: module that adds queries in training. None: no further queries.
     """
 
     @configurable
@@ -132,8 +132,8 @@ class Detr(nn.Module):
             batched_inputs: one dict per image, as Detectron2's mappers return them: ``image``, (C, H, W); in training
                 ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; in inference
                 ``height`` and ``width`` of the result in pixels, by default those of ``image``.
-            normalizer: of the batch that these inputs are one accumulation step of; see :meth:`normalizer`. None: the
-                inputs are the whole batch.
+            normalizer: divisors of the losses, where these inputs are one accumulation step of a batch; see
+                :meth:`normalizer`. None: the inputs are the whole batch.
 
         Returns:
             In training the weighted losses by name; their sum is the loss. In inference one dict per image whose
@@ -156,7 +156,7 @@ class Detr(nn.Module):
         return self.detr.backbone[0].pad([(x - self.pixel_mean) / self.pixel_std for x in images])
 
     def normalizer(self, batched_inputs: list[dict], accumulation_steps: int) -> Normalizer:
-        """Return what the losses of a batch are divided by that is split into several forward passes.
+        """Return the divisors of the losses of a batch that is split into several forward passes.
 
         All processes call this together.
         """

@@ -17,16 +17,16 @@ _MASK_MODULES = ("bbox_attention", "mask_head")
 
 
 class DetrNetwork(nn.Module):
-    """From images to classes and boxes of the object queries and, on request, their masks.
+    """Network that predicts classes and boxes of the object queries and, on request, their masks.
 
     Args:
-        backbone: with its position embedding.
-        transformer: an entry of :data:`~detr_d2.modeling.transformer.DETR_TRANSFORMER_REGISTRY`.
-        num_classes: foreground classes; the no-object class is added here.
-        num_queries: the largest number of objects that can be detected in an image.
+        backbone: backbone with its position embedding.
+        transformer: entry of :data:`~detr_d2.modeling.transformer.DETR_TRANSFORMER_REGISTRY`.
+        num_classes: number of foreground classes; the no-object class is added here.
+        num_queries: largest number of objects that can be detected in an image.
         class_prior: initial probability of each class, for a sigmoid head (arXiv 1708.02002, section 3.3).
-        attention_maps: with ``mask_head``, computes masks.
-        mask_head: with ``attention_maps``, computes masks.
+        attention_maps: attention maps that the mask head reads. None: no masks.
+        mask_head: mask head. None: no masks.
         mask_chunk: number of queries whose masks are computed at once; see :class:`MaskHead`.
     """
 

@@ -1,4 +1,4 @@
-"""What only training adds to the object queries: more groups of them, and denoising queries."""
+"""Further object queries in training: groups, and denoising queries."""
 
 import torch
 from detectron2.config import CfgNode
@@ -15,10 +15,10 @@ class TrainingQueries(nn.Module):
     found several times. They share all other weights; in inference the model's own queries are alone.
 
     Args:
-        groups: K, the model's own included.
-        num_queries: Q, of a group.
+        groups: number of groups, the model's own included.
+        num_queries: Q, size of a group.
         hidden_dim: C, size of a query.
-        denoising: makes queries from noised objects. None: there are none.
+        denoising: module that makes queries from noised objects. None: no denoising queries.
     """
 
     def __init__(self, *, groups: int, num_queries: int, hidden_dim: int, denoising: DenoisingQueries | None = None):
@@ -59,7 +59,7 @@ class TrainingQueries(nn.Module):
 
 
 def build_training_queries(cfg: CfgNode) -> TrainingQueries | None:
-    """Build what ``MODEL.DETR.QUERY_GROUPS`` and ``MODEL.DETR.DENOISING`` ask for; None if that is nothing."""
+    """Build the queries of ``MODEL.DETR.QUERY_GROUPS`` and ``MODEL.DETR.DENOISING``; None if there are none."""
     detr = cfg.MODEL.DETR
     denoising = DenoisingQueries(cfg) if detr.DENOISING.GROUPS else None
     if detr.QUERY_GROUPS == 1 and denoising is None:

@@ -1,4 +1,4 @@
-"""What a network computes: decoder states, predictions, and the inputs of masks."""
+"""Results of a network: decoder states, predictions, and the inputs of masks."""
 
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
 
 
 class MaskInputs(NamedTuple):
-    """What the masks of any query of B images are computed from."""
+    """Inputs of the masks of any query of B images."""
 
     hidden: Tensor
     """(B, Q, C) object queries after the last decoder layer."""

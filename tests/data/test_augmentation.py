@@ -282,7 +282,7 @@ def test_image_too_long_for_the_largest_side():
     [
         (("INPUT.CROP.TYPE", "square"), "INPUT.CROP.TYPE is 'square'"),
         (("INPUT.CROP.SIZE", (384, 600, 2)), "INPUT.CROP.SIZE is .* two numbers"),
-        (("INPUT.CROP.SIZE", (0.9, 0.9)), "INPUT.CROP.SIZE is .* whole numbers"),
+        (("INPUT.CROP.SIZE", (0.9, 0.9)), "INPUT.CROP.SIZE is .* integers"),
         (("INPUT.CROP.SIZE", (600, 384)), "smallest side first"),
         (("INPUT.CROP.TYPE", "relative_range"), r"lie in \(0, 1\]"),
         (("INPUT.CROP.RESIZE_SIZES", (0, 400)), "INPUT.CROP.RESIZE_SIZES is"),

@@ -47,7 +47,7 @@ def test_losses_are_complete_at_the_end(make_trainer):
 def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, found):
     """It is found at the end, or before a checkpoint is written; the error names the iteration of the loss."""
     trainer = make_trainer(checkpoint_period=checkpoint_period)
-    criterion = trainer._trainer.detr.criterion
+    criterion = trainer._trainer.unwrapped_model.criterion
     # Predictions are finite, so that the matcher raises no error.
     monkeypatch.setitem(criterion.weights, "loss_giou", math.inf)
     monkeypatch.setattr(trainer._trainer.optimizer, "step", lambda: None)
@@ -59,6 +59,6 @@ def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, f
 def test_predictions_that_are_not_finite(make_trainer):
     """The matcher finds them before the loss of the step that changed the weights was read."""
     trainer = make_trainer()
-    trainer._trainer.detr.criterion.weights["loss_giou"] = math.inf
+    trainer._trainer.unwrapped_model.criterion.weights["loss_giou"] = math.inf
     with pytest.raises(FloatingPointError, match=r"Found in iteration 1.*object 0.* became .* NaN in iteration 0\.$"):
         TrainerBase.train(trainer, 0, 3)
