@@ -124,12 +124,13 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
     """Load the config of a trained model, as :func:`~detr_d2.config.loading.load_config`.
 
     Unless set in ``options``, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and ``MODEL.DEVICE`` is the CPU if there
-    is no GPU.
+    is no GPU. The model has no queries that are for training alone.
 
     Raises:
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
     cfg = load_config(config_file, options)
+    cfg.MODEL.DETR.QUERY_GROUPS, cfg.MODEL.DETR.DENOISING.GROUPS = 1, 0
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
         current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
         raise UserError(f"MODEL.WEIGHTS is {current}: to predict, add MODEL.WEIGHTS and the path of a trained model.")

@@ -135,6 +135,15 @@ def test_weights_of_a_run_start_a_plain_run(make_trainer, tmp_path):
     assert all(torch.equal(x, saved[name]) for name, x in plain.checkpointer.model.state_dict().items())
 
 
+def test_plain_weights_fit_a_model_with_training_queries(make_model):
+    """Also where Detectron2 loads them, with the config of the run."""
+    plain, model = make_model(seed=1), make_model(*TRAINING_QUERIES)
+    groups = model.training_queries.group_embed.weight.clone()
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(model.training_queries.group_embed.weight, groups)
+    assert torch.equal(model.detr.query_embed.weight, plain.detr.query_embed.weight)
+
+
 def test_best_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(*BEST, iterations=8, aps=(10.0, 30.0, 20.0, 25.0))
     trainer.train()
