@@ -13,6 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from detr_d2.checkpoint import allow_original_checkpoints
 from detr_d2.modeling.timm_weights import read_renamed
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.timm_models import import_timm
@@ -124,6 +125,9 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
             f"MODEL.TIMM.NAME {name}: timm can't build a backbone from it with pretrained={pretrained}, {used} "
             f"({type(e).__name__}: {str(e)[:500]}). Check MODEL.TIMM.PRETRAINED, WEIGHTS, OUT_INDICES and ARGS."
         ) from e
+    finally:
+        # When timm has read a file, it removes argparse.Namespace from the types that PyTorch allows.
+        allow_original_checkpoints()
 
 
 def _create_from_file(name: str, weights: str, options: dict[str, Any]) -> nn.Module:

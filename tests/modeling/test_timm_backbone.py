@@ -1,3 +1,4 @@
+import argparse
 import logging
 
 import numpy as np
@@ -50,6 +51,13 @@ def assert_same_features(backbone, model, size):
         reference = next(x for x in expected if size[0] // x.shape[-2] == shapes[name].stride)
         assert_close(features, reference, atol=1e-5, rtol=1e-5)
         assert features.shape[1] == shapes[name].channels
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "get_safe_globals"), reason="an older PyTorch has no list")
+def test_original_checkpoints_stay_readable(make_timm_cfg, save):
+    """After timm has read a file, PyTorch still allows what the original's checkpoints hold."""
+    build_backbone(make_timm_cfg(SMALL, "MODEL.TIMM.WEIGHTS", save(SMALL)[1]))
+    assert argparse.Namespace in torch.serialization.get_safe_globals()
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100"])
