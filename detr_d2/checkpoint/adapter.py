@@ -185,7 +185,7 @@ class WeightsAdapter:
                 f"MODEL.DETR.LOAD.CLASSES by_name: {self.source} does not name its {num_classes} classes, which "
                 "are not COCO's. Set MODEL.DETR.LOAD.CLASSES by_row."
             )
-        self.notes.append("the file holds no class names: its rows are taken for COCO's")
+        self.notes.append("the file holds no class names: its rows are assumed to be COCO's")
         return names
 
     def _adapt_head(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     initialization. Weights of a backbone must fill the backbone. A run that is resumed must find exactly what it saved.
 
     What is saved as the model is a plain Detr: ``averaged``, where the trainer sets it, instead of the weights that are
-    trained, and never what only training has, which checkpoints of a run keep beside it to resume from.
+    trained, without the training-only queries, which checkpoints of a run hold separately to resume from.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         can_resume = name != "model_best"
         if name == "model_final" and (self.averaged is not None or training_only):
             can_resume = False
-            # A longer run goes on from this one.
+            # A longer run is resumed from this one.
             self.save(f"model_{kwargs['iteration']:07d}", **kwargs)
         if can_resume:
             data.update({key: x.state_dict() for key, x in self.checkpointables.items()})

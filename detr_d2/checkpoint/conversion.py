@@ -267,7 +267,9 @@ def _write(contents: Mapping[str, Any]) -> None:
     # torch reports a full disk as a RuntimeError.
     except (OSError, RuntimeError) as e:
         path = next(iter(contents))
-        raise UserError(f"{path} can't be written ({e}): check the folder and the space left. Nothing stays.") from e
+        raise UserError(
+            f"{path} can't be written ({e}): check the folder and the space left. No partial files were left behind."
+        ) from e
 
 
 def _save(content: dict[str, Any], path: str, file: BinaryIO) -> None:

@@ -64,7 +64,7 @@ def without_mask_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_training_only(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict of our model into that of a plain model and what only training has."""
+    """Split a state dict of our model into that of a plain model and the training-only tensors."""
     plain = {name: x for name, x in tensors.items() if not name.startswith(_TRAINING_ONLY)}
     return plain, {name: x for name, x in tensors.items() if name not in plain}
 

@@ -20,7 +20,7 @@ DEFAULT_HEADS = 8
 # Widths of timm's ResNets, which are the library's image encoders.
 _RESNET = {"STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "NUM_GROUPS": 1}
 
-# Where the releases have different names for a tensor, the first one is that of the files, which either reads.
+# Where releases name a tensor differently, the first is the name in published files; both releases can read it.
 _TRANSFORMER = with_prefixes(
     "model.",
     "detr.transformer.",

@@ -56,7 +56,7 @@ def _add_flags(parser: CommandParser) -> None:
         metavar="N",
         help="heads of every attention, if not 8 and the source does not say (default: 8)",
     )
-    parser.add_argument("--dc5", action="store_true", help="take the source for a DC5 model, if it does not say so")
+    parser.add_argument("--dc5", action="store_true", help="treat the source as a DC5 model, if it does not say so")
     parser.add_argument("--force", action="store_true", help="overwrite the output file")
     parser.add_argument(
         "--trust",

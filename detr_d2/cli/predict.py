@@ -33,7 +33,9 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     parser.add_argument("--score-thresh", type=float, default=0.5, metavar="S", help="minimum score (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
-    parser.add_argument("--no-overlays", action="store_true", help="write no images, which takes most of the time")
+    parser.add_argument(
+        "--no-overlays", action="store_true", help="skip writing images with detections, which takes most of the time"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
 
 

@@ -28,7 +28,7 @@ def add_detr_config(cfg: CN) -> None:
     mask.FOCAL_WEIGHT = 1.0
     mask.DICE_WEIGHT = 1.0
     # Factor on the initial weights of the head for the attention maps, whose values are small. 1 is the original's;
-    # with about 100 masks appear within some hundred iterations, see docs/PANOPTIC.md.
+    # with a value of about 100, masks appear within a few hundred iterations, see docs/PANOPTIC.md.
     mask.MAPS_GAIN = 1.0
     # A pixel belongs to a mask if its probability is higher.
     mask.THRESHOLD = 0.5
@@ -59,8 +59,8 @@ def add_detr_config(cfg: CN) -> None:
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
 
-    # What only training has, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries, each matched by
-    # itself; the first is the model's own.
+    # Training-only queries, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries, each matched by itself;
+    # the first is the model's own.
     detr.QUERY_GROUPS = 1
     # Groups of queries that are made from noised objects; 0: none.
     detr.DENOISING = CN()
@@ -174,13 +174,14 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
     # Save model_best.pth at the evaluation where this is highest: "bbox/AP", "segm/AP", "panoptic_seg/PQ". "": never.
     cfg.TEST.BEST_METRIC = ""
-    # End the training when it was not higher for so many evaluations; 0: never.
+    # Early stopping: stop after this many consecutive evaluations without improvement; 0: never.
     cfg.TEST.PATIENCE = 0
 
     # Images per batch of the evaluation, sorted by shape for little padding.
     cfg.TEST.BATCH_SIZE = 1
 
-    # What follows the flip in training. "detr": as the paper. "light": for small sets of images that may be turned.
+    # What follows the flip in training. "detr": as the paper. "light": for small datasets whose images may be
+    # flipped vertically.
     # "lsj": large scale jitter, to squares of the largest MIN_SIZE_TRAIN. See docs/TRAINING_RECIPES.md.
     cfg.INPUT.AUGMENTATION = "detr"
     # Brightness, contrast and saturation are multiplied by factors from 1 - COLOR_JITTER to 1 + COLOR_JITTER.

@@ -21,14 +21,14 @@ class Normalizer(NamedTuple):
 
     num_objects: Tensor
     """Number of objects, at least 1."""
-    class_weight: Tensor
+    class_weight_sum: Tensor
     """Sum of the weights of the queries' target classes."""
     accumulation_steps: int = 1
     """Number of forward passes that the batch is split into."""
 
     def repeated(self, times: int) -> "Normalizer":
         """Return the normalizer of losses that are summed over ``times`` copies of the batch's objects and queries."""
-        return self._replace(num_objects=self.num_objects * times, class_weight=self.class_weight * times)
+        return self._replace(num_objects=self.num_objects * times, class_weight_sum=self.class_weight_sum * times)
 
 
 class Ranking(NamedTuple):
@@ -102,7 +102,7 @@ class SoftmaxLoss:
         losses = F.cross_entropy(
             logits.flatten(0, 2), classes.flatten(), class_weights, reduction="none", ignore_index=IGNORED
         )
-        return losses.view(logits.shape[0], -1).sum(1) / normalizer.class_weight
+        return losses.view(logits.shape[0], -1).sum(1) / normalizer.class_weight_sum
 
     def cost(self, logits: Tensor) -> Tensor:
         """Return - probability."""

@@ -95,8 +95,8 @@ class SetCriterion(nn.Module):
         """
         # Known on the host. With averages over the processes, gradients are those of one process with the joint batch.
         matched = sum(min(count, num_queries) for count in counts)
-        class_weight = matched + self.no_object_weight * (len(counts) * num_queries - matched)
-        totals = torch.tensor([float(sum(counts)), class_weight]).to(self.class_weights.device, non_blocking=True)
+        class_weight_sum = matched + self.no_object_weight * (len(counts) * num_queries - matched)
+        totals = torch.tensor([float(sum(counts)), class_weight_sum]).to(self.class_weights.device, non_blocking=True)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(totals)
             totals = totals / comm.get_world_size()
@@ -105,7 +105,7 @@ class SetCriterion(nn.Module):
     def denoising_normalizer(self, normalizer: Normalizer, negatives: bool) -> Normalizer:
         """Return the divisors of the losses of one denoising query per object, or of two with ``negatives``."""
         weight = normalizer.num_objects * (1 + self.no_object_weight * negatives)
-        return normalizer._replace(class_weight=weight)
+        return normalizer._replace(class_weight_sum=weight)
 
     def losses(
         self,
@@ -126,8 +126,8 @@ class SetCriterion(nn.Module):
             matches: (L, B, T) result of :meth:`match`.
             masks: masks of the matched pairs of the last layer, to compare masks too.
             normalizer: divisors of the losses. None: those of these targets.
-            copies: how many times the batch stands in the output and the targets, one after the other; the losses are
-                averages over them. Masks are those of the first.
+            copies: number of times that the batch is repeated in the output and the targets; the losses are averages
+                over them. Masks are those of the first.
             ignored: (B, Q) bool, True for queries without a class loss. None: there are none.
 
         Returns:

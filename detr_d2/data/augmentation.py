@@ -111,7 +111,7 @@ def _build_detr(keys: CfgNode) -> list[T.Augmentation]:
 
 
 def _build_light(keys: CfgNode) -> list[T.Augmentation]:
-    """Build that of small sets: half of the images lose up to a third of each side, all are flipped both ways."""
+    """Build the one for small datasets: random vertical flips, and for half of the images a crop to 2/3 or more."""
     flip = [T.RandomFlip(horizontal=False, vertical=True)] if keys.RANDOM_FLIP == "horizontal" else []
     return [
         *flip,

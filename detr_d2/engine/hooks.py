@@ -1,4 +1,4 @@
-"""Hooks of the trainer: averaged weights, the best checkpoint, and an early end."""
+"""Hooks of the trainer: averaged weights, the best checkpoint, and early stopping."""
 
 import logging
 
@@ -42,17 +42,17 @@ class WeightAverage(HookBase):
         return {"weights": self.model.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on with the trained weights, after the averages have been loaded as the model."""
+        """Restore the trained weights, after the averages have been loaded as the model."""
         self.averaged.module.load_state_dict(self.model.state_dict())
         self.averaged.n_averaged.fill_(1)
         self.model.load_state_dict(state_dict["weights"])
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
-    """Detectron2's hook, which goes on with the best metric of a resumed run, and runs in every process.
+    """Detectron2's hook for every process, which restores the best metric of a resumed run.
 
-    With ``patience`` it ends the training, in all processes together, when so many evaluations in a row were not
-    better than the best.
+    With ``patience`` it stops the training, in all processes together, after this many consecutive evaluations without
+    improvement.
     """
 
     def __init__(self, period: int, checkpointer, metric: str, patience: int = 0):
@@ -79,6 +79,6 @@ class BestCheckpoint(hooks.BestCheckpointer):
         return {"best_metric": self.best_metric, "best_iter": self.best_iter, "worse": self.worse}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
         self.worse = state_dict["worse"]

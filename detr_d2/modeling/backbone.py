@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_d2.modeling.resnet import merge_frozen_norms, support_masked_forward, undilate_first_block
+from detr_d2.modeling.resnet import enable_masked_forward, merge_frozen_norms, undilate_first_block
 from detr_d2.structures import FeatureLevel, Features, PaddedBatch, Size
 
 
@@ -18,8 +18,9 @@ class MaskedBackbone(nn.Module):
     """The levels of a Detectron2 backbone, with the padding mask of the coarsest.
 
     A padded batch is computed in one of three ways. Padded forward: the whole tensor, as in the original; padding leaks
-    into the features. Masked forward: a ResNet whose convolutions see zeros instead of padding. Per-image forward: any
-    other backbone, images of one size together. The last two give each image the features that it has alone.
+    into the features. Masked forward, of ResNets: the padded region is set to zero before each convolution. Per-image
+    forward: any other backbone, images of one size together. The last two give each image the features that it has
+    alone.
 
     Args:
         backbone: a backbone, whose level names are kept.
@@ -39,7 +40,7 @@ class MaskedBackbone(nn.Module):
         self.level_channels = tuple(shapes[name].channels for name in self.finer_levels)
         self.num_channels = shapes[self.level].channels
         self.strides = {name: shape.stride for name, shape in shapes.items()}
-        self._masked_forward = support_masked_forward(backbone)
+        self._masked_forward = enable_masked_forward(backbone)
         self._is_invariant = {False: invariant, True: invariant_training}
 
     @property

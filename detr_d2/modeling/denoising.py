@@ -50,7 +50,7 @@ class DenoisingQueries(nn.Module):
     """Makes queries from noised objects, which the decoder is trained to bring back to the true class and box.
 
     The first T queries of a group have boxes with less noise than ``box_noise``; with ``negatives`` T more have boxes
-    with up to twice as much, and shall become no-object.
+    with up to twice as much, and should be classified as no-object.
 
     Args:
         num_classes: foreground classes.
@@ -58,7 +58,7 @@ class DenoisingQueries(nn.Module):
         groups: G, independently noised copies of the objects.
         box_noise: maximum distance that an edge is moved, relative to half of the box's width or height.
         label_noise: probability with which a query is made from a random class.
-        negatives: whether to add queries that shall become no-object.
+        negatives: True to add queries that should be classified as no-object.
     """
 
     @configurable
@@ -116,7 +116,7 @@ class DenoisingQueries(nn.Module):
         sign = torch.randint_like(boxes, 2) * 2 - 1
         half_size = boxes[..., 2:].repeat(1, 1, 2) / 2
         moved = cxcywh_to_xyxy(boxes) + self.box_noise * sign * distance.flatten(1, 3) * half_size
-        # Edges that have passed each other change places.
+        # Swap edges that have crossed.
         first, second = moved.clamp(0, 1).chunk(2, dim=-1)
         return labels, xyxy_to_cxcywh(torch.cat((first.minimum(second), first.maximum(second)), dim=-1))
 

@@ -264,7 +264,7 @@ class Detr(nn.Module):
                 state_dict.clear()
                 state_dict.update(native)
         if self.training_queries is not None:
-            # Checkpoints hold the plain model: what only training has stays as it is.
+            # Checkpoints hold the plain model: training-only queries keep their values.
             for name, x in self.training_queries.state_dict().items():
                 state_dict.setdefault(f"{prefix}training_queries.{name}", x)
         super()._load_from_state_dict(state_dict, prefix, *args)

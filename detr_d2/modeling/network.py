@@ -71,7 +71,7 @@ class DetrNetwork(nn.Module):
         Args:
             batch: normalized images.
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
-            queries: the model's own and those that only training has. None: the model's own.
+            queries: the model's own and the training-only ones. None: the model's own.
         """
         if queries is None:
             # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.

@@ -15,7 +15,7 @@ _POINTWISE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.Identity, nn.ReLU)
 
 
 class MaskedBottleneckBlock(BottleneckBlock):
-    """A bottleneck block whose 3 x 3 convolution can see zeros instead of padding."""
+    """A bottleneck block that can set padded features to zero before its 3 x 3 convolution."""
 
     def forward(self, x: Tensor, batch: PaddedBatch | None = None, stride: int = 1) -> Tensor:
         """Return the features; with ``batch``, those of its valid parts. ``stride`` is that of ``x`` in pixels."""
@@ -27,7 +27,7 @@ class MaskedBottleneckBlock(BottleneckBlock):
 
 
 class MaskedBasicBlock(BasicBlock):
-    """A block of two 3 x 3 convolutions that can see zeros instead of padding."""
+    """A block of two 3 x 3 convolutions that can set padded features to zero before each."""
 
     def forward(self, x: Tensor, batch: PaddedBatch | None = None, stride: int = 1) -> Tensor:
         """Return the features, as :meth:`MaskedBottleneckBlock.forward` does."""
@@ -72,7 +72,7 @@ class MaskedResNet(ResNet):
 _MASKED = {ResNet: MaskedResNet, BottleneckBlock: MaskedBottleneckBlock, BasicBlock: MaskedBasicBlock}
 
 
-def support_masked_forward(backbone: nn.Module) -> bool:
+def enable_masked_forward(backbone: nn.Module) -> bool:
     """Enable a ResNet to keep padding out of its features, when it is called with a batch.
 
     Returns:

@@ -17,7 +17,7 @@ _OTHER_BLOCKS = {
 
 
 def read_renamed(file: str) -> dict[str, Tensor] | None:
-    """Return the weights of ``file`` under timm's names; None if they are no other names that are known.
+    """Return the weights of ``file`` under timm's names; None if the file does not use one of the naming schemes here.
 
     Args:
         file: a .pth file, which is read without executing what it contains.

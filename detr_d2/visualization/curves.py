@@ -79,7 +79,7 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
     """Read the series of a run: by metric, (N,) int iterations, ascending, and (N,) float64 values, perhaps NaN.
 
     Where a run was resumed or started again in the same folder, repeated iterations replace the earlier ones and all
-    that followed. Incomplete lines are left out, such as the last one of a run that is writing. ``path`` is the run's
+    that followed. Incomplete lines are left out, such as the last one of a run in progress. ``path`` is the run's
     folder, or its ``metrics.json``.
 
     Raises:
@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> dict[str, tuple[NDArray, NDArray]]:
     records = [x for x in parsed if x]
     if parsed and not records:
         raise UserError(f"{file} has no line with an iteration: it is not a metrics.json of Detectron2.")
-    # The last line may be in writing.
+    # The last line may be incomplete.
     if dropped := parsed[:-1].count(None):
         logger.warning("%s: left out %d lines that are not complete.", file, dropped)
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Averaged weights, the best checkpoint, an early end, and what the checkpoints of such runs hold."""
+"""Averaged weights, the best checkpoint, early stopping, and what the checkpoints of such runs hold."""
 
 import pytest
 import torch
@@ -153,7 +153,7 @@ def test_best_checkpoint(make_trainer, tmp_path):
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_early_end(make_trainer, tmp_path):
+def test_early_stopping(make_trainer, tmp_path):
     """After two evaluations that are not better; the final checkpoint is there, and nothing more is evaluated."""
     trainer = make_trainer(*BEST, "TEST.PATIENCE", 2, iterations=100, aps=(10.0, 30.0, 20.0, 30.0))
     results = trainer.train()

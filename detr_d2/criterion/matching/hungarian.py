@@ -26,12 +26,12 @@ class HungarianMatcher:
         layers, batch, _, width = cost.shape
         matches = np.full((layers, batch, width), -1, dtype=np.int64)
         host = cost.float().cpu().numpy()
-        avoidable = host if np.isfinite(host).all() else _with_prohibitive_cost(host)
+        finite_cost = host if np.isfinite(host).all() else _with_prohibitive_cost(host)
         for image, count in enumerate(counts):
             for layer in range(layers):
-                queries, objects = linear_sum_assignment(avoidable[layer, image, :, :count])
+                queries, objects = linear_sum_assignment(finite_cost[layer, image, :, :count])
                 matches[layer, image, objects] = queries
-        if avoidable is not host:
+        if finite_cost is not host:
             check_matched_finite(host, matches)
         return torch.from_numpy(matches).to(cost.device, non_blocking=True)
 
