@@ -2,8 +2,10 @@
 
 import re
 
-import torch
 from torch import Tensor
+
+from detr_d2.checkpoint import read_checkpoint
+from detr_d2.utils.errors import UserError
 
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 """Number of blocks in each stage of EfficientNet-Lite0 (arXiv 1905.11946, table 1)."""
@@ -24,8 +26,12 @@ def read_renamed(file: str) -> dict[str, Tensor] | None:
     """
     if not file.endswith(".pth"):
         return None
-    weights = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or "_conv_stem.weight" not in weights:
+    try:
+        weights = read_checkpoint(file)
+    except UserError:
+        # Timm reads the file next, and reports what is wrong.
+        return None
+    if "_conv_stem.weight" not in weights:
         return None
     return {_rename(name): x for name, x in weights.items()}
 

@@ -93,3 +93,9 @@ def test_outputs_are_those_of_the_weights_own_model(weights):
     reference = original.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     image = torch.randn(2, 3, 224, 224)
     assert_close(model(image), reference(image), atol=1e-5, rtol=1e-5)
+
+
+def test_damaged_files_are_left_to_timm(tmp_path):
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"not a checkpoint")
+    assert read_renamed(str(file)) is None
