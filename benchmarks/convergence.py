@@ -52,6 +52,8 @@ class Run(NamedTuple):
     name: str
     """Of the config and the variant; runs that differ in the seed alone share it."""
     cfg: CfgNode
+    iterations: int | None
+    """Instead of SOLVER.MAX_ITER."""
     seed: int
 
 
@@ -86,11 +88,11 @@ def compare(args: argparse.Namespace) -> None:
     for run in runs:
         label = run.name if args.seeds == 1 else f"{run.name}, seed {run.seed}"
         folders[label] = output / label.replace(" ", "_")
-        cfg = schedule(run.cfg, folders[label], None, args.every)
-        seconds = None
+        seconds, iterations = None, run.iterations
         if args.minutes:
-            seconds = seconds_per_step(cfg)
-            cfg = schedule(cfg, folders[label], max(1, round(60 * args.minutes / seconds)), args.every)
+            seconds = seconds_per_step(run.cfg)
+            iterations = max(1, round(60 * args.minutes / seconds))
+        cfg = schedule(run.cfg, folders[label], iterations, args.every)
         curve, results = train(cfg, run.seed, args.metric)
         curves.setdefault(run.name, []).append(curve)
         rows.append([label, cfg.SOLVER.MAX_ITER, seconds, *(results.get(x) for x in ("AP", "AP50", "AP75"))])
@@ -129,8 +131,7 @@ def list_runs(args: argparse.Namespace) -> list[Run]:
                 raise UserError(
                     f"{config} is given twice in --config-file with the same number of iterations: once is enough."
                 )
-            cfg = schedule(cfg, Path(cfg.OUTPUT_DIR), count, args.every)
-            runs += [Run(name, cfg, seed) for seed in range(1, args.seeds + 1)]
+            runs += [Run(name, cfg, count, seed) for seed in range(1, args.seeds + 1)]
     return runs
 
 

@@ -109,9 +109,9 @@ class DetrCheckpointer(DetectionCheckpointer):
         """Write ``name``.pth in the save folder, then make it the last checkpoint. A file is complete or absent."""
         if not self.save_dir or not self.save_to_disk:
             return
-        model = self.model if self.averaged is None else self.averaged
-        weights, _ = split_training_only(model.state_dict())
-        _, training_only = split_training_only(self.model.state_dict())
+        weights, training_only = split_training_only(self.model.state_dict())
+        if self.averaged is not None:
+            weights, _ = split_training_only(self.averaged.state_dict())
         data: dict[str, Any] = {"model": weights}
         can_resume = name != "model_best"
         if name == "model_final" and (self.averaged is not None or training_only):

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         amp = str(supports_bfloat16_matmul())
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
-    args.opts = [*options, "OUTPUT_DIR", args.output_dir or "output/demo", *args.opts]
+    args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
     if not args.config_file:
         args.config_file = "finetune_lite0_cpu" if args.train_json else "smca_shapes_cpu"
     if args.train_json and args.train_images and not args.val_json:

@@ -19,21 +19,14 @@ def target_classes(labels: Tensor, matches: Tensor, num_queries: int, no_object:
     Returns:
         (L, B, Q) int64
     """
-    layers, batch, _ = matches.shape
-    # Objects without a query write into one column too many, which is cut off.
-    classes = labels.new_full((layers, batch, num_queries + 1), no_object)
-    index = torch.where(matches < 0, num_queries, matches)
-    return classes.scatter_(2, index, labels.expand(layers, -1, -1))[..., :num_queries]
+    return _by_query(labels.expand_as(matches), matches, num_queries, no_object)
 
 
 @torch.no_grad()
 def matched_overlaps(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> Tensor:
     """Return the (L, B, Q) IoU of each query with its object, 0 without one; arguments as for :func:`box_losses`."""
-    predicted = boxes.gather(2, matches.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
-    overlaps = iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target_boxes))
-    layers, batch, queries, _ = boxes.shape
-    index = torch.where(matches < 0, queries, matches)
-    return overlaps.new_zeros(layers, batch, queries + 1).scatter_(2, index, overlaps)[..., :queries]
+    overlaps = iou(cxcywh_to_xyxy(_matched_boxes(boxes, matches)), cxcywh_to_xyxy(target_boxes))
+    return _by_query(overlaps, matches, boxes.shape[2], 0.0)
 
 
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,8 +40,7 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Tensor) -> tuple[Te
     Returns:
         (L,), (L,)
     """
-    index = matches.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
-    predicted = boxes.gather(2, index)
+    predicted = _matched_boxes(boxes, matches)
     matched = (matches >= 0).to(boxes.dtype)
     l1 = (predicted - target_boxes).abs().sum(-1)
     giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target_boxes))
@@ -81,3 +73,15 @@ def cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
     detected = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
     true = torch.tensor(targets.counts).to(logits.device, non_blocking=True)
     return (detected - true).abs().float().mean(1)
+
+
+def _matched_boxes(boxes: Tensor, matches: Tensor) -> Tensor:
+    """Return the (L, B, T, 4) boxes of the objects' queries; any box for objects without a query."""
+    return boxes.gather(2, matches.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
+
+
+def _by_query(values: Tensor, matches: Tensor, num_queries: int, fill: float) -> Tensor:
+    """Return the (L, B, T) values of the objects by query: (L, B, Q), ``fill`` for queries without an object."""
+    # Objects without a query write into one column too many, which is cut off.
+    result = values.new_full((*matches.shape[:2], num_queries + 1), fill)
+    return result.scatter_(2, torch.where(matches < 0, num_queries, matches), values)[..., :num_queries]
