@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import distributed
 from torch.multiprocessing import ProcessRaisedException
 
 from detr_d2.config import check_model_config, check_training_config, find_config, load_config
@@ -39,6 +40,17 @@ def launch_processes(main: Callable[[argparse.Namespace], object], args: argpars
 def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     keep_freed_memory()
     main(args)
+    leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Wait for the other processes, if there are any, and close the connections to them.
+
+    Threads of open connections can abort a process while it exits: its result then counts as a failure.
+    """
+    if distributed.is_initialized():
+        comm.synchronize()
+        distributed.destroy_process_group()
 
 
 def _check_processes(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
+from detr_d2.engine.launching import leave_process_group
 from detr_d2.engine.trainer import distribute, share_buffers
 from detr_d2.modeling import compilation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
@@ -99,6 +100,7 @@ def train_shares(problems: list[tuple[Case, CfgNode, dict, list[list[dict]]]], f
         graphs = counters["stats"]["unique_graphs"] - graphs
         results.append({"losses": losses, "gradients": gradients, "graphs": graphs})
     torch.save(results, folder / f"{rank}.pth")
+    leave_process_group()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,7 @@ def differ_and_share(folder):
     own = norm.module.running_mean.clone()
     share_buffers(norm)
     torch.save({"own": own, **norm.module.state_dict()}, folder / f"{rank}.pth")
+    leave_process_group()
 
 
 def test_statistics_of_the_first_process_are_shared(tmp_path):
