@@ -2,7 +2,10 @@
 
 import logging
 import os
+import runpy
+import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -89,6 +92,35 @@ def repository() -> Path:
     return REPOSITORY
 
 
+@pytest.fixture
+def catalogs():
+    """Remove the datasets that a test registers, and restore those that it removes."""
+    before = [dict(DatasetCatalog.data), dict(MetadataCatalog.data)]
+    yield
+    for catalog, entries in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        catalog.data.clear()
+        catalog.data.update(entries)
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch, capfd, catalogs):
+    """Return a function that runs a script in the test's folder, as ``python SCRIPT ARGUMENT...`` does.
+
+    It runs in this process: a new one would take seconds to import the packages.
+    """
+
+    def run(name: str, *arguments: object) -> CompletedProcess:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPOSITORY / name), run_name="__main__")
+        torch.set_num_threads(threads)
+        return CompletedProcess(sys.argv, end.value.code, *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def make_cfg():
     """Return a function that makes the config of a small DETR: ``make_cfg("MODEL.DETR.PRE_NORM", True, …)``.
@@ -152,9 +184,8 @@ def catalog():
 
 
 @pytest.fixture
-def real_coco(monkeypatch, request):
+def real_coco(monkeypatch, request, catalogs):
     """Return a function that registers COCO's datasets in a folder, by default that of the real data."""
-    before = [dict(DatasetCatalog.data), dict(MetadataCatalog.data)]
 
     def register(folder=None) -> None:
         folder = request.getfixturevalue("real_data") if folder is None else folder
@@ -164,10 +195,7 @@ def real_coco(monkeypatch, request):
             MetadataCatalog.remove(name)
         register_all_coco(str(folder))
 
-    yield register
-    for catalog, entries in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(entries)
+    return register
 
 
 @pytest.fixture

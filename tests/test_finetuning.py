@@ -4,10 +4,7 @@ COCO's format, the check, training from a checkpoint with another head, evaluati
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -32,13 +29,11 @@ SMALL = {
 
 
 @pytest.fixture
-def script(repository, tmp_path):
-    """Run a script in the test's folder: a function that returns what it wrote, stderr last."""
+def script(run_script):
+    """Return a function that runs a script and returns what it wrote, stderr last."""
 
     def run(name: str, *words: object, code: int = 0) -> str:
-        command = [sys.executable, str(repository / name), *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        result = run_script(name, *words)
         assert result.returncode == code, result.stdout + result.stderr
         return result.stdout + result.stderr
 

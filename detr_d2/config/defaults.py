@@ -146,7 +146,7 @@ def add_detr_config(cfg: CN) -> None:
     # More keyword arguments of timm.create_model: {dynamic_img_size: True}.
     timm.ARGS = CN(new_allowed=True)
 
-    # "ADAMW" or "SGD".
+    # "ADAMW", "SGD", or "MUON", which learns faster from random weights. See docs/TRAINING_RECIPES.md.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1

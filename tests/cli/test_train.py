@@ -1,11 +1,9 @@
-"""The command ``train``, and the script train_net.py as a user runs it."""
+"""The script train_net.py."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pycocotools.mask
@@ -15,7 +13,6 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from detr_d2 import model_zoo
-from detr_d2.cli.train import main
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -49,35 +46,17 @@ def arguments(repository, tmp_path):
 
 
 @pytest.fixture
-def train(arguments, real_coco, tmp_path, monkeypatch, capsys):
-    """Return a function that runs the command in this process: see ``arguments``."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*flags: str, datasets: Path, **options: str) -> subprocess.CompletedProcess:
-        real_coco(datasets)
-        code = main(arguments(*flags, **options))
-        return subprocess.CompletedProcess([], code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def train_net(arguments, repository, tmp_path):
+def train(arguments, real_coco, run_script):
     """Return a function that runs train_net.py: see ``arguments``."""
 
-    def run(*flags: str, datasets: Path, **options: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(repository / "train_net.py"), *arguments(*flags, **options)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
-        )
+    def run(*flags: str, datasets: Path, **options: str) -> CompletedProcess:
+        real_coco(datasets)
+        return run_script("train_net.py", *arguments(*flags, **options))
 
     return run
 
 
-def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+def assert_refused(result: CompletedProcess, *words: str) -> None:
     """One message, no traceback, exit code 1."""
     assert result.returncode == 1
     assert "Traceback" not in result.stderr + result.stdout
@@ -162,17 +141,9 @@ def test_evaluates_boxes_masks_and_segments(train, panoptic_coco, repository, tm
     assert [x["image_id"] for x in written["annotations"]] == [142238, 439180]
 
 
-@pytest.mark.slow
-def test_two_processes_on_the_cpu(train_net, real_data, tmp_path):
-    result = train_net("--num-gpus", "2", "--dist-url", "auto", datasets=real_data)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "output" / "model_final.pth").is_file()
-
-
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_refuses_a_missing_dataset(train, train_net, tmp_path, processes):
-    run = train if processes == "1" else train_net
-    result = run("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
+def test_refuses_a_missing_dataset(train, tmp_path, processes):
+    result = train("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
     assert_refused(result, str(tmp_path / "nowhere" / "coco"), "DETECTRON2_DATASETS")
     assert not (tmp_path / "output" / "model_final.pth").exists()
 

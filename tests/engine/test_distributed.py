@@ -99,26 +99,34 @@ def train_shares(problems: list[tuple[Case, CfgNode, dict, list[list[dict]]]], f
         gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
         graphs = counters["stats"]["unique_graphs"] - graphs
         results.append({"losses": losses, "gradients": gradients, "graphs": graphs})
-    torch.save(results, folder / f"{rank}.pth")
+    torch.save(results, folder / f"gradients_{rank}.pth")
+
+
+def differ_and_share(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        norm = distribute(torch.nn.BatchNorm2d(2).train())
+    rank = torch.distributed.get_rank()
+    for _ in range(2):
+        norm(torch.full((1, 2, 3, 3), rank + 1.0))
+    own = norm.module.running_mean.clone()
+    share_buffers(norm)
+    torch.save({"own": own, **norm.module.state_dict()}, folder / f"statistics_{rank}.pth")
+
+
+def run_all(problems: list[tuple[Case, CfgNode, dict, list[list[dict]]]], folder: Path) -> None:
+    differ_and_share(folder)
+    train_shares(problems, folder)
     leave_process_group()
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        pytest.param(JOINT_BATCH, id="not compiled"),
-        pytest.param(
-            COMPILED,
-            id="compiled",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(not can_compile_training(), reason="compiles the backward pass too late"),
-            ],
-        ),
-    ],
-)
-def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_path, cases):
-    """All cases are computed by the same two processes, which take long to start."""
+@pytest.mark.slow
+def test_two_processes(make_cfg, make_model, make_inputs, tmp_path):
+    """Gradients are those of the joint batch, and buffers can be shared.
+
+    All cases are computed by the same two processes, which take long to start.
+    """
+    cases = JOINT_BATCH | (COMPILED if can_compile_training() else {})
     problems, expected = [], []
     for case in cases.values():
         options = ("MODEL.DETR.DROPOUT", 0.0, *case.options)
@@ -133,8 +141,9 @@ def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_pat
             sum(x.values()).backward()
         expected.append((losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}))
 
-    launch(train_shares, 2, dist_url="auto", args=(problems, tmp_path))
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    launch(run_all, 2, dist_url="auto", args=(problems, tmp_path))
+    check_statistics(tmp_path)
+    ranks = [torch.load(tmp_path / f"gradients_{rank}.pth", weights_only=True) for rank in (0, 1)]
     for name, case, (losses, gradients), *found in zip(cases, cases.values(), expected, *ranks, strict=True):
         for x in found:
             assert x["graphs"] == case.graphs, name
@@ -149,23 +158,10 @@ def test_gradients_of_the_joint_batch(make_cfg, make_model, make_inputs, tmp_pat
                 assert_close(mean, loss, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
-def differ_and_share(folder):
-    warnings.simplefilter("error", FutureWarning)
-    norm = distribute(torch.nn.BatchNorm2d(2).train())
-    rank = torch.distributed.get_rank()
-    for _ in range(2):
-        norm(torch.full((1, 2, 3, 3), rank + 1.0))
-    own = norm.module.running_mean.clone()
-    share_buffers(norm)
-    torch.save({"own": own, **norm.module.state_dict()}, folder / f"{rank}.pth")
-    leave_process_group()
-
-
-def test_statistics_of_the_first_process_are_shared(tmp_path):
-    """On request, not before every forward pass: all processes then evaluate the weights of its checkpoint."""
-    launch(differ_and_share, 2, dist_url="auto", args=(tmp_path,))
+def check_statistics(folder: Path) -> None:
+    """Buffers are shared on request, not before every forward pass, so that all evaluate the first one's checkpoint."""
     for rank in (0, 1):
-        state = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        state = torch.load(folder / f"statistics_{rank}.pth", weights_only=True)
         # With momentum 0.1, from zero: 0.1 x, and 0.9 of it + 0.1 x.
         assert_close(state["own"], torch.full((2,), 0.19 * (rank + 1)))
         assert_close(state["running_mean"], torch.full((2,), 0.19))

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -181,10 +179,8 @@ def test_output_that_cannot_be_written(dataset, tmp_path, capsys):
     assert "can't be written" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_as_a_script(dataset, repository):
-    command = [sys.executable, str(repository / "tools" / "check_dataset.py"), *dataset.arguments()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
+def test_as_a_script(dataset, run_script):
+    done = run_script("tools/check_dataset.py", *dataset.arguments())
     assert done.returncode == 0, done.stderr
     assert "0 errors" in done.stdout
 
