@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             update = update.unflatten(0, (group["stacked"], -1))
             same_shape[update.shape].append((p, update))
         for (_, rows, columns), items in same_shape.items():
-            steps = orthogonalized(torch.stack([update for _, update in items]))
+            steps = orthogonalized(torch.cat([update for _, update in items])).split(group["stacked"])
             rate = group["lr"] * _STEP_SIZE * max(rows, columns) ** 0.5
             for (p, _), step in zip(items, steps, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -74,17 +74,17 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """Return U V^T of the singular value decomposition U S V^T of each matrix, approximately, by Newton-Schulz.
 
     Args:
-        matrices: (..., m, n).
+        matrices: (N, m, n).
 
     Returns:
-        (..., m, n), with singular values between about 0.7 and 1.2, except those that are nearly zero in ``matrices``.
+        (N, m, n), with singular values between about 0.7 and 1.2, except those that are nearly zero in ``matrices``.
     """
     a, b, c = _COEFFICIENTS
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     x = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if matrices.shape[-2] <= matrices.shape[-1] else x.mT
 
 
