@@ -128,8 +128,11 @@ def test_attention_can_be_recorded(make_model, make_inputs, monkeypatch):
 
 @pytest.mark.slow
 @needs_new_torch
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [(), (*SMCA, *TWO_LEVELS)], ids=["box", "smca, two levels"])
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [("float32", ()), ("bfloat16", (*SMCA, *TWO_LEVELS))],
+    ids=["box, float32", "smca, two levels, bfloat16"],
+)
 def test_compiled_for_this_processor(make_model, make_inputs, precision, options):
     model = make_model(*SMALL, *options)
     inputs = make_inputs(SIZES[:3], [0] * 3)
