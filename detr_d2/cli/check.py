@@ -13,6 +13,7 @@ Examples:
 """
 
 import argparse
+import io
 import json
 import os
 from typing import TYPE_CHECKING
@@ -40,7 +41,12 @@ def _add_flags(parser: CommandParser) -> None:
             f"--num-{name}", type=int, metavar="N", help=f"{name} of the model (default: the config's, or not checked)"
         )
     parser.add_argument("--skip-images", action="store_true", help="don't open the image files: seconds, not minutes")
-    parser.add_argument("--output", metavar="DIR", help="write report.txt, report.json and preview.png to this folder")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="write report.txt, report.json and preview.png to this folder; with --config-file also training.png, "
+        "images as training will see them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     text = format_result(result)
     print(text, end="")
     if args.output:
-        write(args.output, {"report.json": json.dumps(result.to_dict(), indent=1), "report.txt": text}, datasets)
+        reports = {"report.json": json.dumps(result.to_dict(), indent=1).encode(), "report.txt": text.encode()}
+        write(args.output, {**draw(args, datasets), **reports})
     return 1 if any(finding.severity == "error" for finding in result.findings()) else 0
 
 
@@ -82,19 +89,37 @@ def load(args: argparse.Namespace) -> list["LoadedDataset"]:
     return [load_coco(file, images, train=train) for file, images, train in files if file]
 
 
-def write(folder: str, reports: dict[str, str], datasets: list["LoadedDataset"]) -> None:
-    """Write the reports, text by name of the file, and a preview of every dataset."""
+def draw(args: argparse.Namespace, datasets: list["LoadedDataset"]) -> dict[str, bytes]:
+    """Draw a preview of every dataset and, with a config, of its training images; PNG by name of the file."""
+    from detectron2.utils.env import seed_all_rng
+
+    from detr_d2.config import load_config
+    from detr_d2.data import DetrDatasetMapper
     from detr_d2.visualization.dataset_preview import draw_preview
 
+    figures = {}
+    mapper = DetrDatasetMapper(load_config(args.config_file, args.opts), is_train=True) if args.config_file else None
+    seed_all_rng(0)
+    for number, dataset in enumerate(datasets, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        figures[f"preview{suffix}.png"] = draw_preview(dataset.records, dataset.classes)
+        if mapper and dataset.train:
+            figures[f"training{suffix}.png"] = draw_preview(dataset.records, dataset.classes, mapper)
+    images = {}
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        images[name] = buffer.getvalue()
+    return images
+
+
+def write(folder: str, files: dict[str, bytes]) -> None:
+    """Write the files, content by name."""
     try:
         os.makedirs(folder, exist_ok=True)
-        for number, dataset in enumerate(datasets, start=1):
-            name = "preview.png" if number == 1 else f"preview_{number}.png"
+        for name, content in files.items():
             with atomic_file(os.path.join(folder, name)) as file:
-                draw_preview(dataset.records, dataset.classes).savefig(file, format="png")
-        for name, text in reports.items():
-            with atomic_file(os.path.join(folder, name)) as file:
-                file.write(text.encode())
+                file.write(content)
     except OSError as e:
         raise UserError(f"--output {folder} can't be written: {e}.") from e
 

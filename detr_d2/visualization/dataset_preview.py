@@ -1,11 +1,11 @@
 """Preview of some annotated images, to check boxes and names at a glance."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -22,10 +22,15 @@ READABLE_OBJECTS = 15
 CANDIDATES = 10_000
 
 
-def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figure:
-    """Draw images upright, as training reads them, with boxes as annotated and the names of their classes.
+def draw_preview(
+    records: Sequence[dict], classes: Sequence[str] | None, mapper: Callable[[dict], dict] | None = None
+) -> Figure:
+    """Draw some images with their boxes and the names of their classes.
 
-    The same records give the same plot. For an image that can't be read, the error is shown.
+    Without a ``mapper``: upright, as training reads them, with boxes as annotated. With the mapper of the training: as
+    the model will see them, augmented and resized, with the boxes and masks that it will learn from.
+
+    The same records give the same choice of images. For an image that can't be read, the error is shown.
     """
     table = AnnotationTable(records)
     chosen = choose_images(table, ROWS * COLUMNS)
@@ -35,7 +40,17 @@ def draw_preview(records: Sequence[dict], classes: Sequence[str] | None) -> Figu
     for axes in cells:
         axes.set_axis_off()
     for axes, index in zip(cells, chosen, strict=False):
-        _draw_image(axes, records[index], table, index, classes)
+        name = os.path.basename(records[index]["file_name"])
+        try:
+            if mapper is None:
+                drawn, count = _draw_as_annotated(records[index], table, index, classes)
+            else:
+                drawn, count = _draw_as_mapped(mapper(records[index]), mapper.images.image_format, classes)
+            axes.set_title(f"{name}: {count} objects", fontsize=9)
+            axes.imshow(drawn)
+        except UserError as error:
+            axes.set_title(name, fontsize=9)
+            axes.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=8, transform=axes.transAxes)
     return figure
 
 
@@ -68,18 +83,23 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _draw_image(axes: Axes, record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None) -> None:
+def _draw_as_annotated(
+    record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None
+) -> tuple[np.ndarray, int]:
+    """Return the image with its boxes, (H, W, 3) RGB, and the number of boxes."""
     rows = np.flatnonzero((table.image_index == index) & table.is_readable())
-    axes.set_title(f"{os.path.basename(record['file_name'])}: {len(rows)} objects", fontsize=9)
-    try:
-        pixels = read_image(record["file_name"], "RGB")
-    except UserError as error:
-        axes.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True, fontsize=8, transform=axes.transAxes)
-        return
+    pixels = read_image(record["file_name"], "RGB")
     image = ImageOps.contain(Image.fromarray(pixels), (SIDE, SIDE))
     scale = image.width / pixels.shape[1]
     annotations = [
         {"bbox": (scale * table.boxes[row]).tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": table.classes[row]}
         for row in rows
     ]
-    axes.imshow(draw_instances(np.asarray(image), annotations, classes))
+    return draw_instances(np.asarray(image), annotations, classes), len(rows)
+
+
+def _draw_as_mapped(sample: dict, image_format: str, classes: Sequence[str] | None) -> tuple[np.ndarray, int]:
+    """Return an image of the mapper with its targets, (H, W, 3) RGB, and the number of targets."""
+    image, targets = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format), sample["instances"]
+    scale = SIDE / max(image.shape[:2])
+    return draw_instances(image, targets, classes, scale=scale), len(targets)

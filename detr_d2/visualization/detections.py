@@ -31,9 +31,9 @@ def draw_instances(
     Args:
         image_rgb: (H, W, 3) image.
         instances: detections (``pred_boxes``, ``pred_classes``, ``scores``, perhaps ``pred_masks``), ground truth
-            (``gt_boxes``, ``gt_classes``), or the annotations of a Detectron2 record: dicts with ``bbox``,
-            ``category_id`` (counted from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes are in
-            pixels of the image.
+            (``gt_boxes``, ``gt_classes``, perhaps ``gt_masks``), or the annotations of a Detectron2 record: dicts with
+            ``bbox``, ``category_id`` (counted from 0) and ``bbox_mode`` (by default COCO's x, y, width, height). Boxes
+            are in pixels of the image.
         class_names: names by class; a class without a name is called "class 3".
         score_thresh: minimum score of the detections that are drawn.
         scale: scale of the returned image, for images too small for labels.
@@ -46,7 +46,7 @@ def draw_instances(
     labels = [_label(class_names, c) for c in classes]
     if is_detected:
         labels = [f"{label} {score:.0%}" for label, score in zip(labels, instances.scores.tolist(), strict=True)]
-    masks = list(instances.pred_masks.numpy()) if is_detected and instances.has("pred_masks") else None
+    masks = _masks(instances)
     drawn = Visualizer(image_rgb, scale=scale).overlay_instances(
         boxes=boxes.clip(0, [width, height, width, height]),
         masks=masks,
@@ -99,6 +99,15 @@ class _PanopticVisualizer(Visualizer):
 def _label(class_names: Sequence[str | None] | None, index: int) -> str:
     # Matplotlib reads text between dollars as a formula.
     return class_name(class_names, index).replace("$", r"\$")
+
+
+def _masks(instances: Instances | Sequence[Mapping[str, Any]]) -> list[NDArray[np.bool_]] | None:
+    """Return N (H, W) masks, if there are."""
+    if isinstance(instances, Instances) and instances.has("pred_masks"):
+        return list(instances.pred_masks.numpy())
+    if isinstance(instances, Instances) and instances.has("gt_masks"):
+        return list(instances.gt_masks.tensor.numpy())
+    return None
 
 
 def _read(instances: Instances | Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[int]]:

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from detr_d2 import register_coco_dataset
 from detr_d2.cli.check import main
 
 
@@ -45,6 +46,19 @@ def test_real_data_are_silent(check, real_data, tmp_path, problems):
         with Image.open(tmp_path / "checked" / name) as preview:
             assert preview.width == preview.height > 1000
             assert np.asarray(preview.convert("L")).std() > 20
+
+
+def test_images_as_training_sees_them(check, dataset, tmp_path, catalogs):
+    """In the size of the training, with the augmentation and the targets of the config."""
+    register_coco_dataset("checked", str(dataset.json_file), str(dataset.images))
+    config = ("--config-file", "smca_shapes_cpu", "DATASETS.TRAIN", "('checked',)", "DATASETS.TEST", "('checked',)")
+    classes = ("MODEL.DETR.NUM_CLASSES", len(dataset.content["categories"]))
+    assert check(*config, *classes, "INPUT.CROP.ENABLED", "True", preview=True)[0] == 0
+    assert sorted(x.name for x in (tmp_path / "checked").glob("*.png")) == ["preview.png", "training.png"]
+    first = (tmp_path / "checked" / "training.png").read_bytes()
+    assert first != (tmp_path / "checked" / "preview.png").read_bytes()
+    assert check(*config, *classes, "INPUT.CROP.ENABLED", "True", preview=True)[0] == 0
+    assert (tmp_path / "checked" / "training.png").read_bytes() == first
 
 
 def test_skipping_images(check, dataset):
