@@ -94,17 +94,18 @@ def draw(args: argparse.Namespace, datasets: list["LoadedDataset"]) -> dict[str,
     from detectron2.utils.env import seed_all_rng
 
     from detr_d2.config import load_config
-    from detr_d2.data import DetrDatasetMapper
+    from detr_d2.data import build_training_mapper
     from detr_d2.visualization.dataset_preview import draw_preview
 
     figures = {}
-    mapper = DetrDatasetMapper(load_config(args.config_file, args.opts), is_train=True) if args.config_file else None
+    cfg = load_config(args.config_file, args.opts) if args.config_file else None
     seed_all_rng(0)
     for number, dataset in enumerate(datasets, start=1):
         suffix = "" if number == 1 else f"_{number}"
         figures[f"preview{suffix}.png"] = draw_preview(dataset.records, dataset.classes)
-        if mapper and dataset.train:
-            figures[f"training{suffix}.png"] = draw_preview(dataset.records, dataset.classes, mapper)
+        if cfg is not None and dataset.train:
+            mapper = build_training_mapper(cfg, dataset.records)
+            figures[f"training{suffix}.png"] = draw_preview(dataset.records, dataset.classes, mapper, cfg.INPUT.FORMAT)
     images = {}
     for name, figure in figures.items():
         buffer = io.BytesIO()

@@ -186,6 +186,10 @@ def add_detr_config(cfg: CN) -> None:
     cfg.INPUT.AUGMENTATION = "detr"
     # Brightness, contrast and saturation are multiplied by factors from 1 - COLOR_JITTER to 1 + COLOR_JITTER.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Probability with which a training image becomes a mosaic of four random ones, each at half its size.
+    cfg.INPUT.MOSAIC = 0.0
+    # Probability with which objects of another training image are pasted over one; requires masks.
+    cfg.INPUT.COPY_PASTE = 0.0
     # Shortest sides, in pixels, from which the size of an image before cropping is sampled.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
     # Resize images with PyTorch, three times as fast as with Pillow: about one value in a thousand differs, by one of

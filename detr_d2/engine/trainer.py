@@ -20,7 +20,13 @@ from torch.utils.data import DataLoader
 from detr_d2.checkpoint import DetrCheckpointer
 from detr_d2.config import check_training_config, choice, log_pixel_warnings
 from detr_d2.config.checks import amp_dtype
-from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, load_training_records
+from detr_d2.data import (
+    DetrDatasetMapper,
+    build_training_mapper,
+    check_datasets,
+    load_test_records,
+    load_training_records,
+)
 from detr_d2.engine.console import FoldedMetricPrinter
 from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
 from detr_d2.engine.optimizer import build_optimizer
@@ -178,10 +184,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        mapper = DetrDatasetMapper(cfg, is_train=True)
+        records = load_training_records(cfg)
+        mapper = build_training_mapper(cfg, records)
         # Copies to a GPU are asynchronous only from pinned memory.
         pinned = cfg.MODEL.DEVICE.startswith("cuda")
-        records = load_training_records(cfg)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records, pin_memory=pinned)
 
     @classmethod

@@ -23,12 +23,16 @@ CANDIDATES = 10_000
 
 
 def draw_preview(
-    records: Sequence[dict], classes: Sequence[str] | None, mapper: Callable[[dict], dict] | None = None
+    records: Sequence[dict],
+    classes: Sequence[str] | None,
+    mapper: Callable[[dict], dict] | None = None,
+    image_format: str = "RGB",
 ) -> Figure:
     """Draw some images with their boxes and the names of their classes.
 
     Without a ``mapper``: upright, as training reads them, with boxes as annotated. With the mapper of the training: as
-    the model will see them, augmented and resized, with the boxes and masks that it will learn from.
+    the model will see them, augmented and resized, with the boxes and masks that it will learn from;
+    ``image_format`` is the mapper's.
 
     The same records give the same choice of images. For an image that can't be read, the error is shown.
     """
@@ -45,7 +49,7 @@ def draw_preview(
             if mapper is None:
                 drawn, count = _draw_as_annotated(records[index], table, index, classes)
             else:
-                drawn, count = _draw_as_mapped(mapper(records[index]), mapper.images.image_format, classes)
+                drawn, count = _draw_as_mapped(mapper(records[index]), image_format, classes)
             axes.set_title(f"{name}: {count} objects", fontsize=9)
             axes.imshow(drawn)
         except UserError as error:

@@ -11,21 +11,16 @@ from detr_d2.visualization.detections import draw_instances
 RECORD = {"file_name": "a/blue.png", "image_id": 1, "width": 40, "height": 20, "annotations": []}
 
 
-class Mapper:
-    """Mapper that returns a blue image in BGR with one object."""
-
-    image_format = "BGR"
-    images = property(lambda self: self)
-
-    def __call__(self, record):
-        image = torch.zeros(3, 20, 40, dtype=torch.uint8)
-        image[0] = 255
-        targets = Instances((20, 40), gt_boxes=Boxes([[4.0, 5.0, 14.0, 15.0]]), gt_classes=torch.tensor([1]))
-        return {"image": image, "instances": targets}
+def map_to_blue(record):
+    """Return a blue image in BGR with one object."""
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    image[0] = 255
+    targets = Instances((20, 40), gt_boxes=Boxes([[4.0, 5.0, 14.0, 15.0]]), gt_classes=torch.tensor([1]))
+    return {"image": image, "instances": targets}
 
 
 def test_images_of_a_mapper():
-    figure = dataset_preview.draw_preview([RECORD], ["cell", "other"], Mapper())
+    figure = dataset_preview.draw_preview([RECORD], ["cell", "other"], map_to_blue, "BGR")
     axes = figure.axes[0]
     assert axes.get_title() == "blue.png: 1 objects"
     (drawn,) = axes.get_images()
