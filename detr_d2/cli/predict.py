@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: give 1 or more.")
     inputs = find_inputs(args.input)
-    cfg = prediction_config(args.config_file, args.opts)
+    cfg = prediction_config(args.config_file, args.opts, trust=args.trust)
     summary = predict_files(
         Predictor.from_config(cfg),
         inputs,

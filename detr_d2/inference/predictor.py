@@ -120,7 +120,7 @@ class Predictor:
         return [results[i] for i in range(len(inputs))]
 
 
-def prediction_config(config_file: str, options: list[str]) -> CfgNode:
+def prediction_config(config_file: str, options: Sequence[str] = (), *, trust: bool = False) -> CfgNode:
     """Load the config of a trained model, as :func:`~detr_d2.config.loading.load_config`.
 
     Unless set in ``options``, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and ``MODEL.DEVICE`` is the CPU if there
@@ -129,7 +129,7 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
     Raises:
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
-    cfg = load_config(config_file, options)
+    cfg = load_config(config_file, options, trust=trust)
     cfg.MODEL.DETR.QUERY_GROUPS, cfg.MODEL.DETR.DENOISING.GROUPS = 1, 0
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
         current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
