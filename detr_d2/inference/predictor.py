@@ -97,8 +97,9 @@ class Predictor:
         """Predict for pairs of a key and an image, in their order, which are read as they are needed.
 
         Yields:
-            key, image, and the model's output for the image, on the CPU: ``instances``, as of ``__call__``, and
-            ``panoptic_seg`` of a panoptic model.
+            key, image, and the model's output for the image, on the CPU: ``instances``, as of ``__call__``,
+            ``panoptic_seg`` of a panoptic model, and ``highest_score`` of one with ``MODEL.DETR.TEST.SCORE_THRESHOLD``.
+            The outputs of a few batches are in memory: with masks, set that threshold.
         """
         images = iter(images)
         while window := list(islice(images, _WINDOW * batch_size if batch_size > 1 else 1)):
@@ -117,6 +118,8 @@ class Predictor:
                 if "panoptic_seg" in result:
                     ids, segments = result["panoptic_seg"]
                     results[i]["panoptic_seg"] = ids.cpu(), segments
+                if "highest_score" in result:
+                    results[i]["highest_score"] = float(result["highest_score"])
         return [results[i] for i in range(len(inputs))]
 
 
