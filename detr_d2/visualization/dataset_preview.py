@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from detr_d2.data.checks.annotation_checks import AnnotationTable
+from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
 from detr_d2.visualization.detections import draw_instances

@@ -50,7 +50,6 @@ FAULTS = {
     "annotation-category-unknown": _some(
         "have a category_id that 'categories' does not list", "category ids are integers, not strings"
     ),
-    "annotation-iscrowd-malformed": _some("have an 'iscrowd' other than 0 and 1"),
     "annotation-ignore": _some("have 'ignore' set, which Detectron2 refuses", "remove them"),
     "annotation-iscrowd-missing": _some(
         "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
@@ -182,8 +181,6 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
             faults.add(code, name)
         if label is None and labels:
             faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-        if item.get("iscrowd", 0) not in (0, 1):
-            faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
         if not dropped and (label is not None or not labels):
             item.update(bbox_mode=BoxMode.XYWH_ABS, category_id=item["category_id"] if label is None else label)
             record["annotations"].append(item)
