@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ def load_annotations(path: Path) -> COCO:
     """Read a COCO file of annotations. If it is not one, or has no annotated objects, raise a UserError."""
     try:
         coco = _create_coco(read_coco_content(str(path)))
-    except (KeyError, TypeError) as error:
+        unknown = [x["id"] for x in coco.anns.values() if x["category_id"] not in coco.cats]
+        wrong = [x["id"] for x in coco.anns.values() if not _is_box(x["bbox"]) or x.get("iscrowd", 0) not in (0, 1)]
+        if unknown or wrong:
+            raise ValueError(f"annotation id {(unknown or wrong)[0]} has no category, box or 'iscrowd' of the format")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
             "`detr-d2 check` says what is wrong with it."
@@ -62,6 +67,14 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         missing = [key for key in needed if key not in result]
         if missing:
             raise UserError(f"{path}: result {i} has no {missing[0]!r}, which the task {task!r} needs.")
+        kinds = (int | str, int, int | float, dict if task == "segm" else list)
+        wrong = [key for key, kind in zip(needed, kinds, strict=True) if not isinstance(result[key], kind)]
+        if not wrong and task == "bbox" and not _is_box(result["bbox"]):
+            wrong = ["bbox"]
+        if not wrong and not math.isfinite(result["score"]):
+            wrong = ["score"]
+        if wrong:
+            raise UserError(f"{path}: result {i} has the {wrong[0]} {result[wrong[0]]!r:.40}: correct it.")
         if result["image_id"] not in annotations.imgs:
             raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
         if result["category_id"] not in annotations.cats:
@@ -71,6 +84,12 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
                 "numbers."
             )
     return results
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) and abs(x) < math.inf for x in box)
+    )
 
 
 def has_objects(coco: COCO) -> bool:
