@@ -130,9 +130,14 @@ def _read_categories(json_file: str) -> dict[int, str]:
 
 
 def _check_image_ids(images: list, json_file: str) -> None:
-    """Raise a UserError for an id of two images: one of them would silently be left out."""
-    ids = Counter(repr(x.get("id")) for x in images if isinstance(x, dict))
-    number, count = ids.most_common(1)[0] if ids else ("", 0)
+    """Raise a UserError for an image without an id, or with another's: it would silently be left out."""
+    ids = [x.get("id") if isinstance(x, dict) else None for x in images]
+    if wrong := [(i, x) for i, x in enumerate(ids) if type(x) not in (int, str)]:
+        number, value = wrong[0]
+        raise UserError(
+            f"Image number {number} (counted from 0) in {json_file} has the 'id' {value!r}: give an integer."
+        )
+    number, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise UserError(f"{json_file} has {count} images of id {number}: give each image its own, and its annotations.")
 

@@ -70,7 +70,7 @@ FAULTS = {
         "warning",
     ),
     "mask-malformed": _some(
-        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size', "
+        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size' "
         "whose runs cover the image"
     ),
     "mask-size": _some(
