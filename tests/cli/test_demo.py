@@ -85,7 +85,7 @@ def test_a_file_that_is_missing(repository, tmp_path):
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"image_id": 1, "category_id": 1}, "None of the images that are held out .*own.json .* shows an object"),
+        ({"image_id": 2, "category_id": 1}, "None of the images that are held out .*own.json .* shows an object"),
         ({"category_id": 1}, r"own.json can't be split \(KeyError: 'image_id'\): `detr-d2 check`"),
     ],
 )
