@@ -111,7 +111,7 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
 def _read_categories(json_file: str) -> dict[int, str]:
     """Return the class names by category id, in the order of the ids."""
     content = read_coco_content(json_file)
-    _check_image_ids(content["images"], json_file)
+    check_image_ids(content["images"], json_file)
     items = content["categories"]
     if not items:
         raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
@@ -129,7 +129,7 @@ def _read_categories(json_file: str) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _check_image_ids(images: list, json_file: str) -> None:
+def check_image_ids(images: list, json_file: str) -> None:
     """Raise a UserError for an image without an id, or with another's: it would silently be left out."""
     ids = [x.get("id") if isinstance(x, dict) else None for x in images]
     if wrong := [(i, x) for i, x in enumerate(ids) if type(x) not in (int, str)]:

@@ -228,6 +228,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "texts": _pickled({"model": {"detr.query_embed.weight": "text"}}),
         "other shapes": _with_tensors(lambda name, x: x[:1] if x.dim() else x),
         "scalars": _with_tensors(lambda name, x: torch.tensor(1.0)),
+        "flat": _with_tensors(lambda name, x: x.flatten()),
         "complex": _with_tensors(lambda name, x: x.to(torch.complex64)),
         "text types": _saved(lambda content: {"model": dict.fromkeys(content["model"], "text")}),
         "bool": _with_tensors(lambda name, x: x.bool()),
