@@ -206,7 +206,7 @@ def test_loading_a_model_leaves_its_own_names_alone(make_model, make_cfg, make_o
     [
         (lambda x: x > 0, r"torch.bool values of shape \(64, 3, 7, 7\) for .*conv1"),
         (lambda x: x.to(torch.complex64), "torch.complex64 values"),
-        (lambda x: x.sum(), r"of shape \(\)"),
+        (lambda x: x.sum(), r"torch.float32 values of shape \(\)"),
     ],
     ids=["bool", "complex", "scalar"],
 )
