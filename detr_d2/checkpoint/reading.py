@@ -140,7 +140,10 @@ def _load(path: str, pickle_module: ModuleType) -> Any:
 def _check_archive(path: str) -> None:
     """Refuse an archive that would unpack to more than its size: torch neither compresses nor shares bytes."""
     with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+        entries = archive.infolist()
+        # Code in TorchScript's archives is compressed. They are refused later.
+        is_script = any(x.filename.endswith("/constants.pkl") for x in entries)
+        if not is_script and sum(x.file_size for x in entries) > os.path.getsize(path):
             raise pickle.UnpicklingError("an archive that unpacks to more than its size")
 
 

@@ -122,13 +122,13 @@ def _with_tensors(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Fault:
 
 
 def zip_bomb(data: bytes, rng: random.Random) -> bytes:
-    """Compress a gigabyte of zeros as the storage of a tensor."""
+    """Compress 128 megabytes of zeros as the storage of a tensor."""
     source, buffer = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
     largest = max(source.infolist(), key=lambda x: x.file_size).filename
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in source.namelist():
             with archive.open(name, "w", force_zip64=True) as file:
-                for _ in range(1024 if name == largest else 0):
+                for _ in range(128 if name == largest else 0):
                     file.write(bytes(1 << 20))
                 if name != largest:
                     file.write(source.read(name))

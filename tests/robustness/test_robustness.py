@@ -21,7 +21,7 @@ def test_every_command_is_tried():
     assert {x.command for x in cases(250)} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("case", cases(40), ids=str)
+@pytest.mark.parametrize("case", list(cases(40)), ids=str)
 def test_a_bad_input_is_one_error(campaign, case):
     assert campaign.problems(case) == []
 
