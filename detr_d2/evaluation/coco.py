@@ -73,7 +73,7 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         wrong = [key for key, kind in zip(needed, kinds, strict=True) if not isinstance(result[key], kind)]
         if not wrong and task == "bbox" and not _is_box(result["bbox"]):
             wrong = ["bbox"]
-        if not wrong and not math.isfinite(result["score"]):
+        if not wrong and not abs(result["score"]) < math.inf:
             wrong = ["score"]
         if wrong:
             raise UserError(f"{path}: result {i} has the {wrong[0]} {result[wrong[0]]!r:.40}: correct it.")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,8 @@ class KillCampaign:
         process = self._start()
         time.sleep(self.rng.uniform(0, self.seconds))
         how = self.rng.choice(SIGNALS)
-        os.kill(process.pid, how)
+        with suppress(ProcessLookupError):  # It may have ended.
+            os.kill(process.pid, how)
         process.join(60)
         problems = [f"after {how.name}: {x}" for x in self._damaged()]
         self._finish()
