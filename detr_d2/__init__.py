@@ -14,6 +14,7 @@ __all__ = [
     "add_detr_config",
     "build_optimizer",
     "keep_freed_memory",
+    "load_config",
     "model_zoo",
     "optimize_for_inference",
     "register_coco_dataset",
@@ -25,7 +26,7 @@ if not is_light_command():
 
     from detr_d2.checkpoint import allow_original_checkpoints, model_zoo
     from detr_d2.checkpoint.model_zoo import register_path_handlers
-    from detr_d2.config import add_detr_config
+    from detr_d2.config import add_detr_config, load_config
     from detr_d2.criterion.matching import DETR_MATCHER_REGISTRY
     from detr_d2.data import DetrDatasetMapper, register_coco_dataset
     from detr_d2.engine import Trainer, build_optimizer

@@ -28,7 +28,11 @@ def infer_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Dilation and dropout change no shape, and the number of heads only that of SMCA's and the mask head's tensors.
     """
-    return {**_infer_transformer(tensors), **_infer_resnet(tensors), **_infer_masks(tensors)}
+    try:
+        return {**_infer_transformer(tensors), **_infer_resnet(tensors), **_infer_masks(tensors)}
+    except (IndexError, ValueError, ZeroDivisionError):
+        # Weights of another number of axes are of no architecture; comparing them with a model's names them.
+        return {}
 
 
 def describe_architecture(architecture: Mapping[str, Any]) -> str:

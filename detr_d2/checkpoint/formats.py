@@ -104,13 +104,18 @@ def to_native(
         source: name of the file in error messages.
 
     Raises:
-        UserError: the format is not known.
+        UserError: the format is not known, or weights are not floating point numbers.
     """
     weights, left_out = _extract_weights(checkpoint)
     source_format = recognize(weights or checkpoint, source)
     names = {name: source_format.native_name(name) for name in weights}
     tensors = {names[name]: x for name, x in weights.items() if names[name] is not None}
     left_out += [name for name in weights if names[name] is None]
+    # Copied into a model, a mask of True and False or complex numbers would become weights without a word.
+    values = {x: tensors[x] for x in tensors if x.endswith((".weight", ".bias"))}
+    if wrong := [name for name, x in values.items() if not x.is_floating_point() or x.dim() == 0]:
+        kind = f"{values[wrong[0]].dtype} values of shape {tuple(values[wrong[0]].shape)}"
+        raise UserError(f"{source} holds {kind} for {group_names(wrong)}: weights are arrays of floats.")
     if source_format.splits_in_proj:
         tensors = _join_in_proj(tensors)
     coco = coco_head_by_ids(head_rows(tensors)) if source_format.has_coco_ids else None

@@ -19,6 +19,7 @@ import pickle
 import sys
 import tarfile
 import warnings
+import zipfile
 from types import ModuleType
 from typing import Any, BinaryIO, ClassVar
 
@@ -124,6 +125,7 @@ def _is_safetensors(path: str) -> bool:
 def _load(path: str, pickle_module: ModuleType) -> Any:
     with open(path, "rb") as file:
         if file.read(len(_ZIP_START)) == _ZIP_START:
+            _check_archive(path)
             return _load_torch(path, pickle_module)
         file.seek(0)
         first = pickle_module.load(file, encoding="latin1")
@@ -133,6 +135,16 @@ def _load(path: str, pickle_module: ModuleType) -> Any:
     if tarfile.is_tarfile(path):
         raise pickle.UnpicklingError("a tar archive")
     return _load_torch(path, pickle_module)
+
+
+def _check_archive(path: str) -> None:
+    """Refuse an archive that would unpack to more than its size: torch neither compresses nor shares bytes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        # Code in TorchScript's archives is compressed. They are refused later.
+        is_script = any(x.filename.endswith("/constants.pkl") for x in entries)
+        if not is_script and sum(x.file_size for x in entries) > os.path.getsize(path):
+            raise pickle.UnpicklingError("an archive that unpacks to more than its size")
 
 
 def _load_torch(path: str, pickle_module: ModuleType) -> Any:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     from detr_d2.config import check_model_config, load_config
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, trust=args.trust)
     if args.dataset and args.size:
         raise UserError("Give --size or --dataset, not both.")
     sizes = Counter(map(tuple, args.size or [(800, 1066)]))

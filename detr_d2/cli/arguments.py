@@ -35,6 +35,11 @@ class CommandParser(argparse.ArgumentParser):
         default = f" (default: {settings['default']})" if "default" in settings else ""
         settings = {"required": required, "default": "", "metavar": "NAME", **settings}
         self.add_argument("--config-file", **settings, help=accepted + default)
+        self.add_argument(
+            "--trust",
+            action="store_true",
+            help="accept Python code in the config file and run it; only for files whose origin you know",
+        )
         self._accepts_keys = True
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, e.g. MODEL.DEVICE cpu")
 

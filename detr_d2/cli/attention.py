@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         image = read_image(args.input, "RGB")
         points = relative_points(args.encoder_point or [], *image.shape[:2])
-        predictor = Predictor.from_config(prediction_config(args.config_file, args.opts))
+        predictor = Predictor.from_config(prediction_config(args.config_file, args.opts, trust=args.trust))
         with record_attention(predictor.model, points) as record, torch.no_grad():
             (instances,) = predictor([image])
         style = {"layer": args.layer, "per_head": args.per_head}

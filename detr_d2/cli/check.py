@@ -74,7 +74,7 @@ def load(args: argparse.Namespace) -> list["LoadedDataset"]:
     if args.opts and not args.config_file:
         raise UserError(f"{' '.join(args.opts)}: config keys go with --config-file.")
     if args.config_file:
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts, trust=args.trust)
         if args.num_classes is None:
             args.num_classes = cfg.MODEL.DETR.NUM_CLASSES
         if args.num_queries is None:

@@ -23,6 +23,7 @@ import time
 
 from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_training_flags
 from detr_d2.cli.command import Command, launch
+from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 
@@ -63,7 +64,16 @@ def hold_out(args: argparse.Namespace) -> None:
     from detr_d2.data.split import split_images
 
     folder = dict(zip(args.opts[::2], args.opts[1::2], strict=False))["OUTPUT_DIR"]
-    parts = split_images(read_coco_content(args.train_json), args.val_share)
+    try:
+        parts = split_images(read_coco_content(args.train_json), args.val_share)
+    except (KeyError, TypeError, AttributeError) as e:
+        hint = "`detr-d2 check` says what is wrong with it"
+        raise UserError(f"{args.train_json} can't be split ({type(e).__name__}: {e}): {hint}.") from e
+    if not any(not x.get("iscrowd") for x in parts[1]["annotations"]):
+        raise UserError(
+            f"None of the images that are held out of {args.train_json} for evaluation shows an object: annotate more "
+            "images, or give others with --val-json and --val-images."
+        )
     os.makedirs(folder, exist_ok=True)
     args.train_json, args.val_json = (os.path.join(folder, f"{name}.json") for name in ("train", "val"))
     args.val_images = args.train_images

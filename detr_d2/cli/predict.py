@@ -51,17 +51,24 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: give 1 or more.")
     inputs = find_inputs(args.input)
-    cfg = prediction_config(args.config_file, args.opts)
-    summary = predict_files(
-        Predictor.from_config(cfg),
-        inputs,
-        args.output,
-        score_thresh=args.score_thresh,
-        batch_size=args.batch_size,
-        overlays=not args.no_overlays,
-        overwrite=args.overwrite,
-        run={"config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS, "inputs": args.input},
-    )
+    cfg = prediction_config(args.config_file, args.opts, trust=args.trust)
+    # The model then computes and keeps no masks that would be left out: 100 of a photograph are a gigabyte.
+    cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = max(cfg.MODEL.DETR.TEST.SCORE_THRESHOLD, args.score_thresh)
+    predictor = Predictor.from_config(cfg)
+    try:
+        summary = predict_files(
+            predictor,
+            inputs,
+            args.output,
+            score_thresh=args.score_thresh,
+            batch_size=args.batch_size,
+            overlays=not args.no_overlays,
+            overwrite=args.overwrite,
+            run={"config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS, "inputs": args.input},
+        )
+    except OSError as e:
+        # As of a full disk. Errors of inputs are in the summary.
+        raise UserError(f"--output {args.output} can't be written ({e}): make space, or name another.") from e
     print_summary(summary)
     print(f"written to {args.output}")
     if summary.failed:

@@ -1,7 +1,8 @@
 """Loading of a config from its name and command-line options, with mistakes explained."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from detectron2.utils.file_io import PathManager
 from detr_d2.config.checks import config_value
 from detr_d2.config.defaults import add_detr_config
 from detr_d2.config.published import PUBLISHED
+from detr_d2.config.reading import merge_from_file
 from detr_d2.utils.errors import UserError, did_you_mean
 
 
-def load_config(config: str, options: list[str]) -> CfgNode:
+def load_config(config: str, options: Sequence[str] = (), *, trust: bool = False) -> CfgNode:
     """Return Detectron2's defaults, DETR's, those of :func:`find_config`'s file, and ``KEY VALUE`` pairs.
 
-    Each overrides the ones before; ``config`` "" stands for no file.
+    Each overrides the ones before; ``config`` "" stands for no file. Python code in the file is refused, where
+    Detectron2's ``cfg.merge_from_file`` runs it, unless ``trust`` is True.
 
     Raises:
         UserError: a file, key or value is wrong; the message names the one that was probably meant.
@@ -26,7 +29,7 @@ def load_config(config: str, options: list[str]) -> CfgNode:
     add_detr_config(cfg)
     if config:
         file = find_config(config)
-        _merge(cfg, cfg.merge_from_file, file, source=f"config file {file}")
+        _merge(cfg, partial(merge_from_file, cfg, trust=trust), file, source=f"config file {file}")
     if flags := [word for word in options if word.startswith("--")]:
         raise UserError(f"{flags[0]} is among the options KEY VALUE: put flags before them.")
     if len(options) % 2:
@@ -66,15 +69,10 @@ def packaged_config(name: str) -> str:
 def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str) -> None:
     try:
         merge(values)
+    except UserError:
+        raise
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
-    except AttributeError as e:
-        # Raised by fvcore for a file that is a single string or list in YAML.
-        raise UserError(f"In {source}: there are no keys with values in it; give a YAML file as configs/*.yaml.") from e
-    except Exception as e:
-        if type(e).__module__.startswith("yaml"):
-            raise UserError(f"In {source}: not valid YAML: {e}") from e
-        raise
 
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:

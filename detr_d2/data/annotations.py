@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from torch.utils.data import get_worker_info
 
 from detr_d2.utils.errors import ExampleCounter, UserError
 
@@ -28,8 +29,12 @@ class ImageTargets(NamedTuple):
 
 
 def count_dropped(dropped: ExampleCounter, kind: str, names: Sequence[str]) -> None:
-    """Count objects that are left out of the data for one reason, and log the first of them."""
-    if names and dropped.add(kind, names[0], len(names)):
+    """Count objects that are left out of the data for one reason, and log the first of them.
+
+    Of a loader's workers the first one logs. The total of a dataset is what its check reports before training.
+    """
+    worker = get_worker_info()
+    if names and dropped.add(kind, names[0], len(names)) and (worker is None or worker.id == 0):
         logger.warning("Dropped %s: %s. Others are dropped too.", kind, names[0])
 
 
@@ -96,6 +101,8 @@ def read_targets(
 def read_box(annotation: dict, name: str) -> np.ndarray:
     """Read the box of an annotation, as (4,) float32, absolute XYXY. If it can't be read, raise a UserError."""
     try:
+        if is_text(annotation["bbox"]):
+            raise ValueError("it holds text")
         with np.errstate(over="ignore"):
             box = np.array(annotation["bbox"], dtype=np.float32)[None]
         xyxy = BoxMode.convert(box, BoxMode(annotation["bbox_mode"]), BoxMode.XYXY_ABS)[0]
@@ -103,7 +110,7 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
             raise ValueError(f"it holds {xyxy.size} numbers")
     except KeyError as error:
         raise UserError(f"No {error} in {name}: add it.") from error
-    except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError, OverflowError) as error:
         raise UserError(
             f"bbox {annotation['bbox']} with bbox_mode {annotation['bbox_mode']} of {name} can't be read "
             f"({error}): it must be four numbers in a BoxMode that converts to XYXY_ABS."
@@ -111,6 +118,11 @@ def read_box(annotation: dict, name: str) -> np.ndarray:
     if not np.isfinite(xyxy).all():
         raise UserError(f"bbox {annotation['bbox']} of {name} is not finite: correct or remove it.")
     return xyxy
+
+
+def is_text(numbers: object) -> bool:
+    """Check whether a value or a list has text, which NumPy would silently convert to numbers."""
+    return isinstance(numbers, str) or (isinstance(numbers, Sequence) and any(isinstance(x, str) for x in numbers))
 
 
 def read_category(annotation: dict, name: str) -> int:

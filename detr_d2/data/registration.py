@@ -1,6 +1,8 @@
 """Registration of the user's own annotations in COCO's format, with errors before anything is loaded."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def register_coco_dataset(name: str, json_file: str, image_root: str) -> list[str]:
@@ -106,7 +110,9 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
 
 def _read_categories(json_file: str) -> dict[int, str]:
     """Return the class names by category id, in the order of the ids."""
-    items = read_coco_content(json_file)["categories"]
+    content = read_coco_content(json_file)
+    check_image_ids(content["images"], json_file)
+    items = content["categories"]
     if not items:
         raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
     names = {}
@@ -117,7 +123,23 @@ def _read_categories(json_file: str) -> dict[int, str]:
         if number in names:
             raise UserError(f"{json_file} lists category id {number} twice, {names[number]!r} and {name!r}.")
         names[number] = name
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+    if repeated:
+        logger.warning("%s has classes of one name: %s. They count as different.", json_file, abbreviate(repeated))
     return dict(sorted(names.items()))
+
+
+def check_image_ids(images: list, json_file: str) -> None:
+    """Raise a UserError for an image without an id, or with another's: it would silently be left out."""
+    ids = [x.get("id") if isinstance(x, dict) else None for x in images]
+    if wrong := [(i, x) for i, x in enumerate(ids) if type(x) not in (int, str)]:
+        number, value = wrong[0]
+        raise UserError(
+            f"Image number {number} (counted from 0) in {json_file} has the 'id' {value!r}: give an integer."
+        )
+    number, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{json_file} has {count} images of id {number}: give each image its own, and its annotations.")
 
 
 def _describe(paths: Mapping[str, str]) -> str:

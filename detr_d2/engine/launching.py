@@ -71,7 +71,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         # Detectron2's setup logs the content of the file.
         args.config_file = find_config(args.config_file)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, trust=getattr(args, "trust", False))
     data = use_own_data(cfg, args)
     if args.eval_only:
         check_model_config(cfg)

@@ -152,8 +152,8 @@ class _Writer:
         instances, summary, ids = result["instances"], self.summary, self.categories.ids
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, **source, "height": image.shape[0], "width": image.shape[1]})
-        if len(instances):
-            summary.highest_score = max(summary.highest_score, round(float(instances.scores.max()), 4))
+        highest = result.get("highest_score", float(instances.scores.max()) if len(instances) else 0.0)
+        summary.highest_score = max(summary.highest_score, round(highest, 4))
         kept = instances[instances.scores >= summary.score_thresh]
         kept = kept[kept.scores.argsort(descending=True)]
         if kept.has("pred_masks"):

@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
@@ -122,6 +123,7 @@ class Trainer(DefaultTrainer):
                 logger.exception("Exception during training:")
                 raise
             finally:
+                self._write_last_losses()
                 self.after_train()
         if self._stopped and comm.is_main_process():
             self.checkpointer.save("model_final", iteration=self.iter)
@@ -129,6 +131,13 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, results)
         return results
+
+    def _write_last_losses(self) -> None:
+        """Write the losses of the steps since the log was last written, which a training that ends early would lose."""
+        # An error of one process would leave it waiting for the others.
+        if self._stopped or comm.get_world_size() == 1:
+            with suppress(FloatingPointError):
+                self._trainer.loss_log.write()
 
     def stop(self) -> None:
         """End the training after this iteration; all processes call this together."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.data.registration import read_coco_content
+from detr_d2.data.registration import check_image_ids, read_coco_content
 from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
 
@@ -38,9 +39,15 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
 
 def load_annotations(path: Path) -> COCO:
     """Read a COCO file of annotations. If it is not one, or has no annotated objects, raise a UserError."""
+    content = read_coco_content(str(path))
+    check_image_ids(content["images"], str(path))
     try:
-        coco = _create_coco(read_coco_content(str(path)))
-    except (KeyError, TypeError) as error:
+        coco = _create_coco(content)
+        unknown = [x["id"] for x in coco.anns.values() if x["category_id"] not in coco.cats]
+        wrong = [x["id"] for x in coco.anns.values() if not _is_box(x["bbox"]) or x.get("iscrowd", 0) not in (0, 1)]
+        if unknown or wrong:
+            raise ValueError(f"annotation id {(unknown or wrong)[0]} has no category, box or 'iscrowd' of the format")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path} can't be read as a COCO file of annotations ({type(error).__name__}: {error}): "
             "`detr-d2 check` says what is wrong with it."
@@ -62,6 +69,14 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
         missing = [key for key in needed if key not in result]
         if missing:
             raise UserError(f"{path}: result {i} has no {missing[0]!r}, which the task {task!r} needs.")
+        kinds = (int | str, int, int | float, dict if task == "segm" else list)
+        wrong = [key for key, kind in zip(needed, kinds, strict=True) if not isinstance(result[key], kind)]
+        if not wrong and task == "bbox" and not _is_box(result["bbox"]):
+            wrong = ["bbox"]
+        if not wrong and not abs(result["score"]) < math.inf:
+            wrong = ["score"]
+        if wrong:
+            raise UserError(f"{path}: result {i} has the {wrong[0]} {result[wrong[0]]!r:.40}: correct it.")
         if result["image_id"] not in annotations.imgs:
             raise UserError(f"{path}: result {i} is of image {result['image_id']}, which the annotations do not have.")
         if result["category_id"] not in annotations.cats:
@@ -71,6 +86,12 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
                 "numbers."
             )
     return results
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) and abs(x) < math.inf for x in box)
+    )
 
 
 def has_objects(coco: COCO) -> bool:

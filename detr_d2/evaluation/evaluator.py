@@ -39,7 +39,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 def check_evaluation(cfg: CfgNode, dataset_name: str) -> None:
     """Check before training that :func:`build_evaluator`, which may be called hours later, will raise no UserError."""
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED or not _is_panoptic(dataset_name) or _has_instances(dataset_name):
+    if not _is_panoptic(dataset_name):
+        return
+    if _has_instances(dataset_name):
+        things = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
+        if sorted(things.values()) != list(range(len(things))):
+            raise UserError(
+                f"In dataset {dataset_name!r} the things are not the first classes, so AP can't be computed: register "
+                "it with detr_d2.data.register_coco_panoptic_dataset, which orders them, or without its json_file of "
+                "instances, to evaluate panoptic quality alone."
+            )
+        return
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED:
         return
     raise UserError(
         f"Dataset {dataset_name!r} has panoptic annotations only, and the model predicts boxes: set "

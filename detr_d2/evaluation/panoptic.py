@@ -79,7 +79,8 @@ class PanopticEvaluator(DatasetEvaluator):
             for category, counts in count_segments(truth, true_segments, predicted, segments).items():
                 if category in rows:
                     self._counts[rows[category]] += counts
-            name = os.path.splitext(file_name)[0] + ".png"
+            # Below the folder of results, also if it is an absolute path, or leads out of the dataset's folder.
+            name = os.path.normpath(f"/{os.path.splitext(file_name)[0]}.png").lstrip("/")
             self._predictions.append({"image_id": image, "file_name": name, "segments_info": segments})
             if self.folder:
                 write_segment_map(os.path.join(self.folder, "predictions", name), predicted)

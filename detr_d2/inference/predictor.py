@@ -97,8 +97,9 @@ class Predictor:
         """Predict for pairs of a key and an image, in their order, which are read as they are needed.
 
         Yields:
-            key, image, and the model's output for the image, on the CPU: ``instances``, as of ``__call__``, and
-            ``panoptic_seg`` of a panoptic model.
+            key, image, and the model's output for the image, on the CPU: ``instances``, as of ``__call__``,
+            ``panoptic_seg`` of a panoptic model, and ``highest_score`` of one with ``MODEL.DETR.TEST.SCORE_THRESHOLD``.
+            The outputs of a few batches are in memory: with masks, set that threshold.
         """
         images = iter(images)
         while window := list(islice(images, _WINDOW * batch_size if batch_size > 1 else 1)):
@@ -117,10 +118,12 @@ class Predictor:
                 if "panoptic_seg" in result:
                     ids, segments = result["panoptic_seg"]
                     results[i]["panoptic_seg"] = ids.cpu(), segments
+                if "highest_score" in result:
+                    results[i]["highest_score"] = float(result["highest_score"])
         return [results[i] for i in range(len(inputs))]
 
 
-def prediction_config(config_file: str, options: list[str]) -> CfgNode:
+def prediction_config(config_file: str, options: Sequence[str] = (), *, trust: bool = False) -> CfgNode:
     """Load the config of a trained model, as :func:`~detr_d2.config.loading.load_config`.
 
     Unless set in ``options``, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and ``MODEL.DEVICE`` is the CPU if there
@@ -129,7 +132,7 @@ def prediction_config(config_file: str, options: list[str]) -> CfgNode:
     Raises:
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
-    cfg = load_config(config_file, options)
+    cfg = load_config(config_file, options, trust=trust)
     cfg.MODEL.DETR.QUERY_GROUPS, cfg.MODEL.DETR.DENOISING.GROUPS = 1, 0
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
         current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"

@@ -139,7 +139,8 @@ class Detr(nn.Module):
             In training the weighted losses by name; their sum is the loss. In inference one dict per image whose
             ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
             score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
-            rules also ``panoptic_seg``, see :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`.
+            rules also ``panoptic_seg``, see :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`. With a
+            score threshold also ``highest_score``, (), of all queries, for when no detection reaches it.
         """
         batch = self.preprocess_image(batched_inputs)
         if self.training:
@@ -167,6 +168,10 @@ class Detr(nn.Module):
         """Select queries, compute their masks once, and assemble the results."""
         instances = box_instances(output, sizes, self.class_loss, self.score_threshold)
         results = [{"instances": x} for x in instances]
+        if self.score_threshold > 0:
+            scores, _, _ = get_class_loss(self.class_loss).rank(output.logits[-1].float())
+            for result, highest in zip(results, scores.amax(1), strict=True):
+                result["highest_score"] = highest
         if not self.has_masks:
             return results
         queries = [x.queries for x in instances]

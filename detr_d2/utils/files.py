@@ -1,14 +1,22 @@
-"""Output files and folders that are complete or absent, and JSON input with explained errors."""
+"""Output files and folders that are complete or absent, and JSON input with explained errors.
+
+What a killed process was writing is locked no more, and replaced by the next that writes to the same path.
+"""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from detr_d2.utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -17,16 +25,57 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
     Until then the earlier content of ``path`` stays. The folder must exist.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    with _temporary_name(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.remove(temporary)
+            raise
+
+
+@contextmanager
+def _temporary_name(path: str | Path) -> Iterator[str]:
+    """Yield the name of a file next to ``path`` that no other process writes to until the block ends.
+
+    It is always the same, so that at most one such file is left behind, unless two processes write to ``path``.
+    """
+    name = f"{path}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        lock = _lock(name, os.O_RDWR | os.O_CREAT)
+    except BlockingIOError:
+        lock = None
+    try:
+        yield name if lock is not None else f"{path}.{os.getpid()}.tmp"
     finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: str | Path, flags: int) -> int | None:
+    """Open a file or folder and lock it until it is closed, or this process ends; return its descriptor.
+
+    Return None where the system or the file system has no locks. If another process has locked it, or has moved it
+    since, raise a BlockingIOError.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))):
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
@@ -34,35 +83,43 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     """Make a folder for writing that becomes ``path`` when the block ends.
 
     Until then its name is ``path`` followed by ".incomplete". If the block fails after a file was written, the folder
-    keeps this name, and the next run replaces it.
+    keeps this name, and the next run replaces it; not while the block runs in another process.
 
     Args:
         marker: name of a file that every such folder holds in the end. A folder without it is never replaced.
         overwrite: True to replace the results of an earlier run.
 
     Raises:
-        UserError: ``path`` is not empty and must not be replaced, or the folder can't be made.
+        UserError: ``path`` is not empty and must not be replaced, another process is writing it, or the folder can't
+            be made.
     """
     path = Path(os.path.abspath(path))
     _check_replaceable(path, marker, overwrite)
     incomplete = path.with_name(f"{path.name}.incomplete")
     try:
-        if incomplete.exists():
-            shutil.rmtree(incomplete)
-        incomplete.mkdir(parents=True)
+        incomplete.mkdir(parents=True, exist_ok=True)
+        lock = _lock(incomplete, os.O_RDONLY)
+        for x in incomplete.iterdir():
+            shutil.rmtree(x) if x.is_dir() and not x.is_symlink() else x.unlink()
+    except BlockingIOError as e:
+        raise UserError(f"Another process is writing the output folder {path}: wait for it, or name another.") from e
     except OSError as e:
         raise UserError(f"The output folder {path} can't be made ({e}): choose another.") from e
     try:
-        yield incomplete
-    except BaseException:
-        if not any(x.is_file() for x in incomplete.rglob("*")):
-            shutil.rmtree(incomplete)
-        raise
-    # Another program may have written to it meanwhile.
-    _check_replaceable(path, marker, overwrite)
-    if path.exists():
-        shutil.rmtree(path)
-    incomplete.rename(path)
+        try:
+            yield incomplete
+        except BaseException:
+            if not any(x.is_file() for x in incomplete.rglob("*")):
+                shutil.rmtree(incomplete)
+            raise
+        # Another program may have written to it meanwhile.
+        _check_replaceable(path, marker, overwrite)
+        if path.exists():
+            shutil.rmtree(path)
+        incomplete.rename(path)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:

@@ -119,9 +119,11 @@ def smooth(values: NDArray, window: int) -> NDArray:
 def _parse(line: str) -> dict | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("iteration"), int) else None
+    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        return None
+    return record if all(isinstance(x, int | float) for x in record.values()) else None
 
 
 def _plot_series(panel: Axes, iterations: NDArray, values: NDArray, color: Color, smoothing: int | None) -> None:

@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from detr_d2.data.checks.annotation_checks import AnnotationTable
+from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
 from detr_d2.visualization.detections import draw_instances

@@ -199,3 +199,20 @@ def test_loading_a_model_leaves_its_own_names_alone(make_model, make_cfg, make_o
     assert native_state_dict(original, 5).keys() == state_dict.keys()
     model.load_state_dict(original, strict=True)
     assert torch.equal(model.state_dict()["detr.class_embed.bias"], original["class_embed.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x > 0, r"torch.bool values of shape \(64, 3, 7, 7\) for .*conv1"),
+        (lambda x: x.to(torch.complex64), "torch.complex64 values"),
+        (lambda x: x.sum(), r"torch.float32 values of shape \(\)"),
+    ],
+    ids=["bool", "complex", "scalar"],
+)
+def test_weights_are_arrays_of_floats(change, message):
+    """Others would become weights of the model without a word."""
+    weights = resnet18().state_dict()
+    weights["conv1.weight"] = change(weights["conv1.weight"])
+    with pytest.raises(UserError, match=rf"a.pth holds {message}"):
+        to_native(weights, source="a.pth")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -292,3 +293,22 @@ def test_detectron2s_own_checkpointer_reads_original_files(tmp_path):
     model = nn.Linear(1, 1, bias=False)
     DetectionCheckpointer(model).load(path)
     assert model.weight.item() == 1.0
+
+
+@pytest.mark.parametrize("bomb", [True, False], ids=["compressed", "overlapping"])
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path, bomb):
+    path = write(tmp_path / "x.pth", {"model": {"w": torch.zeros(100_000), "v": torch.zeros(100_000)}}, "zip")
+    if bomb:
+        with zipfile.ZipFile(path) as whole:
+            entries = {name: whole.read(name) for name in whole.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+    else:
+        # Three more entries of the bytes of the storage, the largest.
+        with zipfile.ZipFile(path, "a") as archive:
+            largest = max(archive.infolist(), key=lambda x: x.file_size)
+            archive.filelist += [largest] * 3
+            archive._didModify = True
+    with pytest.raises(UserError, match=r"x\.pth can't be read .*unpacks to more than its size"):
+        read_checkpoint(path)

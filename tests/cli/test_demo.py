@@ -2,8 +2,12 @@
 
 import json
 import re
+from argparse import Namespace
 
 import pytest
+
+from detr_d2.cli.demo import hold_out
+from detr_d2.utils.errors import UserError
 
 
 @pytest.mark.slow
@@ -63,3 +67,21 @@ def test_a_file_that_is_missing(run_script):
     done = run_script("tools/demo.py", "--train-json", "none.json", "--train-images", ".")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: none.json")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"image_id": 2, "category_id": 1}, "None of the images that are held out .*own.json .* shows an object"),
+        ({"category_id": 1}, r"own.json can't be split \(KeyError: 'image_id'\): `detr-d2 check`"),
+    ],
+)
+def test_data_that_can_not_be_held_out(tmp_path, annotation, message):
+    """The report, at the end of the training, could show no AP."""
+    images = [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": [annotation]}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    args = Namespace(train_json=str(tmp_path / "own.json"), val_share=0.5, opts=["OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=message):
+        hold_out(args)
+    assert not (tmp_path / "out").exists()

@@ -68,6 +68,15 @@ def test_no_results_and_a_threshold(evaluate, tmp_path):
         (CONTENT, [{**RESULT, "image_id": 4}], "result 0 is of image 4, which the annotations do not have"),
         (CONTENT, [{**RESULT, "category_id": 0}], "result 0 has the category 0, and the annotations have 7"),
         (CONTENT, [{k: v for k, v in RESULT.items() if k != "score"}], "result 0 has no 'score'"),
+        (CONTENT, [{**RESULT, "image_id": {}}], "result 0 has the image_id {}: correct it"),
+        (CONTENT, [{**RESULT, "score": "high"}], "result 0 has the score 'high': correct it"),
+        (CONTENT, [{**RESULT, "bbox": [1, 2, None, 4]}], "result 0 has the bbox [1, 2, None, 4]: correct it"),
+        ({**CONTENT, "images": CONTENT["images"] * 2}, [RESULT], "annotations.json has 2 images of id"),
+        (
+            {**CONTENT, "annotations": [{**x, "category_id": 99} for x in CONTENT["annotations"]]},
+            [RESULT],
+            "has no category, box or 'iscrowd' of the format",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(evaluate, tmp_path, capsys, annotations, results, message):

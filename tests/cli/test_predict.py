@@ -11,6 +11,8 @@ from pycocotools.coco import COCO
 from detr_d2.cli.predict import main
 from detr_d2.data.videos import VideoReader
 from detr_d2.inference.predictor import Predictor, prediction_config
+from detr_d2.modeling import meta_arch
+from detr_d2.modeling.postprocessing import resized_masks
 
 NAMES = ["cat", "dog", "bird", "fish", "horse"]
 
@@ -153,3 +155,30 @@ def test_mistakes(predict, photos, tmp_path, capsys, words, message):
     assert message in errors[0]
     assert not list(tmp_path.glob("out*"))
     assert len(list(photos.rglob("*.jpg"))) == 3
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_masks_below_the_threshold_are_not_computed(save_trained, tmp_path, monkeypatch, threshold):
+    """A batch of photographs would need gigabytes; detections and the highest score are the same."""
+    config, weights = save_trained("MODEL.MASK_ON", True, class_names=NAMES)
+    counts = []
+
+    def counting(logits, **settings):
+        counts.append(len(logits))
+        return resized_masks(logits, **settings)
+
+    monkeypatch.setattr(meta_arch, "resized_masks", counting)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 50 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    files = str(tmp_path / "*.png")
+    flags = ["--config-file", str(config), "--input", files, "--batch-size", "2", "--no-overlays"]
+    out, words = tmp_path / "out", ["--score-thresh", str(threshold), "MODEL.WEIGHTS", str(weights)]
+    assert main([*flags, "--output", str(out), *words]) == 0
+    summary, results = read(out, "summary.json"), read(out, "predictions.json")
+    assert sum(counts) == summary["detections"] == len(results)
+    cfg = prediction_config(str(config), ["MODEL.WEIGHTS", str(weights)])
+    images = [np.asarray(Image.open(x["file_name"]).convert("RGB")) for x in read(out, "images.json")["images"]]
+    scores = [x.scores for x in Predictor.from_config(cfg)(images)]
+    assert summary["highest_score"] == pytest.approx(float(max(x.max() for x in scores)), abs=1e-4)
+    assert len(results) == sum(int((x >= threshold).sum()) for x in scores)

@@ -93,3 +93,63 @@ def test_a_file_comes_before_the_packaged_config_of_its_name(repository, tmp_pat
 def test_missing_config(name, hint):
     with pytest.raises(UserError, match=rf"The config {name} does not exist.* {hint}"):
         load_config(name, [])
+
+
+PLANTED = "MODEL:\n  DETR:\n    NHEADS: !!python/object/apply:os.system ['touch {touched}']\n"
+
+
+def plant(folder, touched, *, in_base: bool) -> str:
+    """Write a config that would make the file ``touched``, itself or through what it inherits from; return its path."""
+    names = ["base.yaml", "top.yaml"] if in_base else ["top.yaml"]
+    (folder / names[0]).write_text(PLANTED.format(touched=touched))
+    if in_base:
+        (folder / "top.yaml").write_text("_BASE_: base.yaml\n")
+    return str(folder / "top.yaml")
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+def test_code_in_a_file_does_not_run(tmp_path, in_base):
+    touched = tmp_path / "touched"
+    file = plant(tmp_path, touched, in_base=in_base)
+    source = "base" if in_base else "top"
+    with pytest.raises(
+        UserError, match=rf"{source}\.yaml contains more than plain values in line 3 .*os\.system.*--trust"
+    ):
+        load_config(file)
+    assert not touched.exists()
+    assert load_config(file, trust=True).MODEL.DETR.NHEADS == 0
+    assert touched.exists()
+
+
+def test_tuples_and_what_detectron2_dumps_are_read(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("DATASETS:\n  TRAIN: !!python/tuple [a, b]\nMODEL:\n  PIXEL_MEAN: [1, 2, 3]\n")
+    cfg = load_config(str(file))
+    assert cfg.DATASETS.TRAIN == ("a", "b")
+    file.write_text(cfg.dump())
+    # As Detectron2 reads its own.
+    expected = load_config("")
+    expected.merge_from_file(str(file))
+    assert load_config(str(file)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: bad.yaml\n", "its own _BASE_"),
+        ("_BASE_: nowhere.yaml\n", r"its _BASE_, can't be read .*nowhere\.yaml"),
+        ("MODEL: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{y}: &{y} [{','.join([f'*{x}'] * 10)}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True)),
+            "over 100000 values",
+        ),
+        ("", "no keys with values"),
+        ("MODEL: \x00\n", "not valid YAML"),
+    ],
+    ids=["own base", "no base", "nested", "aliases", "empty", "control character"],
+)
+def test_hostile_files(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "bad.yaml"))

@@ -1,6 +1,7 @@
 """Boxes and classes from annotation dicts."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,3 +154,13 @@ def test_no_instances():
     assert instances.gt_boxes.tensor.dtype == torch.float32
     assert instances.gt_classes.shape == (0,)
     assert instances.gt_classes.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("worker", "logged"), [(None, 1), (0, 1), (1, 0)])
+def test_one_worker_of_a_loader_logs_what_is_dropped(make_annotation, monkeypatch, caplog, worker, logged):
+    info = worker if worker is None else SimpleNamespace(id=worker)
+    monkeypatch.setattr("detr_d2.data.annotations.get_worker_info", lambda: info)
+    dropped = ExampleCounter()
+    read(make_annotation(bbox=[10, 10, 0, 5]), dropped=dropped)
+    assert dropped.counts["a box without area inside its image"] == 1
+    assert len(caplog.records) == logged

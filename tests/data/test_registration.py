@@ -94,12 +94,18 @@ def test_a_name_without_files(write, tmp_path, catalog):
         ({"categories": [{"id": "1", "name": "a"}]}, r"category .* in .*own\.json lacks an integer 'id'"),
         ({"categories": [{"id": 1}]}, "or a string 'name'"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "id 1 twice, 'a' and 'b'"),
+        ({"images": [{"id": 7, "file_name": x} for x in "ab"]}, r"own\.json has 2 images of id 7: give each"),
     ],
 )
 def test_other_contents(name, write, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         register_coco_dataset(name, write([1], **changes), tmp_path)
     assert name not in DatasetCatalog
+
+
+def test_classes_of_one_name_are_named(name, write, tmp_path, caplog):
+    register_coco_dataset(name, write([1], categories=[{"id": x, "name": "pistol"} for x in (1, 2)]), tmp_path)
+    assert "classes of one name: pistol" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["via1_region_data.json", "via2_project.json"])

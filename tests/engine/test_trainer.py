@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from detectron2.engine import TrainerBase
+from detectron2.engine import HookBase, TrainerBase
 
 from detr_d2.engine import Trainer, build_optimizer, loading_options
 from detr_d2.engine.step import TrainingStep
@@ -62,3 +62,25 @@ def test_predictions_that_are_not_finite(make_trainer):
     trainer._trainer.unwrapped_model.criterion.weights["loss_giou"] = math.inf
     with pytest.raises(FloatingPointError, match=r"Found in iteration 1.*object 0.* became .* NaN in iteration 0\.$"):
         TrainerBase.train(trainer, 0, 3)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_losses_are_written_when_training_ends_early(make_trainer, error):
+    """Those of the steps since the last line of the log, too."""
+
+    class Fail(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 2:
+                raise error
+
+    trainer = make_trainer(max_iter=5)
+    trainer._stopped = False
+    trainer.register_hooks([Fail()])
+    with pytest.raises(error):
+        trainer.train()
+    assert [i for _, i in trainer.storage.history("total_loss").values()] == [0, 1]
+
+
+def test_a_trainer_checks_its_config(make_cfg):
+    with pytest.raises(UserError, match=r"SOLVER.ACCUMULATE is 0"):
+        Trainer(make_cfg("SOLVER.ACCUMULATE", 0))

@@ -6,7 +6,7 @@ from detectron2.evaluation import DatasetEvaluators
 
 from detr_d2.data.panoptic import coco_panoptic_categories
 from detr_d2.engine import Trainer, trainer
-from detr_d2.evaluation import DetrCOCOEvaluator, PanopticEvaluator, build_evaluator
+from detr_d2.evaluation import DetrCOCOEvaluator, PanopticEvaluator, build_evaluator, check_evaluation
 from detr_d2.utils.errors import UserError
 
 BOXES = ()
@@ -65,3 +65,17 @@ def test_the_trainer_checks_before_it_trains(register, make_cfg, real_data, monk
     monkeypatch.setattr(Trainer, "build_model", None)
     with pytest.raises(UserError, match=r"panoptic annotations only.*no --val-json"):
         Trainer(cfg)
+
+
+def test_stuff_before_things(register, make_cfg):
+    """AP counts things from the first row; panoptic quality does not."""
+    name = register(panoptic=True, instances=INSTANCES)
+    metadata = MetadataCatalog.get(name)
+    things, stuff = (metadata.get(f"{kind}_dataset_id_to_contiguous_id") for kind in ("thing", "stuff"))
+    for table, shift in ((things, len(stuff)), (stuff, -len(things))):
+        table.update({i: row + shift for i, row in table.items()})
+    cfg = make_cfg(*PANOPTIC)
+    with pytest.raises(UserError, match="the things are not the first classes"):
+        check_evaluation(cfg, name)
+    del metadata.json_file
+    check_evaluation(cfg, name)

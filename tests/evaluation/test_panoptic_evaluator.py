@@ -138,6 +138,30 @@ def test_files(dataset, annotations, examples, tmp_path):
     assert np.mean(stuff) == pytest.approx(results["panoptic_seg"]["PQ_st"], abs=0.01)
 
 
+@pytest.mark.parametrize("prefix", ["../../../", "/"], ids=["relative", "absolute"])
+def test_maps_are_written_into_the_folder_of_results(register, annotations, examples, tmp_path, prefix):
+    """Wherever their names in the annotations lead."""
+    inputs, outputs = perfect(annotations, examples)
+    item, json_file, source = (
+        annotations["annotations"][0],
+        tmp_path / "stranger.json",
+        tmp_path / "maps" / "a" / "b" / "c",
+    )
+    source.mkdir(parents=True)
+    target = tmp_path / "maps" / "map.png"
+    target.write_bytes((examples / "panoptic_examples" / item["file_name"]).read_bytes())
+    before = target.read_bytes()
+    item["file_name"] = f"{prefix}map.png" if prefix != "/" else str(target)
+    json_file.write_text(json.dumps({**annotations, "annotations": [item]}))
+    name = register(json_file, source)
+    evaluator = PanopticEvaluator(name, str(tmp_path / "out"))
+    evaluator.process(inputs[:1], outputs[:1])
+    written = list(tmp_path.rglob("*.png"))
+    assert sorted(written) == sorted([target, *(tmp_path / "out" / name / "panoptic" / "predictions").rglob("map.png")])
+    assert len(written) == 2
+    assert target.read_bytes() == before
+
+
 def test_nothing_found(dataset, annotations, examples):
     """All void and no segments: everything counts as missed."""
     inputs, outputs = perfect(annotations, examples)

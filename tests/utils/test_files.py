@@ -1,4 +1,5 @@
 import os
+import resource
 
 import pytest
 
@@ -121,3 +122,54 @@ def test_json_errors_name_the_file_and_the_fix(tmp_path, content, message):
 def test_json_from_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"is a folder: give the path of a JSON file\."):
         read_json(tmp_path)
+
+
+def test_a_folder_that_another_process_is_writing_stays(tmp_path):
+    """A lock that is taken twice in one process behaves as in two."""
+    with output_folder(tmp_path / "out", marker="done") as folder:
+        (folder / "half").touch()
+        with pytest.raises(UserError, match=r"Another process is writing the output folder .*out: wait"):
+            write_folder(tmp_path / "out")
+        assert (folder / "half").exists()
+        (folder / "done").touch()
+    assert sorted(x.name for x in (tmp_path / "out").iterdir()) == ["done", "half"]
+    write_folder(tmp_path / "out", overwrite=True)
+    assert [x.name for x in (tmp_path / "out").iterdir()] == ["done"]
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    (tmp_path / "out.incomplete" / "images").mkdir(parents=True)
+    (tmp_path / "out.incomplete" / "images" / "half").touch()
+    (tmp_path / "out.incomplete" / "link").symlink_to(tmp_path)
+    (tmp_path / "file.tmp").write_bytes(b"longer than the file")
+    write_folder(tmp_path / "out")
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"new")
+    assert sorted(str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")) == ["file", "out", "out/done"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_two_processes_write_one_file(tmp_path):
+    """Each its own temporary file; the last one replaces the other's."""
+    with atomic_file(tmp_path / "file") as first:
+        first.write(b"first")
+        with atomic_file(tmp_path / "file") as second:
+            second.write(b"second")
+        assert (tmp_path / "file").read_bytes() == b"second"
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """As a limit on the size of files, which stands for it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), atomic_file(path) as file:
+            file.write(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]

@@ -6,130 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.structures import BoxMode
 
-from detr_d2.data.annotations import (
-    annotations_of,
-    clip_boxes,
-    has_area,
-    is_crowd,
-    is_panoptic,
-    name_annotation,
-    name_segment,
-    read_box,
-    read_category,
-)
+from detr_d2.data.annotations import has_area
+from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.checks.findings import Finding, Severity
-from detr_d2.utils.errors import UserError, abbreviate
+from detr_d2.utils.errors import abbreviate
 
 # Correct XYWH boxes almost never extend beyond the image; about half of XYXY boxes mistaken for XYWH do.
 SUSPICIOUS_SHARE_BEYOND_IMAGE = 0.25
 NUM_SMALLEST = 3
 # COCO calls objects of under 32 x 32 pixels small, and of over 96 x 96 large.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
-
-
-class AnnotationTable:
-    """Columns of the annotations of a dataset, so that a million of them are checked in seconds.
-
-    A row is an annotation that is not a crowd; in panoptic records, a segment.
-
-    Attributes:
-        records: records of the dataset, in Detectron2's format.
-        boxes: (N, 4) float32, absolute XYXY, as annotated; NaN where unreadable.
-        clipped: (N, 4) boxes clipped to their images.
-        classes: (N,) int64; -1 where unreadable.
-        image_index: (N,) int64 index of the annotation's record.
-        image_sizes: (N, 2) float32, height and width; infinite where the dataset has none.
-        declared_xywh: (N,) bool, True if "bbox_mode" is XYWH_ABS.
-        of_segments: (N,) bool, True for segments of a panoptic map.
-        num_crowds: number of annotations that were left out as crowds.
-        unreadable: (row, message) of every box or category that is missing, malformed or not finite.
-    """
-
-    def __init__(self, records: Sequence[dict]) -> None:
-        self.records = records
-        self.num_images = len(records)
-        lists = self._lists = [annotations_of(record) for record in records]
-        objects = [[item for item in items if not is_crowd(item)] for items in lists]
-        self._items = [item for items in objects for item in items]
-        self.image_index = np.repeat(np.arange(len(records)), [len(items) for items in objects])
-        self.num_crowds = sum(map(len, lists)) - len(self._items)
-        self.unreadable: list[tuple[int, str]] = []
-
-        sizes = [(record.get("height") or np.inf, record.get("width") or np.inf) for record in records]
-        self.image_sizes = np.array(sizes, dtype=np.float32).reshape(-1, 2)[self.image_index]
-        self.declared_xywh = np.array([item.get("bbox_mode") == BoxMode.XYWH_ABS for item in self._items], bool)
-        self.of_segments = np.array([is_panoptic(record) for record in records], bool)[self.image_index]
-        self.boxes = self._read_boxes()
-        self.clipped = clip_boxes(self.boxes, self.image_sizes.T)
-        self.classes = self._read_classes()
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def name(self, row: int) -> str:
-        """Return the display name of the annotation of a row, used in messages."""
-        item, image = self._items[row], self.image_index[row]
-        record = self.records[image]
-        if self.of_segments[row]:
-            return name_segment(item, record)
-        position = next(index for index, other in enumerate(self._lists[image]) if other is item)
-        return name_annotation(item, position, record["file_name"])
-
-    def without_mask(self) -> np.ndarray:
-        """Return the rows without a segmentation to rasterize."""
-        segmentations = [item.get("segmentation") for item in self._items]
-        missing = [x is None or (isinstance(x, Sequence) and len(x) == 0) for x in segmentations]
-        return np.flatnonzero(np.array(missing, bool) & ~self.of_segments)
-
-    def is_readable(self) -> np.ndarray:
-        """Return (N,) bool, True where all four numbers of the box are known."""
-        return np.isfinite(self.boxes).all(axis=1)
-
-    def usable(self) -> np.ndarray:
-        """Return (N,) bool, True where the box is readable and has an area inside its image, and the class is known."""
-        return self.is_readable() & has_area(self.clipped) & (self.classes >= 0)
-
-    def without_area(self) -> np.ndarray:
-        """Return the rows whose box has no area inside its image."""
-        return np.flatnonzero(self.is_readable() & ~has_area(self.clipped))
-
-    def _read_boxes(self) -> np.ndarray:
-        """Read all well-formed boxes of a mode at once; the others one by one, for the message."""
-        boxes = np.full((len(self), 4), np.nan, dtype=np.float32)
-        for mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
-            rows = [row for row, item in enumerate(self._items) if _is_plain(item, mode)]
-            try:
-                with np.errstate(over="ignore"):
-                    values = np.array([self._items[row]["bbox"] for row in rows], dtype=np.float32).reshape(-1, 4)
-            except (ValueError, TypeError):
-                continue
-            boxes[rows] = BoxMode.convert(values, mode, BoxMode.XYXY_ABS) if rows else values
-        for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
-            try:
-                boxes[row] = read_box(self._items[row], self.name(row))
-            except UserError as error:
-                boxes[row] = np.nan
-                self.unreadable.append((int(row), str(error)))
-        return boxes
-
-    def _read_classes(self) -> np.ndarray:
-        classes = np.array([item.get("category_id") for item in self._items])
-        if classes.dtype.kind in "iu" and classes.ndim == 1 and classes.min() >= 0:
-            return classes.astype(np.int64)
-        classes = np.full(len(self), -1, dtype=np.int64)
-        for row, item in enumerate(self._items):
-            try:
-                classes[row] = read_category(item, self.name(row))
-            except UserError as error:
-                self.unreadable.append((row, str(error)))
-        return classes
-
-
-def _is_plain(item: dict, mode: BoxMode) -> bool:
-    box = item.get("bbox")
-    return item.get("bbox_mode") == mode and isinstance(box, Sequence | np.ndarray) and len(box) == 4
 
 
 def compute_statistics(table: AnnotationTable, classes: Sequence[str] | None) -> dict[str, Any]:
@@ -194,6 +81,7 @@ def check_annotations(
     """Return all findings about annotations to train on or to evaluate on; with ``masks``, objects need a mask."""
     return [
         *_check_values(table, num_classes, classes),
+        *_check_crowds(table),
         *_check_objects(table, train),
         *_check_boxes(table),
         *_check_queries(table, num_queries),
@@ -219,6 +107,18 @@ def _check_values(table: AnnotationTable, num_classes: int | None, classes: Sequ
         "categories from 0, or correct {key} (now {limit})."
     )
     yield from _about(rows, table, "error", "label-range", text, label=label, limit=limit, key=key)
+
+
+def _check_crowds(table: AnnotationTable) -> Iterator[Finding]:
+    """Check that 'iscrowd' is 0 or 1: any other text or number would count as 1, and the object be left out."""
+    wrong = [(record, x) for record, x in table.annotations() if x.get("iscrowd", 0) not in (0, 1)]
+    if wrong:
+        record, item = wrong[0]
+        message = (
+            f"{len(wrong)} annotations have an 'iscrowd' other than 0 and 1, e.g. {item['iscrowd']!r} of annotation id "
+            f"{item.get('id')} of image {record['file_name']}: write 0 for an object, 1 for a group."
+        )
+        yield Finding("error", "annotation-iscrowd-malformed", message, len(wrong), record["file_name"])
 
 
 def _check_objects(table: AnnotationTable, train: bool) -> Iterator[Finding]:

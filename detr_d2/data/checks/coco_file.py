@@ -8,7 +8,8 @@ from detectron2.structures import BoxMode
 
 from detr_d2.data.checks.findings import Finding, Severity
 from detr_d2.data.registration import read_coco_content
-from detr_d2.utils.errors import ExampleCounter
+from detr_d2.data.rle import to_rle
+from detr_d2.utils.errors import ExampleCounter, UserError
 
 MAX_CHARACTERS_SHOWN = 80
 
@@ -50,7 +51,6 @@ FAULTS = {
     "annotation-category-unknown": _some(
         "have a category_id that 'categories' does not list", "category ids are integers, not strings"
     ),
-    "annotation-iscrowd-malformed": _some("have an 'iscrowd' other than 0 and 1"),
     "annotation-ignore": _some("have 'ignore' set, which Detectron2 refuses", "remove them"),
     "annotation-iscrowd-missing": _some(
         "have no 'iscrowd'", "training assumes 0, COCO's evaluation fails", "note", "error"
@@ -70,7 +70,8 @@ FAULTS = {
         "warning",
     ),
     "mask-malformed": _some(
-        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size'"
+        "have a 'segmentation' that is neither a list of lists of finite coordinates nor an RLE of 'counts' and 'size' "
+        "whose runs cover the image"
     ),
     "mask-size": _some(
         "have an RLE whose 'size' is not their image's [height, width]", "their masks can't be used", "warning"
@@ -182,8 +183,6 @@ def _read_annotations(items: list, records: dict[Any, dict], labels: dict[int, i
             faults.add(code, name)
         if label is None and labels:
             faults.add("annotation-category-unknown", f"{item['category_id']!r} of {name}")
-        if item.get("iscrowd", 0) not in (0, 1):
-            faults.add("annotation-iscrowd-malformed", f"{item['iscrowd']!r} of {name}")
         if not dropped and (label is not None or not labels):
             item.update(bbox_mode=BoxMode.XYWH_ABS, category_id=item["category_id"] if label is None else label)
             record["annotations"].append(item)
@@ -196,7 +195,13 @@ def _check_mask(segmentation: Any, record: dict) -> tuple[str | None, bool]:
     if isinstance(segmentation, dict):
         if not isinstance(segmentation.get("counts"), str | list) or not isinstance(segmentation.get("size"), list):
             return "mask-malformed", False
-        return None if segmentation["size"] == [record["height"], record["width"]] else "mask-size", False
+        if segmentation["size"] != [record["height"], record["width"]]:
+            return "mask-size", False
+        try:
+            to_rle(segmentation, (record["height"], record["width"]), "", ExampleCounter())
+        except UserError:
+            return "mask-malformed", False
+        return None, False
     try:
         short = [len(polygon) < 6 or len(polygon) % 2 == 1 for polygon in segmentation]
         # The sum is finite if all numbers are; it is the quickest test.

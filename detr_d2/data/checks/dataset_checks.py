@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data.annotations import is_panoptic
-from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations, compute_statistics
+from detr_d2.data.checks.annotation_checks import check_annotations, compute_statistics
+from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.checks.coco_file import read_coco_file
 from detr_d2.data.checks.findings import SEVERITIES, CheckResult, DatasetReport, Finding
 from detr_d2.data.checks.image_checks import check_files_exist, check_image_files, is_missing
@@ -131,7 +132,10 @@ def _load(name: str, json_file: str | None, coco_file: tuple[str, str] | None) -
         records = DatasetCatalog.get(name)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError, IndexError),
+        *(OverflowError, RecursionError),
+    ) as error:
         if json_file is None and not isinstance(error, OSError):
             raise
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error

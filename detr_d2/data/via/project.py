@@ -122,6 +122,8 @@ def _read_image(entry: Mapping[str, Any], path: str) -> ViaImage:
     file_name, size = str(entry["filename"]), entry.get("size")
     # VIA 1 numbers the regions in a dict; VIA 2 has a list.
     items = entry.get("regions") or []
+    if not isinstance(items, Mapping | list):
+        raise UserError(f"The 'regions' of image {file_name} in {path} are {items!r:.40}: save it with VIA again.")
     regions = []
     for index, item in enumerate(items.values() if isinstance(items, Mapping) else items):
         name = f"region {index} (counted from 0) of image {file_name} in {path}"

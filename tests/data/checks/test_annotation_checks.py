@@ -4,7 +4,8 @@ import math
 
 from detectron2.structures import BoxMode
 
-from detr_d2.data.checks.annotation_checks import AnnotationTable, check_annotations
+from detr_d2.data.checks.annotation_checks import check_annotations
+from detr_d2.data.checks.annotation_table import AnnotationTable
 
 
 def check(*objects: tuple[list[float], int], classes: tuple[str, ...] = ("cat", "dog", "cow")) -> dict[str, tuple]:

@@ -1,5 +1,6 @@
 """Datasets of shapes: their files, their cache, and their names in Detectron2's catalogs."""
 
+import importlib
 import json
 import logging
 import multiprocessing
@@ -14,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 
+import detr_d2.data.shapes
 from detr_d2.data import DetrDatasetMapper, ShapesSpec, check_datasets, register_shapes
 from detr_d2.data.panoptic.segments import segment_ids_to_rgb
 from detr_d2.data.shapes import STUFF_CLASSES, THING_CLASSES
@@ -210,3 +212,14 @@ def test_things_and_stuff_of_the_same_images(registered, make_cfg, caplog):
     with caplog.at_level(logging.WARNING):
         check_datasets(cfg)
     assert not caplog.records
+
+
+def test_an_own_dataset_of_the_same_name_stays(catalog, monkeypatch):
+    """Also one that is registered before this package is imported."""
+    own = DatasetCatalog.pop("shapes_train")
+    try:
+        catalog("shapes_train", ["mine"])
+        importlib.reload(detr_d2.data.shapes)
+        assert DatasetCatalog.get("shapes_train") == ["mine"]
+    finally:
+        DatasetCatalog["shapes_train"] = own
