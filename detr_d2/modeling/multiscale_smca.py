@@ -1,4 +1,4 @@
-"""SMCA over several feature levels (arXiv 2101.07448, sections 3.3 and 3.4)."""
+"""SMCA over several feature levels (arXiv 2101.07448), with an encoder of convolutions."""
 
 from collections.abc import Sequence
 
@@ -153,9 +153,9 @@ class MultiScaleSmcaTransformer(SmcaTransformer):
             "pointwise": cfg.MODEL.DETR.SMCA.POINTWISE,
         }
 
-    def build_projection(self, backbone: BackboneWithPosition, hidden_dim: int) -> PyramidProjection:
+    def build_projection(self, backbone: BackboneWithPosition) -> PyramidProjection:
         """Build the projection of the levels that the transformer reads."""
-        return PyramidProjection(backbone, hidden_dim, self.num_levels)
+        return PyramidProjection(backbone, self.hidden_dim, self.num_levels)
 
     def encoder_layer(self, hidden_dim: int, nheads: int, *sizes) -> MultiScaleEncoderLayer:
         return MultiScaleEncoderLayer(hidden_dim, *sizes, *self.encoder_options)
@@ -216,6 +216,6 @@ class MultiScaleSmcaTransformer(SmcaTransformer):
         device = levels[0].tensor.device
         units = [2.0 ** (i - (self.num_levels - 2)) for i in (1, *range(1, self.num_levels))]
         grids = [feature_grid(*x.tensor.shape[-2:], device) * unit for x, unit in zip(levels, units, strict=True)]
-        units = image_sizes.new_tensor(units)[:, None, None, None]
+        units = torch.tensor(units)[:, None, None, None]
         sizes = image_sizes[:, None, None, None] / units
         return sizes.to(device, non_blocking=True), units.to(device, non_blocking=True), grids

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.layers import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
-from detr_d2.modeling.projection import InputProjection
 from detr_d2.structures import FeatureLevel, MaskInputs, Output, PaddedBatch, Queries
 from detr_d2.utils.precision import without_autocast
 
@@ -46,8 +45,11 @@ class DetrNetwork(nn.Module):
         super().__init__()
         hidden_dim = transformer.hidden_dim
         self.backbone = backbone
-        build_projection = getattr(transformer, "build_projection", InputProjection)
-        self.input_proj = build_projection(backbone, hidden_dim)
+        self.is_multi_scale = hasattr(transformer, "build_projection")
+        if self.is_multi_scale:
+            self.input_proj = transformer.build_projection(backbone)
+        else:
+            self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.transformer = transformer
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -80,7 +82,10 @@ class DetrNetwork(nn.Module):
             # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.
             queries = Queries.of_model(self.query_embed.weight.to(dtype))
         features, pos = self.backbone(batch)
-        features = self.input_proj(features, batch, self.backbone[1])
+        if self.is_multi_scale:
+            features = self.input_proj(features, batch, self.backbone[1])
+        else:
+            features = features._replace(tensor=self.input_proj(features.tensor))
         pos = pos.to(dtype)
         hidden, reference, memory = self.transformer(features, pos, queries, all_layers=all_layers)
         # The eight bits of bfloat16 are not enough for boxes.

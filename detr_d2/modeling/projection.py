@@ -1,22 +1,11 @@
-"""Projections of the backbone's features to the size of the object queries."""
+"""Projection of several levels of the backbone to the size of the object queries."""
 
 import torch
 from torch import Tensor, nn
 
 from detr_d2.modeling.backbone import BackboneWithPosition
-from detr_d2.structures import FeatureLevel, Features, PaddedBatch, ProjectedLevel
+from detr_d2.structures import FeatureLevel, Features, PaddedBatch, ProjectedLevel, Size
 from detr_d2.utils.errors import UserError
-
-
-class InputProjection(nn.Conv2d):
-    """Projection of the coarsest level."""
-
-    def __init__(self, backbone: BackboneWithPosition, hidden_dim: int):
-        super().__init__(backbone.num_channels, hidden_dim, kernel_size=1)
-
-    def forward(self, features: Features, batch: PaddedBatch, position_embedding: nn.Module) -> Features:
-        """Return the features with the coarsest level projected: (B, hidden_dim, H, W)."""
-        return features._replace(tensor=super().forward(features.tensor))
 
 
 class PyramidProjection(nn.ModuleList):
@@ -41,29 +30,34 @@ class PyramidProjection(nn.ModuleList):
         channels = (masked.num_channels, *masked.level_channels)[: num_levels - 1]
         coarser = nn.Conv2d(channels[0], hidden_dim, kernel_size=3, stride=2, padding=1)
         super().__init__([*(nn.Conv2d(x, hidden_dim, kernel_size=1) for x in reversed(channels)), coarser])
+        # In pixels, of the projected levels, fine to coarse.
+        self.strides = (*strides[::-1], 2 * strides[0])
 
     def forward(self, features: Features, batch: PaddedBatch, position_embedding: nn.Module) -> Features:
         """Return the features with the projected levels, and the backbone's coarsest of them as the tensor."""
         coarsest = FeatureLevel(features.tensor, features.valid_sizes)
         levels = (coarsest, *features.finer)[: len(self) - 1][::-1]
-        size, *valid_sizes = (
-            ((height + 1) // 2, (width + 1) // 2)
-            for height, width in (coarsest.tensor.shape[-2:], *coarsest.valid_sizes)
-        )
-        masks = [batch.padding_mask(x.tensor.shape[-2:], x.valid_sizes) for x in levels]
-        masks.append(batch.padding_mask(size, valid_sizes))
-        inputs = [x.tensor for x in levels]
+        geometry = [(tuple(x.tensor.shape[-2:]), x.valid_sizes) for x in levels]
+        geometry.append((_halved(geometry[-1][0]), tuple(map(_halved, coarsest.valid_sizes))))
+        masks = [batch.padding_mask(*x) for x in geometry]
         if any(x is not None for x in masks):
-            sizes = [*(x.shape[-2:] for x in inputs), size]
-            none = [torch.zeros(len(batch), *x, dtype=torch.bool, device=batch.device) for x in sizes]
-            masks = [a if b is None else b for a, b in zip(none, masks, strict=True)]
-        inputs.append(zero_padding(coarsest.tensor, masks[-2]))
+            # Where one level is padded, all have a mask.
+            device = batch.device
+            empty = [torch.zeros(len(batch), *size, dtype=torch.bool, device=device) for size, _ in geometry]
+            masks = [x if mask is None else mask for x, mask in zip(empty, masks, strict=True)]
+        inputs = [*(x.tensor for x in levels), zero_padding(coarsest.tensor, masks[-2])]
         dtype = self[0].weight.dtype
         projected = []
         for convolution, x, mask in zip(self, inputs, masks, strict=True):
             tensor = convolution(x)
             projected.append(ProjectedLevel(tensor, position_embedding(tensor, mask).to(dtype), mask))
         return features._replace(tensor=projected[-2].tensor, projected=tuple(projected))
+
+
+def _halved(size: Size) -> Size:
+    """Return the size of features after a convolution of stride 2."""
+    height, width = size
+    return (height + 1) // 2, (width + 1) // 2
 
 
 def zero_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:
