@@ -106,6 +106,17 @@ def test_encoder_layer_is_the_description_for_each_image_alone(shared, pointwise
             assert_close(alone(found[i], index, i), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("sizes", "padded"), [([(64, 64), (64, 56)], True), ([(64, 64), (64, 64)], False)])
+def test_all_levels_have_a_mask_or_none(make_model, make_inputs, sizes, padded):
+    """Code that is compiled for padded batches serves all; only the level of stride 8 differs in size here."""
+    model = make_model(*MULTI_SCALE, *LEVELS)
+    backbone, batch = model.detr.backbone, model.preprocess_image(make_inputs(sizes, [0, 0]))
+    with torch.no_grad():
+        levels = model.detr.input_proj(backbone(batch)[0], batch, backbone[1]).projected
+    assert [x.padding_mask is not None for x in levels] == [padded] * 4
+    assert [x.tensor.shape[-1] for x in levels] == [8, 4, 2, 1]
+
+
 @pytest.fixture
 def transformer() -> MultiScaleSmcaTransformer:
     """Return a decoder of two layers over the levels themselves, with offsets, scales and shares that differ."""
