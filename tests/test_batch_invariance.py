@@ -19,6 +19,7 @@ PANOPTIC = (
     *("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.0),
 )
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = ("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
 VARIANTS = {
     "box": (),
     "r50": R50,
@@ -26,6 +27,11 @@ VARIANTS = {
     "learned positions": ("MODEL.DETR.POSITION_EMBEDDING", "learned"),
     "smca": SMCA,
     "smca, finer features": (*SMCA, "MODEL.RESNETS.OUT_FEATURES", ["res3"]),
+    "multi-scale smca": (*MULTI_SCALE, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+    "multi-scale smca, group norm": (
+        *(*MULTI_SCALE, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]),
+        *("MODEL.RESNETS.NORM", "GN"),
+    ),
     "batch norm": ("MODEL.RESNETS.NORM", "BN"),
     "group norm": ("MODEL.RESNETS.NORM", "GN"),
     "masks": MASKS,
@@ -33,6 +39,7 @@ VARIANTS = {
     "masks, smca": (*MASKS, *SMCA),
     "masks, group norm": (*MASKS, "MODEL.RESNETS.NORM", "GN"),
     "panoptic": PANOPTIC,
+    "masks, multi-scale smca": (*MASKS, *MULTI_SCALE),
 }
 
 

@@ -19,6 +19,9 @@ _DEPTHS = {
     (True, (3, 8, 36, 3)): 152,
 }
 
+# Names of models by transformer.
+_SMCA = {"SmcaTransformer": "SMCA", "MultiScaleSmcaTransformer": "multi-scale SMCA"}
+
 # A counter that only some batch norms have and that native models never use.
 _OPTIONAL = ".num_batches_tracked"
 
@@ -54,10 +57,9 @@ def describe_architecture(architecture: Mapping[str, Any]) -> str:
 
 
 def describe_family(architecture: Mapping[str, Any]) -> str:
-    """Return "DETR", or "SMCA" with the type of its scale, such as "SMCA type3"."""
-    if architecture.get("MODEL.DETR.TRANSFORMER") == "SmcaTransformer":
-        return f"SMCA {architecture['MODEL.DETR.SMCA.DYNAMIC_SCALE']}"
-    return "DETR"
+    """Return "DETR", or "SMCA" with the type of its scale, such as "SMCA type3" or "multi-scale SMCA type3"."""
+    name = _SMCA.get(architecture.get("MODEL.DETR.TRANSFORMER"))
+    return "DETR" if name is None else f"{name} {architecture['MODEL.DETR.SMCA.DYNAMIC_SCALE']}"
 
 
 def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -79,11 +81,27 @@ def _infer_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     settings["POSITION_EMBEDDING"] = "learned" if "detr.backbone.1.row_embed.weight" in tensors else "sine"
     settings["TRANSFORMER"] = "DetrTransformer" if offsets is None else "SmcaTransformer"
     if offsets is not None:
-        # Every head predicts an offset in x and y, and none to three scales.
-        settings["NHEADS"] = max(offsets.shape[0] // 2, 1)
-        scales_per_head = 0 if scales is None else scales.shape[0] // settings["NHEADS"]
+        levels = tensors.get("detr.transformer.level_embed")
+        num_levels = 1 if levels is None else len(levels)
+        # Every head predicts for every level an offset in x and y, and none to three scales.
+        settings["NHEADS"] = max(offsets.shape[0] // (2 * num_levels), 1)
+        scales_per_head = 0 if scales is None else scales.shape[0] // (settings["NHEADS"] * num_levels)
         settings["SMCA.DYNAMIC_SCALE"] = f"type{scales_per_head + 1}"
+        if levels is not None:
+            settings["TRANSFORMER"] = "MultiScaleSmcaTransformer"
+            settings |= _infer_encoder(tensors, num_levels)
     return {f"MODEL.DETR.{key}": value for key, value in settings.items()}
+
+
+def _infer_encoder(tensors: Mapping[str, Tensor], num_levels: int) -> dict[str, Any]:
+    """Return the keys of an encoder of several levels."""
+    layer = "detr.transformer.encoder.layers.0."
+    if f"{layer}norm1.weight" not in tensors:
+        return {}
+    settings = {"SMCA.POINTWISE": f"{layer}pointwise_in.weight" in tensors}
+    if num_levels > 2:
+        settings["SMCA.SHARED_CROSS_LEVEL"] = f"{layer}up.1.weight" not in tensors
+    return settings
 
 
 def _infer_masks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -108,6 +126,11 @@ def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "WIDTH_PER_GROUP": conv2.shape[1],
         "NUM_GROUPS": conv2.shape[0] // conv2.shape[1],
     }
+    # A transformer of several levels has a projection for each; the last two read the same one.
+    widths = {settings["RES2_OUT_CHANNELS"] * 2**i: f"res{i + 2}" for i in range(4)}
+    projections = [x.shape[1] for name, x in tensors.items() if re.fullmatch(r"detr\.input_proj\.\d+\.weight", name)]
+    if projections:
+        settings["OUT_FEATURES"] = list(dict.fromkeys(widths[x] for x in projections if x in widths))
     if depth := _DEPTHS.get((last is not None, blocks)):
         settings["DEPTH"] = depth
     return {f"MODEL.RESNETS.{key}": value for key, value in settings.items()}

@@ -149,7 +149,8 @@ def _facts(trainer: Trainer, minutes: float) -> list[tuple[str, str]]:
 
 def _describe(cfg: CfgNode) -> str:
     detr = cfg.MODEL.DETR
-    name = f"SMCA-DETR ({detr.SMCA.DYNAMIC_SCALE}, " if detr.TRANSFORMER == "SmcaTransformer" else "DETR ("
+    kind = {"SmcaTransformer": "SMCA-DETR", "MultiScaleSmcaTransformer": "multi-scale SMCA-DETR"}.get(detr.TRANSFORMER)
+    name = "DETR (" if kind is None else f"{kind} ({detr.SMCA.DYNAMIC_SCALE}, "
     is_timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
     backbone = cfg.MODEL.TIMM.NAME if is_timm else f"a ResNet-{cfg.MODEL.RESNETS.DEPTH}"
     return f"{name}{detr.CLASS_LOSS} loss) on {backbone}"

@@ -105,8 +105,8 @@ def add_detr_config(cfg: CN) -> None:
     detr.HIDDEN_DIM = 256
     # Maximum number of objects that the model can find in an image.
     detr.NUM_OBJECT_QUERIES = 100
-    # "SmcaTransformer". Scale of the Gaussian: "type1" fixed, "type2" learned, "type3" learned for x and y, "type4"
-    # learned for x, y and their product.
+    # "SmcaTransformer" and "MultiScaleSmcaTransformer". Scale of the Gaussian: "type1" fixed, "type2" learned, "type3"
+    # learned for x and y, "type4" learned for x, y and their product.
     detr.SMCA = CN()
     detr.SMCA.DYNAMIC_SCALE = "type3"
     # Divisor of the squared distance, in features.
@@ -114,6 +114,11 @@ def add_detr_config(cfg: CN) -> None:
     # Modulate the first half of the heads only; modulate the second half of the queries only.
     detr.SMCA.HEAD_MIXTURE = False
     detr.SMCA.QUERY_MIXTURE = False
+    # "MultiScaleSmcaTransformer", see docs/SMCA.md. One convolution of the encoder to the next coarser and one to the
+    # next finer level for all levels; False: for each pair of levels.
+    detr.SMCA.SHARED_CROSS_LEVEL = True
+    # Convolutions of one feature before and after the others of the encoder.
+    detr.SMCA.POINTWISE = True
 
     # "sine" or "learned".
     detr.POSITION_EMBEDDING = "sine"

@@ -124,5 +124,5 @@ def cast_network(network: DetrNetwork, dtype: torch.dtype) -> None:
 def _layers_of_points(network: DetrNetwork) -> Iterator[nn.Module]:
     for layer in network.modules():
         if isinstance(layer, SmcaDecoderLayer):
-            for module in filter(None, (layer.point1, layer.point2, layer.point3)):
+            for module in layer.float32_layers():
                 yield from module.modules()

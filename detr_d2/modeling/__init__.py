@@ -4,6 +4,7 @@ from detr_d2.modeling.attention_recording import AttentionRecord, record_attenti
 from detr_d2.modeling.backbone import BackboneWithPosition, MaskedBackbone, build_masked_backbone
 from detr_d2.modeling.mask_head import build_mask_modules
 from detr_d2.modeling.meta_arch import Detr
+from detr_d2.modeling.multiscale_smca import MultiScaleSmcaTransformer
 from detr_d2.modeling.network import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding
 from detr_d2.modeling.smca import SmcaTransformer
@@ -18,6 +19,7 @@ __all__ = [
     "DetrNetwork",
     "DetrTransformer",
     "MaskedBackbone",
+    "MultiScaleSmcaTransformer",
     "SmcaTransformer",
     "TimmBackbone",
     "build_mask_modules",

@@ -42,7 +42,7 @@ class MultiheadAttention(nn.Module):
         The fused kernel never stores them.
         """
         q, k, _, mask, scale = self.operands(*inputs)
-        return _weights(q.float(), k.float(), mask, scale)
+        return attention_weights(q.float(), k.float(), mask, scale)
 
     def operands(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
@@ -70,21 +70,27 @@ class MultiheadAttention(nn.Module):
             mask: bool, True where attention is allowed, or a bias added to the logits; broadcast to (B, heads, N, S).
             scale: factor on the products of queries and keys; None: one over the root of D.
         """
+        return self.mix(self.average(q, k, v, mask, scale))
+
+    def average(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+        """Return (B, heads, N, C / heads), the average of the values in every head; arguments as for :meth:`attend`."""
         p = self.dropout if self.training else 0.0
         # In the precision of the inputs.
         with without_autocast(q.device):
             if p and q.device.type == "cpu":
                 # No fused kernel on CPUs supports dropout.
-                attended = dropout(_weights(q, k, mask, scale), p) @ v
-            else:
-                # Fused kernels need values as long as keys.
-                padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
-                attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
-                attended = attended[..., : v.shape[-1]]
+                return dropout(attention_weights(q, k, mask, scale), p) @ v
+            # Fused kernels need values as long as keys.
+            padded = F.pad(v, (0, k.shape[-1] - v.shape[-1])) if k.shape[-1] > v.shape[-1] else v
+            attended = F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, dropout_p=p, scale=scale)
+            return attended[..., : v.shape[-1]]
+
+    def mix(self, attended: Tensor) -> Tensor:
+        """Mix the (B, heads, N, C / heads) averages of the heads: (B, N, C)."""
         return self.out_proj(attended.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Return (B, heads, N, S); arguments as for :meth:`MultiheadAttention.attend`."""
     logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
     if mask is not None:

@@ -19,6 +19,8 @@ class AttentionRecord:
     """The attention weights of the last forward pass, on the model's device.
 
     The S features are those of an (H, W) map, row by row. Weights sum to 1 over the features; padded ones have none.
+    Of a transformer of several levels, the map is the finest that its decoder attends to, and there are no weights of
+    the encoder.
     """
 
     # Weights of each layer, (B, heads, S, S) from every feature (dimension 2) to every feature; (B, heads, P, S) from P
@@ -83,15 +85,21 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
     points = None if encoder_points is None else [(float(x), float(y)) for x, y in encoder_points]
     record = AttentionRecord(encoder_points=points)
     network = model.detr
+    levels = []
 
     def start(module: nn.Module, inputs: tuple, output: tuple) -> None:
-        (batch,), (features, _) = inputs, output
+        (batch,) = inputs
         record.encoder.clear()
         record.decoder.clear()
-        record.size = tuple(features.tensor.shape[-2:])
-        record.stride = module[0].stride
         record.image_sizes = [tuple(size) for size in batch.image_sizes]
-        record.padding_mask = features.padding_mask
+
+    def keep_levels(module: nn.Module, inputs: tuple) -> None:
+        features = inputs[0]
+        # Of several levels, the finest that the decoder attends to.
+        levels[:] = features.projected[1:] or (features,)
+        record.size = tuple(levels[0].tensor.shape[-2:])
+        record.stride = network.input_proj.strides[1] if network.is_multi_scale else network.backbone[0].stride
+        record.padding_mask = levels[0].padding_mask
 
     def keep_encoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
         query, *others = inputs
@@ -101,17 +109,38 @@ def record_attention(model: nn.Module, encoder_points: Sequence[Point] | None = 
         record.encoder.append(module.weights(query, *others).detach())
 
     def keep_decoder(module: MultiheadAttention, inputs: tuple, output: Tensor) -> None:
-        record.decoder.append(module.weights(*inputs).detach())
+        weights = module.weights(*inputs).detach()
+        if network.is_multi_scale:
+            weights = _on_finest(weights, [tuple(x.tensor.shape[-2:]) for x in levels], record.padding_mask)
+        record.decoder.append(weights)
 
     # Handles of hooks are context managers that remove the hook.
     with ExitStack() as hooks:
         hooks.enter_context(network.backbone.register_forward_hook(start))
-        if points is None or points:
+        hooks.enter_context(network.transformer.register_forward_pre_hook(keep_levels))
+        if not network.is_multi_scale and (points is None or points):
             for layer in network.transformer.encoder.layers:
                 hooks.enter_context(layer.self_attn.register_forward_hook(keep_encoder))
         for layer in network.transformer.decoder.layers:
             hooks.enter_context(layer.multihead_attn.register_forward_hook(keep_decoder))
         yield record
+
+
+def _on_finest(weights: Tensor, sizes: Sequence[tuple[int, int]], padding_mask: Tensor | None) -> Tensor:
+    """Sum the (B, heads, Q, S) weights over levels on the map of the finest, which has a share of S twice.
+
+    The weight of a coarser feature is spread over the valid features of the finest level that it covers.
+    """
+    height, width = sizes[0]
+    valid = weights.new_ones(1, height, width) if padding_mask is None else (~padding_mask).to(weights.dtype)
+    finest, *coarser = weights.split([h * w for h, w in (sizes[0], *sizes)], dim=-1)
+    total = finest.clone()
+    for i, (level, (_, columns)) in enumerate(zip(coarser, sizes, strict=True)):
+        y, x = (torch.arange(n, device=weights.device) // 2**i for n in (height, width))
+        covering = (y[:, None] * columns + x).flatten()
+        counts = valid.new_zeros(len(valid), level.shape[-1]).index_add(1, covering, valid.flatten(1))
+        total += (level / counts.clamp(min=1)[:, None, None])[..., covering]
+    return total * valid.flatten(1)[:, None, None]
 
 
 def _layer(layers: list[Tensor], index: int, part: str) -> Tensor:

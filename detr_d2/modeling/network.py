@@ -45,7 +45,11 @@ class DetrNetwork(nn.Module):
         super().__init__()
         hidden_dim = transformer.hidden_dim
         self.backbone = backbone
-        self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
+        self.is_multi_scale = hasattr(transformer, "build_projection")
+        if self.is_multi_scale:
+            self.input_proj = transformer.build_projection(backbone)
+        else:
+            self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.transformer = transformer
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -73,13 +77,16 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
             queries: the model's own and the training-only ones. None: the model's own.
         """
+        dtype = next(self.input_proj.parameters()).dtype
         if queries is None:
             # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.
-            queries = Queries.of_model(self.query_embed.weight.to(self.input_proj.weight.dtype))
+            queries = Queries.of_model(self.query_embed.weight.to(dtype))
         features, pos = self.backbone(batch)
-        source = self.input_proj(features.tensor)
-        pos = pos.to(self.input_proj.weight.dtype)
-        features = features._replace(tensor=source)
+        if self.is_multi_scale:
+            features = self.input_proj(features, batch, self.backbone[1])
+        else:
+            features = features._replace(tensor=self.input_proj(features.tensor))
+        pos = pos.to(dtype)
         hidden, reference, memory = self.transformer(features, pos, queries, all_layers=all_layers)
         # The eight bits of bfloat16 are not enough for boxes.
         with without_autocast(hidden.device):
@@ -89,7 +96,7 @@ class DetrNetwork(nn.Module):
             boxes = boxes + F.pad(reference.float(), (0, 2))
         mask_inputs = None
         if self.mask_head is not None:
-            level = FeatureLevel(source, features.valid_sizes)
+            level = FeatureLevel(features.tensor, features.valid_sizes)
             own = hidden[-1][:, : self.num_queries]
             mask_inputs = MaskInputs(own, level, memory, features.padding_mask, features.finer)
         return Output(logits, boxes.sigmoid(), mask_inputs)

@@ -84,7 +84,12 @@ class SpatialAttention(MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, bias: SpatialBias
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
         """Return the arguments of :meth:`attend` for those of ``forward``."""
-        q, k, v = self.project(query, key, value)
+        return self.modulated(*self.project(query, key, value), padding_mask, bias)
+
+    def modulated(
+        self, q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None, bias: SpatialBias
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+        """Return the arguments of :meth:`attend` for projected inputs: as factors of the bias where they are exact."""
         if q.device.type == "cpu" and q.dtype.itemsize < 4:
             # The factors need float32, and attention on CPUs gains little from less.
             q, k, v = q.float(), k.float(), v.float()
@@ -117,16 +122,19 @@ class SmcaDecoderLayer(DecoderLayer):
         scales_per_head: int,
         smooth: float,
         is_first: bool,
+        num_levels: int = 1,
     ):
         super().__init__(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
         self.smooth = smooth
         self.norm4 = nn.LayerNorm(hidden_dim)
-        # The names of the authors' checkpoints: a reference point, an offset and scales for every head.
+        # The names of the authors' checkpoints: a reference point, an offset and scales for every head at every level.
         self.point1 = MLP(hidden_dim, hidden_dim, 2, num_layers=3) if is_first else None
-        self.point2 = nn.Linear(hidden_dim, 2 * nheads)
-        self.point3 = nn.Linear(hidden_dim, scales_per_head * nheads) if scales_per_head else None
+        self.point2 = nn.Linear(hidden_dim, 2 * nheads * num_levels)
+        self.point3 = None
+        if scales_per_head:
+            self.point3 = nn.Linear(hidden_dim, scales_per_head * nheads * num_levels)
 
-    def locate(self, tgt: Tensor, query_pos: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def locate(self, tgt: Tensor, query_pos: Tensor) -> tuple:
         """Predict from the queries where to attend, in float32.
 
         Returns:
@@ -135,13 +143,19 @@ class SmcaDecoderLayer(DecoderLayer):
         """
         with_pos = self.norm4(tgt + query_pos)
         with without_autocast(tgt.device):
-            with_pos = with_pos.float()
-            heads = self.multihead_attn.num_heads
-            offsets = self.point2(with_pos).unflatten(-1, (heads, 2)).transpose(1, 2)
-            scales = None
-            if self.point3 is not None:
-                scales = self.point3(with_pos).unflatten(-1, (heads, -1)).transpose(1, 2).square()
-            return offsets, scales, None if self.point1 is None else self.point1(with_pos)
+            return self.predict(with_pos.float())
+
+    def predict(self, with_pos: Tensor) -> tuple:
+        """Return the predictions of :meth:`locate` from its (B, Q, C) normalized input, heads within levels."""
+        offsets = self.point2(with_pos).unflatten(-1, (-1, 2)).transpose(1, 2)
+        scales = None
+        if self.point3 is not None:
+            scales = self.point3(with_pos).unflatten(-1, (offsets.shape[1], -1)).transpose(1, 2).square()
+        return offsets, scales, None if self.point1 is None else self.point1(with_pos)
+
+    def float32_layers(self) -> list[nn.Module]:
+        """Return the layers of :meth:`predict`, which are float32 in every precision of the model."""
+        return [x for x in (self.point1, self.point2, self.point3) if x is not None]
 
     def bias(self, point: Tensor, scales: Tensor | None, modulated: Tensor, grid: Tensor) -> SpatialBias:
         """Return the bias around (B, heads, Q, 2) points; ``modulated``, (heads, Q, 1), is 0 where it is off."""
@@ -235,14 +249,14 @@ class SmcaTransformer(DetrTransformer):
     ) -> Decoded:
         memory_with_pos = memory + pos
         grid = feature_grid(*features.tensor.shape[-2:], memory.device)
-        modulated, modulated_queries = self._modulated(queries)
+        modulated, modulated_queries = self.modulated(queries)
         image_sizes = features.image_sizes.to(memory.device, non_blocking=True)[:, None]
         tgt = queries.initial_content(memory.shape[0])
         outputs, reference, center = [], None, None
         for layer in self.decoder.layers:
             offsets, scales, predicted = layer.locate(tgt, queries.pos)
             if predicted is not None:
-                reference = _with_given_centers(predicted, queries.centers)
+                reference = with_given_centers(predicted, queries.centers)
                 center = (reference.sigmoid() * image_sizes)[:, None]
             bias = layer.bias(center + offsets, scales, modulated, grid)
             tgt = layer(tgt, memory, memory_with_pos, queries, padding_mask, bias)
@@ -250,7 +264,7 @@ class SmcaTransformer(DetrTransformer):
         hidden = self.decoder.norm(torch.stack(outputs if all_layers else outputs[-1:]))
         return Decoded(hidden, reference * modulated_queries)
 
-    def _modulated(self, queries: Queries) -> tuple[Tensor, Tensor]:
+    def modulated(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Return (heads, Q, 1) and (Q, 1): 1 where the Gaussian is on, 0 elsewhere."""
         nheads = self.decoder.layers[0].multihead_attn.num_heads
         heads = torch.ones(nheads, 1, 1, device=queries.pos.device)
@@ -266,7 +280,7 @@ class SmcaTransformer(DetrTransformer):
         return heads * modulated_queries, modulated_queries
 
 
-def _with_given_centers(predicted: Tensor, centers: Tensor | None) -> Tensor:
+def with_given_centers(predicted: Tensor, centers: Tensor | None) -> Tensor:
     """Replace the last of the (B, Q, 2) reference points, before the sigmoid, by the given (B, N, 2) centers."""
     if centers is None:
         return predicted

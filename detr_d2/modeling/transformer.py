@@ -1,6 +1,7 @@
 """DETR's transformer (arXiv 2005.12872, section A.3): position embeddings enter at every attention."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -134,14 +135,15 @@ def attend_within_groups(
 class Encoder(nn.Module):
     """Encoder layers, with a norm at the end if they are pre-norm."""
 
-    def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None):
+    def __init__(self, layers: list[TransformerLayer], norm: nn.LayerNorm | None):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, src: Tensor, pos: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def forward(self, src: Tensor, pos: Tensor, padding: Any) -> Tensor:
+        """Map (B, S, C) to (B, S, C); ``padding`` is the layers' third argument."""
         for layer in self.layers:
-            src = layer(src, pos, padding_mask)
+            src = layer(src, pos, padding)
         return src if self.norm is None else self.norm(src)
 
 
@@ -186,7 +188,7 @@ class DetrTransformer(nn.Module):
         self.hidden_dim = hidden_dim
         sizes = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
         encoder_norm = nn.LayerNorm(hidden_dim) if pre_norm else None
-        self.encoder = Encoder([EncoderLayer(*sizes) for _ in range(enc_layers)], encoder_norm)
+        self.encoder = Encoder([self.encoder_layer(*sizes) for _ in range(enc_layers)], encoder_norm)
         decoder_layers = [self.decoder_layer(i, *sizes) for i in range(dec_layers)]
         self.decoder = Decoder(decoder_layers, nn.LayerNorm(hidden_dim))
         for parameter in self.parameters():
@@ -221,6 +223,10 @@ class DetrTransformer(nn.Module):
         memory = self.encoder(src, pos, mask)
         decoded = self.decode(memory, pos, mask, queries, features, all_layers)
         return decoded._replace(memory=memory.transpose(1, 2).unflatten(-1, features.tensor.shape[-2:]))
+
+    def encoder_layer(self, *sizes) -> TransformerLayer:
+        """Build an encoder layer; variants of the encoder override this."""
+        return EncoderLayer(*sizes)
 
     def decoder_layer(self, index: int, *sizes) -> DecoderLayer:
         """Build decoder layer number ``index``; variants of the decoder override this."""

@@ -25,6 +25,17 @@ class FeatureLevel(NamedTuple):
         return FeatureLevel(crop(self.tensor, index, self.valid_sizes[index]), (self.valid_sizes[index],))
 
 
+class ProjectedLevel(NamedTuple):
+    """One of several feature levels that a transformer reads."""
+
+    tensor: Tensor
+    """(B, C, h, w) projected features."""
+    pos: Tensor
+    """(B or 1, C, h, w) position embedding."""
+    padding_mask: Tensor | None
+    """(B, h, w) bool, True where padded; None at all levels where nothing is padded at any."""
+
+
 class Features(NamedTuple):
     """Image features for a transformer, and the finer levels for masks."""
 
@@ -38,6 +49,8 @@ class Features(NamedTuple):
     """Height and width in features of each image's valid part; see :class:`PaddedBatch`."""
     finer: tuple[FeatureLevel, ...] = ()
     """The backbone's other levels, coarse to fine."""
+    projected: tuple[ProjectedLevel, ...] = ()
+    """The levels, fine to coarse, for a transformer of several."""
 
 
 class Decoded(NamedTuple):

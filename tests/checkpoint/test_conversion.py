@@ -186,3 +186,21 @@ def test_published_sizes(make_cfg, make_original, tmp_path, depth, parameters):
     converted = read_checkpoint(output)["model"]
     assert infer_architecture(converted)["MODEL.RESNETS.DEPTH"] == depth
     assert target_config(summary.architecture).MODEL.DETR.NUM_CLASSES == 80
+
+
+@pytest.mark.parametrize("levels", [["res3", "res4", "res5"], ["res4", "res5"]])
+def test_a_transformer_of_several_levels_is_inferred(make_model, tmp_path, levels):
+    """Its keys are written to the config that goes with the weights."""
+    expected = {
+        "MODEL.DETR.TRANSFORMER": "MultiScaleSmcaTransformer",
+        "MODEL.DETR.SMCA.SHARED_CROSS_LEVEL": False,
+        "MODEL.DETR.SMCA.POINTWISE": False,
+        "MODEL.DETR.SMCA.DYNAMIC_SCALE": "type3",
+        "MODEL.DETR.NHEADS": 4,
+        "MODEL.RESNETS.OUT_FEATURES": levels,
+    }
+    model = make_model(*(x for item in expected.items() for x in item))
+    torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
+    summary = convert_checkpoint(str(tmp_path / "own.pth"), str(tmp_path / "out.pth"))
+    assert {key: summary.architecture[key] for key in expected} == expected
+    assert "multi-scale SMCA type3" in str(summary)

@@ -25,6 +25,7 @@ from detr_d2.modeling.meta_arch import Detr
 MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
 SMALL = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer")
+MULTI_SCALE = ("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"])
 TRAINING_QUERIES = (
     *("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.CLASS_LOSS", "matchability"),
     *("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0),
@@ -62,6 +63,7 @@ JOINT_BATCH = {
     "masks, frozen boxes, no objects": Case([0, 0], (*MASKS, *SMALL, *FROZEN), masks=True),
     "accumulation, checkpoints": Case([2, 1, 2, 1], prepare=checkpoint_both),
     "training queries, objects in one": Case([3, 0], (*SMCA, *SMALL, *TRAINING_QUERIES)),
+    "multi-scale SMCA, objects in one": Case([3, 0], (*MULTI_SCALE, *SMALL, *TRAINING_QUERIES)),
     # The cross entropy, since losses per object are divided by at least one object in each process, as in the original.
     "training queries, masks, no objects": Case(
         [0, 0], (*MASKS, *SMALL, *TRAINING_QUERIES, "MODEL.DETR.CLASS_LOSS", "softmax"), masks=True

@@ -19,6 +19,10 @@ MASKS = ("MODEL.MASK_ON", True)
 VARIANTS = {
     "DETR": (),
     "SMCA": ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+    "multi-scale SMCA": (
+        *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]),
+    ),
     "masks": MASKS,
     "batch-invariant": ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True),
     "per-image forward": ("MODEL.DETR.BATCH_INVARIANT_TRAINING", True, "MODEL.RESNETS.NORM", "GN"),

@@ -17,6 +17,10 @@ from detr_d2.utils.errors import UserError
 
 R50 = ("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = (
+    *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+)
 MASKS = ("MODEL.MASK_ON", True)
 VARIANTS = {
     "box": (),
@@ -25,6 +29,7 @@ VARIANTS = {
     "group norm": ("MODEL.RESNETS.NORM", "GN"),
     "pre-norm, learned positions": ("MODEL.DETR.PRE_NORM", True, "MODEL.DETR.POSITION_EMBEDDING", "learned"),
     "smca": SMCA,
+    "multi-scale smca": MULTI_SCALE,
     "smca, product": (*SMCA, "MODEL.DETR.SMCA.DYNAMIC_SCALE", "type4"),
     "panoptic": (
         *MASKS,
@@ -86,7 +91,7 @@ def test_same_as_the_original(make_cfg, make_original, make_inputs, original_bat
     assert_close(boxes[-1], expected["pred_boxes"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["box", "smca", "smca, product", "panoptic"])
+@pytest.mark.parametrize("name", ["box", "smca", "smca, product", "multi-scale smca", "panoptic"])
 def test_half_precision_is_close(make_model, make_inputs, monkeypatch, name):
     monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
     model = make_model(*VARIANTS[name], "MODEL.DETR.CLASS_LOSS", "softmax")
@@ -101,10 +106,11 @@ def test_half_precision_is_close(make_model, make_inputs, monkeypatch, name):
         assert_close(boxes, expected_boxes, atol=0.03, rtol=0)
 
 
-def test_float32_modules(make_model, monkeypatch):
-    """The heads, and the layers of SMCA that predict points and scales, keep type and values."""
+@pytest.mark.parametrize(("name", "predicted"), [("smca", ()), ("multi-scale smca", ("level_share",))])
+def test_float32_modules(make_model, monkeypatch, name, predicted):
+    """The heads, and the layers of SMCA that predict where to attend, keep type and values."""
     monkeypatch.setattr(optimization, "_is_fast", lambda *_: True)
-    model = make_model(*VARIANTS["smca"])
+    model = make_model(*VARIANTS[name])
     optimized = optimize_for_inference(model, precision="float16")
     exact, before = [], dict(model.named_parameters())
     for name, parameter in optimized.named_parameters():
@@ -113,7 +119,7 @@ def test_float32_modules(make_model, monkeypatch):
             exact.append(name)
         else:
             assert parameter.dtype == torch.float16
-    for part in ("class_embed", "bbox_embed", "query_embed", "point1", "point2", "point3"):
+    for part in ("class_embed", "bbox_embed", "query_embed", "point1", "point2", "point3", *predicted):
         assert any(part in name for name in exact)
     assert not any("attn" in name or "backbone" in name for name in exact)
 

@@ -85,11 +85,12 @@ def test_batch_without_objects():
 
 @pytest.mark.parametrize("loss", ["softmax", "focal", "matchability"])
 @pytest.mark.parametrize("negatives", [True, False])
-def test_losses_do_not_depend_on_the_batch(make_model, make_inputs, loss, negatives):
+@pytest.mark.parametrize("transformer", ["SmcaTransformer", "MultiScaleSmcaTransformer"])
+def test_losses_do_not_depend_on_the_batch(make_model, make_inputs, loss, negatives, transformer):
     """Images with different numbers of objects, which padded queries stand for, sum up as they do alone."""
     options = ("MODEL.DETR.DENOISING.GROUPS", 2, *NO_NOISE, *INVARIANT, "MODEL.DETR.DROPOUT", 0.0)
     options += ("MODEL.DETR.DENOISING.NEGATIVES", negatives, "MODEL.DETR.CLASS_LOSS", loss)
-    model = make_model(*options, "MODEL.DETR.TRANSFORMER", "SmcaTransformer").train()
+    model = make_model(*options, "MODEL.DETR.TRANSFORMER", transformer).train()
     inputs = make_inputs([(64, 64), (64, 96), (96, 64)], [3, 0, 1])
     normalizer = model.normalizer(inputs, 1)
     joint = model(inputs)

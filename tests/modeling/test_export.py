@@ -16,12 +16,17 @@ from detr_d2.structures import PaddedBatch
 SMALL = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
 MASKS = ("MODEL.MASK_ON", True)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = (
+    *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2"]),
+)
 ALONE, PADDED = [(64, 96)], [(64, 96), (48, 70)]
 CASES = {
     "DETR, padded": (SMALL, PADDED),
     "learned positions": ((*SMALL, "MODEL.DETR.POSITION_EMBEDDING", "learned"), ALONE),
     "masks": ((*SMALL, *MASKS), ALONE),
     "masks, SMCA, padded": ((*SMALL, *MASKS, *SMCA), PADDED),
+    "multi-scale SMCA, padded": ((*SMALL, *MULTI_SCALE), PADDED),
 }
 PACKAGE = Path(detr_d2.__file__).parent
 

@@ -12,6 +12,7 @@ from detr_d2.inference import optimize_for_inference
 from detr_d2.modeling import compilation, record_attention
 
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = ("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
 TWO_LEVELS = ("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"])
 # Tracing is slow. For fewer than 20480 features PyTorch uses other convolutions, and compiles again.
 SMALL = (
@@ -45,7 +46,7 @@ def assert_same(model, other, inputs):
 
 
 @needs_new_torch
-@pytest.mark.parametrize("options", [(), SMCA], ids=["box", "smca"])
+@pytest.mark.parametrize("options", [(), SMCA, MULTI_SCALE], ids=["box", "smca", "multi-scale smca"])
 def test_few_codes_for_many_sizes(make_model, make_inputs, monkeypatch, options):
     """One for single images of any size, one for padded batches of any sizes; both with the right results."""
     model = make_model(*SMALL, *options)

@@ -78,9 +78,10 @@ def test_chunks_change_nothing(chunk):
             ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.SMCA.DYNAMIC_SCALE", f"type{i}")
             for i in (1, 2, 3, 4)
         ),
+        ("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer"),
         ("MODEL.DETR.CLASS_LOSS", "focal"),
     ],
-    ids=["detr", "smca type1", "smca type2", "smca type3", "smca type4", "focal"],
+    ids=["detr", "smca type1", "smca type2", "smca type3", "smca type4", "multi-scale smca", "focal"],
 )
 def test_every_variant_has_masks_and_trains_them(make_cfg, make_inputs, options):
     """Every part of the mask head has a gradient, and masks have the size of the result."""

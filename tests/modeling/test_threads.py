@@ -14,8 +14,10 @@ PANOPTIC = (
     *("MODEL.MASK_ON", True, "MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.PANOPTIC.NUM_THINGS", 3),
     *("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1),
 )
+MULTI_SCALE = ("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
 VARIANTS = {
     "masked forward": SMCA_MASKS,
+    "several levels": (*SMCA_MASKS, *MULTI_SCALE),
     "per-image forward": (*SMCA_MASKS, "MODEL.RESNETS.NORM", "GN"),
     "panoptic": PANOPTIC,
 }

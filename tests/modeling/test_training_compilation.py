@@ -20,6 +20,10 @@ from detr_d2.utils.precision import without_autocast
 
 SMALL = ("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = (
+    *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res3"]),
+)
 TRAINING_QUERIES = (
     *("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.CLASS_LOSS", "matchability"),
     *("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0),
@@ -73,8 +77,12 @@ def assert_same(found, expected, tolerance=1e-5):
 @needs_new_torch
 @pytest.mark.parametrize(
     ("options", "checkpoints"),
-    [((), ("backbone", "transformer")), ((*SMCA, *MASKS, *TRAINING_QUERIES, "MODEL.DETR.PRE_NORM", True), ())],
-    ids=["checkpoints", "SMCA with masks and training queries"],
+    [
+        ((), ("backbone", "transformer")),
+        ((*SMCA, *MASKS, *TRAINING_QUERIES, "MODEL.DETR.PRE_NORM", True), ()),
+        (MULTI_SCALE, ()),
+    ],
+    ids=["checkpoints", "SMCA with masks and training queries", "multi-scale SMCA"],
 )
 def test_losses_and_gradients(make_model, make_inputs, counter, options, checkpoints):
     model = make_model(*SMALL, *options).train()

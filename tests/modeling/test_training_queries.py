@@ -7,6 +7,10 @@ from torch.testing import assert_close
 from detr_d2.utils.errors import UserError
 
 SMCA = ("MODEL.DETR.TRANSFORMER", "SmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal")
+MULTI_SCALE = (
+    *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+)
 QUERY_MIXTURE = ("MODEL.DETR.SMCA.QUERY_MIXTURE", True, "MODEL.DETR.NUM_OBJECT_QUERIES", 8)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 64, "MODEL.DETR.NHEADS", 8)
 DENOISING = ("MODEL.DETR.DENOISING.GROUPS", 2)
@@ -15,14 +19,14 @@ NO_DROPOUT = ("MODEL.DETR.DROPOUT", 0.0)
 
 @pytest.mark.parametrize(
     "options",
-    [(), SMCA, (*SMCA, *QUERY_MIXTURE), ("MODEL.DETR.DEEP_SUPERVISION", False), MASKS],
-    ids=["DETR", "SMCA", "query mixture", "last layer", "masks"],
+    [(), SMCA, (*SMCA, *QUERY_MIXTURE), (*MULTI_SCALE, *QUERY_MIXTURE), ("MODEL.DETR.DEEP_SUPERVISION", False), MASKS],
+    ids=["DETR", "SMCA", "query mixture", "multi-scale, query mixture", "last layer", "masks"],
 )
 def test_losses_are_the_average_of_the_groups(make_model, make_inputs, options):
     """Each group alone, as the queries of a plain model, gives its own losses; masks are those of the first."""
     model = make_model("MODEL.DETR.QUERY_GROUPS", 3, *NO_DROPOUT, *options).train()
     plain = make_model(*NO_DROPOUT, *options).train()
-    inputs = make_inputs([(64, 64), (64, 96)], [2, 0], masks=bool(set(MASKS) <= set(options)))
+    inputs = make_inputs([(64, 64), (64, 96)], [2, 0], masks="MODEL.MASK_ON" in options)
     state = {name: x for name, x in model.state_dict().items() if name in plain.state_dict()}
     groups = [state["detr.query_embed.weight"], *model.training_queries.group_embed.weight.detach().chunk(2)]
     expected = []
@@ -36,7 +40,7 @@ def test_losses_are_the_average_of_the_groups(make_model, make_inputs, options):
         assert_close(loss, of_groups[0] if name in ("loss_mask", "loss_dice") else of_groups.mean(), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("options", [(), SMCA], ids=["DETR", "SMCA"])
+@pytest.mark.parametrize("options", [(), SMCA, MULTI_SCALE], ids=["DETR", "SMCA", "multi-scale SMCA"])
 def test_denoising_changes_no_other_loss(make_model, make_inputs, options):
     model = make_model(*DENOISING, *NO_DROPOUT, *options).train()
     plain = make_model(*NO_DROPOUT, *options).train()
@@ -64,7 +68,7 @@ def test_results_are_those_of_the_plain_model(make_model, make_inputs, options):
 
 
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
-@pytest.mark.parametrize("options", [(), SMCA], ids=["DETR", "SMCA"])
+@pytest.mark.parametrize("options", [(), SMCA, MULTI_SCALE], ids=["DETR", "SMCA", "multi-scale SMCA"])
 def test_every_parameter_has_a_finite_gradient(make_model, make_inputs, options, counts):
     """Also without objects: distributed training waits for all of them."""
     model = make_model("MODEL.DETR.QUERY_GROUPS", 2, *DENOISING, *options).train()
