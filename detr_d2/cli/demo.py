@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
     args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
     if not args.config_file:
-        args.config_file = "finetune_lite0_cpu" if args.train_json else "smca_shapes_cpu"
+        args.config_file = "finetune_lite0_cpu" if args.train_json else "smca_shapes_fast_cpu"
     if args.train_json and args.train_images and not args.val_json:
         hold_out(args)
     return launch(train, args)

@@ -30,7 +30,7 @@ def test_the_demo_ends_with_a_table_and_a_report(run_script, monkeypatch, tmp_pa
     path = re.search(r"The report: (\S+report.html)", done.stdout)[1]
     html = (tmp_path / path).read_text(encoding="utf-8")
     assert html.count("data:image/png") == 8 + 1 + 2
-    for text in ("SMCA-DETR (type2, focal loss)", "disc", "MAX_ITER 3", "shapes_val"):
+    for text in ("SMCA-DETR (type2, matchability loss)", "disc", "MAX_ITER 3", "shapes_val"):
         assert text in html
 
 
