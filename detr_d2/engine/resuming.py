@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -54,6 +55,9 @@ class ExactResume(HookBase):
                 "The images come in a new order, since the checkpoint does not tell the order so far: it is of an "
                 "earlier version of this package, or of a run with another SOLVER.IMS_PER_BATCH or dataset."
             )
+        for hook in trainer._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer) and hook.max_to_keep and trainer.start_iter:
+                keep_latest(hook, trainer.start_iter - 1)
         if not state:
             return
         restore_scalars(trainer.storage, state["scalars"])
@@ -94,6 +98,15 @@ def restore_scalars(storage: EventStorage, scalars: dict[str, dict]) -> None:
     for name, scalar in scalars.items():
         for value, iteration in scalar["values"]:
             storage.put_scalar(name, value, smoothing_hint=scalar["smoothed"], cur_iter=iteration)
+
+
+def keep_latest(hook: hooks.PeriodicCheckpointer, iteration: int) -> None:
+    """Remove all but the latest checkpoints of earlier runs up to an iteration, and let ``hook`` remove those later."""
+    last = Path(hook.checkpointer.save_dir, f"model_{iteration:07d}.pth")
+    files = sorted(str(x) for x in last.parent.glob("model_[0-9]*.pth") if x.name <= last.name)
+    hook.recent_checkpoints = files[-hook.max_to_keep :]
+    for file in files[: -hook.max_to_keep]:
+        os.remove(file)
 
 
 def rewind(writer: JSONWriter, metrics: dict[str, int]) -> None:

@@ -24,6 +24,7 @@ from detr_d2.data import DetrDatasetMapper, check_datasets, load_test_records, l
 from detr_d2.data.training_loader import TrainingLoader, init_worker
 from detr_d2.engine.console import FoldedMetricPrinter
 from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
+from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
@@ -158,7 +159,9 @@ class Trainer(DefaultTrainer):
                 if test.BEST_METRIC:
                     best = BestCheckpoint(test.EVAL_PERIOD, self.checkpointer, test.BEST_METRIC, test.PATIENCE)
                     built.insert(i + 1, best)
-        return built
+        # A stopped run does not wait for an evaluation.
+        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        return [*built[:evaluation], StopOnSignal(), *built[evaluation:]]
 
     def _evaluate(self) -> dict:
         self._last_eval_results = self.test(self.cfg, self.trained_model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.locks import lock
 
 
 @contextmanager
@@ -20,6 +21,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
+            # What is not locked was left behind: see remove_abandoned.
+            lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())

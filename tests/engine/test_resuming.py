@@ -1,5 +1,6 @@
 """Exact resume: a run that continues from any of its checkpoints ends as it ended without an interruption."""
 
+import argparse
 import json
 import random
 import shutil
@@ -8,18 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import hooks
-from PIL import Image
+from detectron2.utils import comm
 
-from detr_d2.engine import Trainer
+from detr_d2.engine import Trainer, launch_processes
 
 # What a clock measures.
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
-# Of half a million parameters, since several checkpoints are written.
-TINY_RESNET = (
-    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8),
-)
 AVERAGE = ("SOLVER.EMA.ENABLED", True)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
 CASES = {
@@ -34,45 +32,21 @@ CASES = {
 }
 
 
-def make_records(folder: Path, count: int = 7) -> list[dict]:
-    """Write noise, tall and wide, and return records with two objects each."""
-    rng = np.random.default_rng(0)
-    records = []
-    for i in range(count):
-        width, height = (48, 32) if i % 3 else (32, 40)
-        file = folder / f"{i}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
-        annotations = []
-        for x, y in ((2, 3), (10 + i, 12)):
-            polygon = [x, y, x + 12, y, x + 12, y + 9, x, y + 9]
-            box = {"bbox": [x, y, 12, 9], "bbox_mode": 1, "segmentation": [polygon]}
-            annotations.append({**box, "category_id": i % 5, "iscrowd": 0})
-        records.append({"file_name": str(file), "image_id": i, "height": height, "width": width})
-        records[-1]["annotations"] = annotations
-    return records
+def start_trainer(cfg: CfgNode, resume: bool) -> Trainer:
+    """Return a trainer that starts or resumes a run, and writes metrics.json every second iteration."""
+    trainer = Trainer(cfg)
+    for hook in trainer._hooks:
+        if isinstance(hook, hooks.PeriodicWriter):
+            hook._period = 2
+    trainer.resume_or_load(resume=resume)
+    return trainer
 
 
 @pytest.fixture
-def make_trainer(make_cfg, catalog, tmp_path):
-    """Return a function that makes a trainer on small images that starts, or resumes, the run in a folder."""
-    catalog("noise", make_records(tmp_path), thing_classes=list("abcde"))
-
-    def make(folder: Path, *options, resume: bool = False) -> Trainer:
-        cfg = make_cfg(
-            *("DATASETS.TRAIN", ("noise",), "DATASETS.TEST", (), "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", 6),
-            *("SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0),
-            *("INPUT.MIN_SIZE_TRAIN", (32, 48), "INPUT.CROP.RESIZE_SIZES", (32, 40), "INPUT.CROP.SIZE", (20, 30)),
-            *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, *TINY_RESNET, *options),
-        )
-        folder.mkdir(exist_ok=True)
-        trainer = Trainer(cfg)
-        for hook in trainer._hooks:
-            if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = 2
-        trainer.resume_or_load(resume=resume)
-        return trainer
-
-    return make
+def make_trainer(make_run_cfg, catalog, noise_records):
+    """Return a function that makes the trainer of a run in a folder."""
+    catalog("noise", noise_records, thing_classes=list("abcde"))
+    return lambda folder, *options, resume=False: start_trainer(make_run_cfg(folder, *options), resume)
 
 
 def differences(a, b, path: str = "") -> list[str]:
@@ -107,23 +81,52 @@ def forget_random_state() -> None:
         seed(random.SystemRandom().randrange(2**31))
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_resumed_run_equals_the_straight_run(make_trainer, tmp_path, options):
-    """In every bit: weights, averages, optimizer, losses in metrics.json; from a checkpoint with pending log lines."""
-    straight = tmp_path / "straight"
-    make_trainer(straight, *options).train()
-    resumed = copy_interrupted(straight, 2)
-    forget_random_state()
-    make_trainer(resumed, *options, resume=True).train()
+def assert_equal_runs(straight: Path, resumed: Path) -> None:
+    """Compare every bit of the checkpoints and of metrics.json."""
     for name in ("model_0000005.pth", "model_final.pth"):
         a, b = (torch.load(folder / name, weights_only=True) for folder in (straight, resumed))
-        # Lengths of metrics.json contain the digits of times.
         for checkpoint in (a, b):
+            # Its length of metrics.json depends on the digits of times.
             checkpoint.get("trainer", {"hooks": {}})["hooks"].pop("ExactResume", None)
         assert not differences(a, b)
     metrics = read_metrics(resumed)
     assert [x["iteration"] for x in metrics] == [1, 3, 5]
     assert metrics == read_metrics(straight)
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_resumed_run_equals_the_straight_run(make_trainer, tmp_path, options):
+    """Weights, averages, optimizer, losses; from a checkpoint between two lines of metrics.json."""
+    straight = tmp_path / "straight"
+    make_trainer(straight, *options).train()
+    resumed = copy_interrupted(straight, 2)
+    forget_random_state()
+    make_trainer(resumed, *options, resume=True).train()
+    assert_equal_runs(straight, resumed)
+
+
+def train_twice(args: argparse.Namespace) -> None:
+    """Train a straight run and a resumed one, in each of several processes."""
+    torch.set_num_threads(1)
+    DatasetCatalog.register("noise", lambda: args.records)
+    MetadataCatalog.get("noise").thing_classes = list("abcde")
+    start_trainer(args.straight, resume=False).train()
+    if comm.is_main_process():
+        copy_interrupted(Path(args.straight.OUTPUT_DIR), 2)
+    comm.synchronize()
+    forget_random_state()
+    start_trainer(args.resumed, resume=True).train()
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(make_run_cfg, noise_records, tmp_path):
+    options = ("SOLVER.EMA.ENABLED", True, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
+    cfg = make_run_cfg(tmp_path / "straight", *options)
+    resumed = cfg.clone()
+    resumed.OUTPUT_DIR = str(tmp_path / "straight_after_2")
+    processes = {"num_gpus": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    launch_processes(train_twice, argparse.Namespace(**processes, straight=cfg, resumed=resumed, records=noise_records))
+    assert_equal_runs(tmp_path / "straight", tmp_path / "straight_after_2")
 
 
 def test_evaluation_after_the_checkpoint_is_made_up_for(make_trainer, tmp_path, monkeypatch):
@@ -158,3 +161,15 @@ def test_checkpoint_that_does_not_tell_the_order(make_trainer, tmp_path, capsys)
     trainer.train()
     assert "earlier version of this package" in capsys.readouterr().out
     assert trainer.iter == 4
+
+
+def test_latest_checkpoints_are_kept(make_trainer, tmp_path):
+    """Of all attempts of a run together, with those that a signal left."""
+    options = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
+    run = tmp_path / "run"
+    make_trainer(run, *options, "SOLVER.MAX_ITER", 3).train()
+    for name in ("model_0000000.pth", "model_9999999.pth"):
+        (run / name).touch()
+    make_trainer(run, *options, "SOLVER.MAX_ITER", 4, resume=True).train()
+    found = sorted(x.name for x in run.glob("model_*.pth"))
+    assert found == ["model_0000002.pth", "model_0000003.pth", "model_9999999.pth", "model_final.pth"]
