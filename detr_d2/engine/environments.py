@@ -55,7 +55,8 @@ def _from_torchrun(args: argparse.Namespace, environ: Mapping[str, str]) -> Star
         )
     restarted = int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     local_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
-    return Start("torchrun", rank, world_size, local_rank, local_size, "env://", restarted=restarted)
+    launcher = "submitit" if "SUBMITIT_EXECUTOR" in environ else "torchrun"
+    return Start(launcher, rank, world_size, local_rank, local_size, "env://", restarted=restarted)
 
 
 def _from_srun(args: argparse.Namespace, environ: Mapping[str, str]) -> Start | None:
