@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_d2.cli.arguments import CommandParser, at_least
-from detr_d2.cli.command import Command
+from detr_d2.cli.command import Command, exit_code
 from detr_d2.utils.errors import UserError
 
 _COMMANDS = ("train", "eval", "overfit")
@@ -121,8 +121,10 @@ class _Launch(Command):
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if arguments is None else arguments)
         first = next((i for i, word in enumerate(words) if word in _COMMANDS), len(words))
-        # What follows "--" is not taken for flags of this command.
-        return super().__call__([*words[:first], *(["--"] if words[first:] else []), *words[first:]])
+        # argparse would take the other command's flags for its own.
+        args = self.make_parser().parse(words[:first])
+        args.command = words[first:]
+        return exit_code(lambda: self.run(args))
 
 
 main = _Launch("launch", __doc__, _add_flags, run)

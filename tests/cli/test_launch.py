@@ -4,11 +4,15 @@ import os
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from detr_d2.cli import launch
 from detr_d2.cli import main as commands
 from detr_d2.cli.launch import Job, main
+
+SUBMITTED = SimpleNamespace(job_id=42, paths=SimpleNamespace(stdout="42.out"))
 
 submitit = pytest.importorskip("submitit", reason="submitit is installed in the newest environment only")
 
@@ -68,6 +72,16 @@ def test_mistakes(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert main(words) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_flags_before_the_command_are_those_of_the_job(monkeypatch, capsys):
+    submitted = []
+    monkeypatch.setattr(launch, "submit", lambda job, args: submitted.append((job, args)) or SUBMITTED)
+    assert main(["slurm", "--nodes", "2", "--partition", "gpu", "train", "--num-gpus", "1", "A", "1"]) == 0
+    ((job, args),) = submitted
+    assert job.words == ("train", "--num-gpus", "1", "A", "1")
+    assert (args.cluster, args.nodes, args.partition) == ("slurm", 2, "gpu")
+    assert capsys.readouterr().out == "Submitted job 42. Its log: 42.out\n"
 
 
 def test_missing_submitit(capsys, monkeypatch):
