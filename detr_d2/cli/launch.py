@@ -21,6 +21,7 @@ from typing import Any
 
 from detr_d2.cli.arguments import CommandParser, at_least
 from detr_d2.cli.command import Command, exit_code
+from detr_d2.cli.main import COMMANDS
 from detr_d2.utils.errors import UserError
 
 _COMMANDS = ("train", "eval", "overfit")
@@ -120,7 +121,9 @@ class _Launch(Command):
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if arguments is None else arguments)
-        first = next((i for i, word in enumerate(words) if word in _COMMANDS), len(words))
+        # The value of a flag may be the name of a command, too.
+        named = (i for i, word in enumerate(words) if word in COMMANDS and not words[i - 1].startswith("--"))
+        first = next(named, len(words))
         # argparse would take the other command's flags for its own.
         args = self.make_parser().parse(words[:first])
         args.command = words[first:]

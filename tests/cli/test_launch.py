@@ -77,10 +77,10 @@ def test_mistakes(words, message, capsys, tmp_path, monkeypatch):
 def test_flags_before_the_command_are_those_of_the_job(monkeypatch, capsys):
     submitted = []
     monkeypatch.setattr(launch, "submit", lambda job, args: submitted.append((job, args)) or SUBMITTED)
-    assert main(["slurm", "--nodes", "2", "--partition", "gpu", "train", "--num-gpus", "1", "A", "1"]) == 0
+    assert main(["slurm", "--nodes", "2", "--partition", "demo", "train", "--num-gpus", "1", "A", "1"]) == 0
     ((job, args),) = submitted
     assert job.words == ("train", "--num-gpus", "1", "A", "1")
-    assert (args.cluster, args.nodes, args.partition) == ("slurm", 2, "gpu")
+    assert (args.cluster, args.nodes, args.partition) == ("slurm", 2, "demo")
     assert capsys.readouterr().out == "Submitted job 42. Its log: 42.out\n"
 
 
