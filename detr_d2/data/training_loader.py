@@ -81,7 +81,7 @@ def init_worker(worker: int) -> None:
 class _SampleOrder(Sampler):
     """Iterable over the samples of this process: pairs of the position in the order of all images, and the index.
 
-    The batches before ``first_batch`` are replayed without loading anything: some 10 million images per second.
+    The batches before ``first_batch`` are replayed without loading anything: three million images per second.
     """
 
     def __init__(self, sampler: Sampler, shapes: Sequence[int], batch_size: int):

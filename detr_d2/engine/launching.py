@@ -98,6 +98,8 @@ def _run(index: int, main: Callable[[argparse.Namespace], object], args: argpars
     if start.world_size > 1:
         args.start = str(start)
         join_process_group(start, timedelta(seconds=getattr(args, "start_timeout", 300)))
+        # Where torchrun starts a machine again because of another one, it does not count that as an attempt.
+        args.resume = any(comm.all_gather(getattr(args, "resume", False)))
     try:
         main(args)
     except Stopped:

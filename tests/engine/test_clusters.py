@@ -47,7 +47,7 @@ def test_two_machines_of_torchrun(make_run_cfg, noise_records, repository, tmp_p
     command = [sys.executable, "-m", "torch.distributed.run", *flags, "--rdzv_endpoint", f"127.0.0.1:{port}"]
     command += ["--rdzv_id", "a", "--local_addr", "127.0.0.1", "train.py", "--config-file", "config.yaml"]
     environ = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    environ["GLOO_SOCKET_IFNAME"] = "lo"
+    environ |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     nodes = [
         subprocess.Popen(
             command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -62,7 +62,7 @@ def test_two_machines_of_torchrun(make_run_cfg, noise_records, repository, tmp_p
     codes = [node.returncode for node in nodes]
     assert codes == [0, 0], "\n".join(texts)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert len(re.findall(r"\]: Started by torchrun: process 0 of 2, ", log)) == 2
+    assert len(re.findall(r"INFO: Started by torchrun: process 0 of 2, ", log)) == 2
     assert "Stopped by SIGTERM after iteration 3, which is saved" in log
     assert re.findall(r"Starting training from iteration (\d)", log) == ["0", "4"]
     assert sum(text.count("stopped by SIGTERM; the run can be continued with --resume") for text in texts) == 2

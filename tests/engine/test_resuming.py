@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def test_killed_at_random_moments(make_run_cfg, noise_records, tmp_path):
             assert torch.load(file, weights_only=True)["model"]
     last = start("run")
     last.join()
-    print(f"{ended} kills, of which {left} left a file half-written")
+    sys.stdout.write(f"{ended} kills, of which {left} left a file half-written\n")
     assert straight.exitcode == last.exitcode == 0
     assert_equal_runs(tmp_path / "straight", run)
     names = [{x.name for x in folder.iterdir() if "tfevents" not in x.name} for folder in (tmp_path / "straight", run)]
