@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase, TrainerBase
 
-from detr_d2.cli.command import exit_code
+from detr_d2.cli import command
 from detr_d2.engine import interruption
 from detr_d2.engine.environments import Start
 from detr_d2.engine.interruption import SIGNALS, StopOnSignal, forward_to, handled
@@ -55,7 +55,7 @@ class Training(TrainerBase):
 def test_a_signal_stops_the_run_after_a_checkpoint(capsys, number):
     before = signal.getsignal(number)
     training = Training(SignalAt(2, number))
-    assert exit_code(lambda: training.train(0, 6)) == 128 + number
+    assert command.exit_code(lambda: training.train(0, 6)) == 128 + number
     assert training.saved == ["losses", ("model_0000002", 2)]
     assert capsys.readouterr().err == f"stopped by {number.name}; the run can be continued with --resume\n"
     assert signal.getsignal(number) == before
@@ -101,17 +101,19 @@ def be_stuck(ready) -> None:
 def test_a_process_that_is_stuck_ends():
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    process = context.Process(target=be_stuck, args=(ready,))
+    process = context.Process(target=be_stuck, args=(ready,), daemon=True)
     process.start()
     assert ready.wait(60)
     process.terminate()
-    process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
+    process.join(20)
+    exit_code = process.exitcode
+    process.kill()
+    assert exit_code == 128 + signal.SIGTERM
 
 
 def test_signals_are_passed_on():
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=time.sleep, args=(600,))
+    process = context.Process(target=time.sleep, args=(600,), daemon=True)
     process.start()
     with handled(forward_to([process.pid])):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -134,7 +136,7 @@ def writing(tmp_path):
     """Return a process that holds the lock of a folder, and has half of a checkpoint written."""
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    process = context.Process(target=write_and_wait, args=(tmp_path / "run", ready))
+    process = context.Process(target=write_and_wait, args=(tmp_path / "run", ready), daemon=True)
     process.start()
     assert ready.wait(60)
     yield process
