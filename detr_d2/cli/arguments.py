@@ -115,13 +115,17 @@ def add_training_flags(parser: CommandParser, **config_settings) -> None:
     group.add_argument(
         "--machine-rank", type=int, default=0, metavar="N", help="number of this machine, counted from 0 (default: 0)"
     )
-    # One port per user, as Detectron2 chooses it: a process left behind is noticed by the port it occupies.
-    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
     group.add_argument(
         "--dist-url",
-        default=f"tcp://127.0.0.1:{port}",
         metavar="URL",
         help="address at which the processes meet (default: a port of this machine; auto: any free one)",
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=at_least(1, "seconds"),
+        default=300,
+        metavar="SECONDS",
+        help="time in which all processes must have started (default: 300)",
     )
     parser.set_defaults(eval_only=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from detr_d2.cli.arguments import CommandParser
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import Stopped, UserError
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Command:
 def exit_code(work: Callable[[], int | None]) -> int:
     """Return the result of ``work`` (0 for None), 1 after a :class:`UserError` or a closed pipe, 130 after Ctrl-C.
 
+    A run that a signal stopped after saving a checkpoint returns 128 and the signal's number: 143 for SIGTERM.
+
     A mistake of the user is printed to stderr as one message; other errors are raised.
     """
     try:
@@ -46,6 +48,9 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except Stopped as e:
+        print(e, file=sys.stderr)
+        return e.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

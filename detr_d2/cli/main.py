@@ -22,6 +22,7 @@ GROUPS = {
         "demo": "train on rendered shapes in minutes, and write a report",
         "overfit": "overfit a few images: a sanity check that data, config and model work together",
         "plot": "plot the training curves of runs",
+        "launch": "submit a training to a Slurm cluster",
     },
     "Trained models": {
         "predict": "find objects in images and videos",

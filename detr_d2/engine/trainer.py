@@ -3,7 +3,7 @@
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from detectron2.config import CfgNode
@@ -28,9 +28,12 @@ from detr_d2.data import (
     load_test_records,
     load_training_records,
 )
+from detr_d2.data.training_loader import TrainingLoader, init_worker
 from detr_d2.engine.console import FoldedMetricPrinter
 from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
+from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.optimizer import build_optimizer
+from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
@@ -91,7 +94,7 @@ class Trainer(DefaultTrainer):
         if average is not None:
             self.checkpointer.averaged = average.averaged.module
             self.register_hooks([average])
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([*self.build_hooks(), ExactResume(cfg)])
 
     @property
     def trained_model(self) -> nn.Module:
@@ -171,7 +174,9 @@ class Trainer(DefaultTrainer):
                 if test.BEST_METRIC:
                     best = BestCheckpoint(test.EVAL_PERIOD, self.checkpointer, test.BEST_METRIC, test.PATIENCE)
                     built.insert(i + 1, best)
-        return built
+        # A stopped run does not wait for an evaluation.
+        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        return [*built[:evaluation], StopOnSignal(), *built[evaluation:]]
 
     def _evaluate(self) -> dict:
         self._last_eval_results = self.test(self.cfg, self.trained_model)
@@ -192,21 +197,25 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         records = load_training_records(cfg)
         mapper = build_training_mapper(cfg, records)
         # Copies to a GPU are asynchronous only from pinned memory.
         pinned = cfg.MODEL.DEVICE.startswith("cuda")
+        if isinstance(records, list):
+            return TrainingLoader(cfg, records, mapper, pin_memory=pinned)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records, pin_memory=pinned)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             load_test_records(dataset_name, cfg.TEST.BATCH_SIZE),
             mapper=DetrDatasetMapper(cfg, is_train=False),
             batch_size=cfg.TEST.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        loader.worker_init_fn = init_worker
+        return loader
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None) -> dict:

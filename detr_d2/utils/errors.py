@@ -1,6 +1,7 @@
-"""Mistakes that a user can fix: the exception for them, parts of its messages, and a counter of mistakes in data."""
+"""Exceptions that commands turn into exit codes, parts of their messages, and a counter of mistakes in data."""
 
 import difflib
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,6 +11,16 @@ class UserError(ValueError):
 
     The message names what is wrong and what to do. The commands print it without a traceback.
     """
+
+
+class Stopped(SystemExit):
+    """End of a run by a signal, after a checkpoint was saved: the process ends with the exit code that shells use."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(128 + signal_number)
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.code - 128).name}; the run can be continued with --resume"
 
 
 def abbreviate(names: Sequence[object], limit: int = 5) -> str:

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from detr_d2.utils.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from detr_d2.utils.locks import open_locked
 
 
 @contextmanager
@@ -46,36 +42,14 @@ def _temporary_name(path: str | Path) -> Iterator[str]:
     """
     name = f"{path}.tmp"
     try:
-        lock = _lock(name, os.O_RDWR | os.O_CREAT)
+        descriptor = open_locked(name, os.O_RDWR | os.O_CREAT)
     except BlockingIOError:
-        lock = None
+        descriptor = None
     try:
-        yield name if lock is not None else f"{path}.{os.getpid()}.tmp"
+        yield name if descriptor is not None else f"{path}.{os.getpid()}.tmp"
     finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(path: str | Path, flags: int) -> int | None:
-    """Open a file or folder and lock it until it is closed, or this process ends; return its descriptor.
-
-    Return None where the system or the file system has no locks. If another process has locked it, or has moved it
-    since, raise a BlockingIOError.
-    """
-    if fcntl is None:
-        return None
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not (os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))):
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -98,7 +72,7 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     incomplete = path.with_name(f"{path.name}.incomplete")
     try:
         incomplete.mkdir(parents=True, exist_ok=True)
-        lock = _lock(incomplete, os.O_RDONLY)
+        descriptor = open_locked(incomplete, os.O_RDONLY)
         for x in incomplete.iterdir():
             shutil.rmtree(x) if x.is_dir() and not x.is_symlink() else x.unlink()
     except BlockingIOError as e:
@@ -118,8 +92,8 @@ def output_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
             shutil.rmtree(path)
         incomplete.rename(path)
     finally:
-        if lock is not None:
-            os.close(lock)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:

@@ -1,0 +1,136 @@
+"""Loader of training batches whose order and random numbers depend on a seed and on the iteration only."""
+
+import operator
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList
+from detectron2.data.build import _train_loader_from_config, worker_init_reset_seed
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detr_d2.utils.seeding import SAMPLE, seed_all
+
+# Signals that end a job. They are sent to all of its processes, and the training still needs its workers to stop.
+_IGNORED_BY_WORKERS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+
+
+class TrainingLoader:
+    """Infinite iterable over this process's shares of the batches, from the iteration given to :meth:`start` on.
+
+    All processes follow one order of images, that of a sampler of Detectron2, which is divided into batches of
+    ``SOLVER.IMS_PER_BATCH``: what a batch holds does not depend on the number of processes. With
+    ``DATALOADER.ASPECT_RATIO_GROUPING`` its images are all wide or all tall. The random numbers of a sample depend on
+    the seed and the sample's position in the order, not on the worker that loads it.
+
+    Args:
+        cfg: config; without a call of :meth:`start`, the seed is that of :func:`choose_seed`.
+        records: dataset records.
+        mapper: function from a record to a sample, or to None to replace the record by a random other one.
+        options: arguments of PyTorch's DataLoader.
+    """
+
+    def __init__(self, cfg: CfgNode, records: list[dict], mapper: Callable[[dict], dict | None], **options):
+        settings = _train_loader_from_config(cfg, mapper=mapper, dataset=records)
+        shapes = _shapes(records) if settings["aspect_ratio_grouping"] else np.zeros(len(records), int)
+        self.batch_size = settings["total_batch_size"]
+        self.num_images = len(records)
+        self._share = self.batch_size // comm.get_world_size()
+        self._order = _SampleOrder(settings["sampler"], shapes.tolist(), self.batch_size)
+        self._samples = _Samples(DatasetFromList(records, copy=False), mapper)
+        self._loader = DataLoader(
+            self._samples,
+            sampler=self._order,
+            # Single samples, so that all workers load the next batch together.
+            collate_fn=operator.itemgetter(0),
+            num_workers=settings["num_workers"],
+            worker_init_fn=init_worker,
+            **options,
+        )
+        self.start(0, choose_seed(cfg))
+
+    def start(self, iteration: int, seed: int) -> None:
+        """Set the iteration that the first batch is for, and the seed of the order and of the random numbers."""
+        self._order.first_batch = iteration
+        self._order.seed = self._samples.seed = seed
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        samples = iter(self._loader)
+        while True:
+            yield list(islice(samples, self._share))
+
+
+def choose_seed(cfg: CfgNode) -> int:
+    """Return ``SEED``, or if that is negative a random seed, the same in all processes."""
+    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+
+
+def init_worker(worker: int) -> None:
+    """Prepare a process of a loader: its own random numbers, and no end before the process that it works for."""
+    worker_init_reset_seed(worker)
+    for name in _IGNORED_BY_WORKERS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class _SampleOrder(Sampler):
+    """Iterable over the samples of this process: pairs of the position in the order of all images, and the index.
+
+    The batches before ``first_batch`` are replayed without loading anything: three million images per second.
+    """
+
+    def __init__(self, sampler: Sampler, shapes: Sequence[int], batch_size: int):
+        self.first_batch = self.seed = 0
+        self._sampler = sampler
+        self._shapes = shapes
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        share = self._batch_size // comm.get_world_size()
+        first = comm.get_rank() * share
+        for batch in islice(self._batches(), self.first_batch, None):
+            yield from batch[first : first + share]
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        waiting = defaultdict(list)
+        for sample in enumerate(self._indices()):
+            batch = waiting[self._shapes[sample[1]]]
+            batch.append(sample)
+            if len(batch) == self._batch_size:
+                yield batch.copy()
+                batch.clear()
+
+    def _indices(self) -> Iterator[int]:
+        """Yield the indices that the sampler divides between the processes."""
+        self._sampler._seed = self.seed
+        return self._sampler._infinite_indices()
+
+
+class _Samples(Dataset):
+    """Mapped records by position and index."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict], dict | None]):
+        self.seed = 0
+        self._records = records
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict:
+        position, index = sample
+        seed_all(SAMPLE, self.seed, position)
+        while (mapped := self._mapper(self._records[index])) is None:
+            index = torch.randint(len(self), ()).item()
+        return mapped
+
+
+def _shapes(records: list[dict]) -> np.ndarray:
+    """Return 0 for each wide image, 1 for each other one, as Detectron2 groups them; 2 for those of unknown size."""
+    sizes = np.array([(x.get("width", -1), x.get("height", -1)) for x in records])
+    return np.where((sizes < 0).any(axis=1), 2, sizes[:, 0] <= sizes[:, 1])
