@@ -76,7 +76,15 @@ def export_model(
     texts = {INFO: info.to_text(), GOLDEN: pack_arrays({name: x.numpy() for name, x in golden.items()})}
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         written = Path(folder) / output.name
-        kind.write(program, written, texts)
+        try:
+            kind.write(program, written, texts)
+        except UserError:
+            raise
+        except Exception as e:  # Each exporter has exceptions of its own.
+            reason = " ".join([type(e).__name__, *str(e).strip().splitlines()[:1]])
+            raise UserError(
+                f"The model can't be written as {kind.suffix} ({reason}): try another format, or another backbone."
+            ) from e
         verification = verify(ExportedModel(written), model)
         verification.check(output)
         for suffix in (*kind.companions, kind.suffix):

@@ -68,11 +68,12 @@ def keep_padding_out(masked: MaskedBackbone) -> bool:
     backbone = masked.backbone
     masked.masked_forward = True
     masked.backbone = IgnoredPadding(backbone)
-    if backbone.size_divisibility > 1 or backbone.padding_constraints.get("square_size"):
+    if backbone.padding_constraints.get("square_size"):
         return False
+    divisor = max(1, backbone.size_divisibility)
     try:
-        zeroed = ZeroedPadding(backbone, _input_strides(backbone))
-        if not _is_invariant(zeroed):
+        zeroed = ZeroedPadding(backbone, _input_strides(backbone, divisor))
+        if divisor > 1 or not _is_invariant(zeroed):
             return False
     except (AssertionError, RuntimeError, ValueError) as e:
         raise UserError(
@@ -84,20 +85,24 @@ def keep_padding_out(masked: MaskedBackbone) -> bool:
 
 
 @no_grad()
-def _input_strides(backbone: Backbone) -> dict[str, int]:
-    """Return the stride of the input of each layer that mixes positions, as the ratio of sizes in a trial."""
+def _input_strides(backbone: Backbone, divisor: int) -> dict[str, int]:
+    """Return the stride of the input of each layer that mixes positions, as the ratio of sizes in a trial.
+
+    Sides of images are multiples of ``divisor``.
+    """
     strides: dict[str, int] = {}
+    height, width = (-(-side // divisor) * divisor for side in _TRIAL[0])
 
     def record(name: str):
         def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            strides[name] = _TRIAL[0][0] // inputs[0].shape[-2]
+            strides[name] = height // inputs[0].shape[-2]
 
         return hook
 
     layers = [(name, x) for name, x in backbone.named_modules() if isinstance(x, _SPATIAL) and _mixes_positions(x)]
     hooks = [x.register_forward_pre_hook(record(name)) for name, x in layers]
     try:
-        backbone(randn(1, 3, *_TRIAL[0]))
+        backbone(randn(1, 3, height, width))
     finally:
         for hook in hooks:
             hook.remove()
