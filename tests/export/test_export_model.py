@@ -31,7 +31,7 @@ def test_a_file_that_does_not_agree_is_not_written(try_export, tmp_path, monkeyp
         return boxes, scores + 0.01 * (sizes[:, :1] < images.shape[2]), labels
 
     monkeypatch.setattr(ExportGraph, "forward", wrong)
-    with pytest.raises(UserError, match=r"does not agree with the model: scores of 2 images .*, padded differ by 0.01"):
+    with pytest.raises(UserError, match=r"does not agree with the model: \w+ of 2 images of .*, padded differ"):
         try_export()
     assert not list(tmp_path.iterdir())
 
