@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 
 from detr_d2.config import choice
 from detr_d2.export.exported_model import ExportedModel
-from detr_d2.export.formats import FORMATS, Program, check_runtime, format_of
+from detr_d2.export.formats import FORMATS, Format, Program, check_runtime, format_of
 from detr_d2.export.graph import DTYPES, INPUTS, ExportGraph, GraphOptions
 from detr_d2.export.info import GOLDEN, INFO, ExportInfo, pack_arrays
 from detr_d2.export.verification import GOLDEN_SIZES, Verification, make_images, verify
@@ -55,6 +56,36 @@ def export_model(
         UserError: the runtime is missing, ``output`` can't be written, or the file does not agree with the model.
     """
     output = Path(os.path.abspath(output))
+    kind = _check_output(output, format, overwrite)
+    if options is None:
+        options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks)
+    model = _on_cpu(model)
+    graph = ExportGraph(model, options).eval()
+    ids = range(1, len(class_names) + 1) if category_ids is None else category_ids
+    info = ExportInfo.describe(model, graph, cfg, list(class_names), list(ids))
+    program = Program(graph, *_golden_inputs(info))
+    texts = {INFO: info.to_text(), GOLDEN: pack_arrays(_golden(program))}
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        written = Path(folder) / output.name
+        try:
+            kind.write(program, written, texts)
+            verification = verify(ExportedModel(written), model)
+        except UserError:
+            raise
+        except Exception as e:  # Exporters and runtimes have exceptions of their own.
+            reason = " ".join([type(e).__name__, *str(e).strip().splitlines()[:1]])
+            raise UserError(
+                f"The model can't be exported as {kind.suffix} ({reason}): try another format, or another backbone."
+            ) from e
+        verification.check(output)
+        for suffix in (*kind.companions, kind.suffix):
+            os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
+    logger.info(f"Exported to {output}: the largest difference from the model is {verification.largest:.1e}.")
+    return verification
+
+
+def _check_output(output: Path, format: str | None, overwrite: bool) -> Format:
+    """Return the format to write; if it or the file can't be written, raise a UserError."""
     kind = format_of(output) if format is None else choice(FORMATS, "The format", format)
     if output.suffix != kind.suffix:
         raise UserError(f"{output} is written in the format {format}: let its name end with {kind.suffix}.")
@@ -63,34 +94,7 @@ def export_model(
         raise UserError(f"The folder {output.parent} does not exist: make it, or name another.")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already: name another file, or add --force.")
-    if options is None:
-        options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks)
-    model = _on_cpu(model)
-    graph = ExportGraph(model, options).eval()
-    ids = range(1, len(class_names) + 1) if category_ids is None else category_ids
-    info = ExportInfo.describe(model, graph, cfg, list(class_names), list(ids))
-    program = Program(graph, *_golden_inputs(info))
-    with torch.no_grad():
-        outputs = graph(*program.inputs)
-    golden = dict(zip((*INPUTS, *options.output_names), (*program.inputs, *outputs), strict=True))
-    texts = {INFO: info.to_text(), GOLDEN: pack_arrays({name: x.numpy() for name, x in golden.items()})}
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        written = Path(folder) / output.name
-        try:
-            kind.write(program, written, texts)
-        except UserError:
-            raise
-        except Exception as e:  # Each exporter has exceptions of its own.
-            reason = " ".join([type(e).__name__, *str(e).strip().splitlines()[:1]])
-            raise UserError(
-                f"The model can't be written as {kind.suffix} ({reason}): try another format, or another backbone."
-            ) from e
-        verification = verify(ExportedModel(written), model)
-        verification.check(output)
-        for suffix in (*kind.companions, kind.suffix):
-            os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
-    logger.info(f"Exported to {output}: the largest difference from the model is {verification.largest:.1e}.")
-    return verification
+    return kind
 
 
 def _on_cpu(model: Detr) -> Detr:
@@ -109,3 +113,10 @@ def _golden_inputs(info: ExportInfo) -> tuple[torch.Tensor, torch.Tensor]:
     images = make_images(sizes, seed=len(sizes), channels=len(info.pixel_mean))
     batch = PaddedBatch.from_images(images, info.size_divisibility, info.square_size)
     return batch.tensor.to(DTYPES[info.dtype]).contiguous(), torch.tensor(batch.image_sizes)
+
+
+@torch.no_grad()
+def _golden(program: Program) -> dict[str, np.ndarray]:
+    names = (*INPUTS, *program.graph.options.output_names)
+    tensors = (*program.inputs, *program.graph(*program.inputs))
+    return {name: x.numpy() for name, x in zip(names, tensors, strict=True)}

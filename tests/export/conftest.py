@@ -46,7 +46,7 @@ def export(make_model, make_cfg, tmp_path_factory):
         # Without a package for it, the formats of PyTorch are tested.
         for package in FORMATS[format].packages:
             pytest.importorskip(package)
-        keys = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, *KINDS[kind])
+        keys = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, "INPUT.MIN_SIZE_TEST", 64, *KINDS[kind])
         model, cfg = make_model(*keys), make_cfg(*keys)
         if model.has_masks:
             # Attention maps are small: without this, all queries have nearly the same mask.

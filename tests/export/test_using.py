@@ -112,7 +112,7 @@ def test_facts_of_a_file_replace_those_of_the_config(export, make_cfg):
     cfg.MODEL.WEIGHTS = str(path)
     cfg.freeze()
     exported = use_exported(cfg)
-    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.DETR.NUM_CLASSES) == ("RGB", 800, 5)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.DETR.NUM_CLASSES) == ("RGB", 64, 5)
     assert cfg.is_frozen()
     assert exported.info.class_names == NAMES
     assert isinstance(exported, ExportedModel)
