@@ -20,9 +20,10 @@ KINDS = {
     "smca": _SMCA,
     "dc5 smca masks": (*_SMCA, *_MASKS, *(x for key, v in _DC5.items() for x in (f"MODEL.RESNETS.{key}", v))),
     "panoptic": (
-        *_MASKS,
+        *(*_MASKS, "MODEL.DETR.HIDDEN_DIM", 128),
         *("MODEL.DETR.PANOPTIC.ENABLED", True, "MODEL.DETR.PANOPTIC.NUM_THINGS", 3),
-        *("MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.2, "MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL", False),
+        *("MODEL.DETR.CLASS_LOSS", "focal", "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD", 0.2),
+        *("MODEL.DETR.PANOPTIC.MERGE_AFTER_REMOVAL", False),
     ),
     "timm": (*_TIMM, "test_efficientnet.r160_in1k"),
     "timm, images of one size": (*_TIMM, "test_byobnet.r160_in1k"),
@@ -49,9 +50,11 @@ def export(make_model, make_cfg, tmp_path_factory):
         keys = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, "INPUT.MIN_SIZE_TEST", 64, *KINDS[kind])
         model, cfg = make_model(*keys), make_cfg(*keys)
         if model.has_masks:
-            # Attention maps are small: without this, all queries have nearly the same mask.
+            # Attention maps are small, and features may all be zero: without this, queries have the same mask.
             head = model.detr.mask_head
             head.lay1.weight.data[:, head.hidden_dim :] *= 1e5
+            for norm in (head.gn1, head.gn2, head.gn3, head.gn4, head.gn5):
+                norm.weight.data.fill_(1.0)
         path = folder / f"{len(list(folder.iterdir()))}{FORMATS[format].suffix}"
         return Exported(model, cfg, path, export_model(model, path, cfg=cfg, class_names=NAMES, options=options))
 
