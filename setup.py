@@ -30,7 +30,13 @@ setup(
     # Anything that depends on torch stays out, so that the torch Detectron2 was built with is never replaced.
     install_requires=["numpy", "scipy>=1.7"],
     # timm requires any torch, which Detectron2 has brought.
-    extras_require={"timm": ["timm>=1.0.15"], "slurm": ["submitit>=1.5"]},
+    extras_require={
+        "timm": ["timm>=1.0.15"],
+        "slurm": ["submitit>=1.5"],
+        # To write and to run exported models, docs/EXPORT.md.
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
+        "openvino": ["openvino>=2025.0"],
+    },
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},
     entry_points={"console_scripts": ["detr-d2 = detr_d2.cli.main:main"]},

@@ -12,6 +12,7 @@ PACKAGE = "detr_d2"
 LAYERS = (
     "cli",
     "engine",
+    "export",
     "evaluation",
     "visualization",
     "inference",

@@ -8,6 +8,8 @@ Examples:
   the same in less time (docs/INFERENCE.md):
     detr-d2 eval --config-file detr_256_6_6_torchvision MODEL.WEIGHTS detr-r50-e632da11.pth \
         MODEL.DETR.TEST.COMPILE True MODEL.DETR.TEST.PRECISION bfloat16
+  an exported model (docs/EXPORT.md):
+    detr-d2 eval --config-file detr_256_6_6_torchvision MODEL.WEIGHTS detr-r50.onnx
   your own images and annotations:
     detr-d2 eval --config-file output/mine/config.yaml --val-json val.json --val-images val/ \
         MODEL.WEIGHTS output/mine/model_final.pth

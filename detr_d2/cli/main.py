@@ -27,6 +27,7 @@ GROUPS = {
     "Trained models": {
         "predict": "find objects in images and videos",
         "attention": "visualize where a model attends in an image",
+        "export": "export a model to ONNX, OpenVINO or TorchScript, and verify exported files",
         "convert": "convert a checkpoint to the native format, or to that of other code",
     },
     "Measuring": {

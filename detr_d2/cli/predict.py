@@ -10,6 +10,8 @@ Examples:
   detr-d2 predict --config-file detr-r50 --input photos/ --output predicted MODEL.WEIGHTS detr://detr-r50
   detr-d2 predict --config-file output/config.yaml --input 'day*/*.jpg' clip.mp4 --output predicted \
       --score-thresh 0.7 --batch-size 8 MODEL.WEIGHTS output/model_final.pth
+  an exported model (docs/EXPORT.md):
+    detr-d2 predict --weights model.onnx --input photos/ --output predicted
   many images, faster (docs/INFERENCE.md): as above, and
       MODEL.DETR.TEST.COMPILE True MODEL.DETR.TEST.PRECISION bfloat16
 """
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def _add_flags(parser: CommandParser) -> None:
-    parser.add_config(required=True)
+    parser.add_config()
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint, or an exported model, which needs no config: MODEL.WEIGHTS"
+    )
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     parser.add_argument("--score-thresh", type=float, default=0.5, metavar="S", help="minimum score (default: 0.5)")
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, print a summary and return the exit code."""
     from detr_d2.data.inputs import find_inputs
     from detr_d2.engine.prediction import predict_files
-    from detr_d2.inference.predictor import Predictor, prediction_config
+    from detr_d2.export import build_predictor
 
     logging.captureWarnings(True)
     start_process()
@@ -51,10 +56,9 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: give 1 or more.")
     inputs = find_inputs(args.input)
-    cfg = prediction_config(args.config_file, args.opts, trust=args.trust)
+    options = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
     # The model then computes and keeps no masks that would be left out: 100 of a photograph are a gigabyte.
-    cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = max(cfg.MODEL.DETR.TEST.SCORE_THRESHOLD, args.score_thresh)
-    predictor = Predictor.from_config(cfg)
+    predictor, cfg = build_predictor(args.config_file, options, min_score=args.score_thresh, trust=args.trust)
     try:
         summary = predict_files(
             predictor,

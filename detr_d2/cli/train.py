@@ -42,21 +42,26 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluate ``MODEL.WEIGHTS`` in one of the processes."""
+    """Evaluate ``MODEL.WEIGHTS``, a checkpoint or an exported model, in one of the processes."""
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
     from detr_d2.checkpoint import DetrCheckpointer
     from detr_d2.data import check_datasets
     from detr_d2.engine import Trainer, class_names, loading_options, setup
-    from detr_d2.inference import inference_options, optimize_for_inference
+    from detr_d2.export import is_exported, prepare_for_inference, use_exported
 
     cfg = setup(args)
-    check_datasets(cfg, train=False)
-    model = Trainer.build_model(cfg)
-    options = {"class_names": class_names(cfg.DATASETS.TEST), "allow_new_head": False, **loading_options(cfg)}
-    DetrCheckpointer(model, cfg.OUTPUT_DIR, **options).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    model = optimize_for_inference(model, **inference_options(cfg))
+    names = class_names(cfg.DATASETS.TEST)
+    if is_exported(cfg.MODEL.WEIGHTS):
+        model = use_exported(cfg)
+        check_datasets(cfg, train=False)
+    else:
+        check_datasets(cfg, train=False)
+        model = Trainer.build_model(cfg)
+        options = {"class_names": names, "allow_new_head": False, **loading_options(cfg)}
+        DetrCheckpointer(model, cfg.OUTPUT_DIR, **options).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = prepare_for_inference(model, cfg, names)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

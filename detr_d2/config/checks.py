@@ -11,6 +11,8 @@ from detr_d2.utils.errors import UserError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """Values of MODEL.DETR.TEST.PRECISION; the names are PyTorch's."""
+BACKENDS = ("pytorch", "openvino", "onnxruntime")
+"""Values of MODEL.DETR.TEST.BACKEND."""
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _Range = tuple[str, Callable[[Any], bool]]
@@ -70,6 +72,7 @@ def check_model_config(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {value!r}: set {kind}, or None.")
     _check_ranges(cfg, _MODEL_RANGES)
     check_precision(cfg.MODEL.DETR.TEST.PRECISION)
+    _check_name(BACKENDS, "MODEL.DETR.TEST.BACKEND", cfg.MODEL.DETR.TEST.BACKEND)
     detr = cfg.MODEL.DETR
     if detr.HIDDEN_DIM % detr.NHEADS:
         raise UserError(

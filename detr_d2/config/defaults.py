@@ -42,6 +42,9 @@ def add_detr_config(cfg: CN) -> None:
     detr.TEST.PRECISION = "float32"
     # Use torch.compile, which takes minutes at the start.
     detr.TEST.COMPILE = False
+    # Runtime: "pytorch", or on the CPU "openvino" or "onnxruntime": the model is exported once and cached. See
+    # docs/EXPORT.md.
+    detr.TEST.BACKEND = "pytorch"
 
     # Panoptic results in inference, one segment per pixel; needs the mask head. See docs/PANOPTIC.md.
     panoptic = detr.PANOPTIC = CN()

@@ -1,7 +1,7 @@
 """Predictor: a trained model, from a config and a checkpoint, for images without annotations; and its classes."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ _WINDOW = 4
 _BACKBONES = ("torchvision://", "detectron2://ImageNetPretrained/")
 
 Key = TypeVar("Key")
+Prepare = Callable[[nn.Module, CfgNode, Sequence[str]], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ class Predictor:
         self.categories = categories
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "Predictor":
+    def from_config(cls, cfg: CfgNode, prepare: Prepare | None = None) -> "Predictor":
         """Build the model of a config, load every tensor of ``MODEL.WEIGHTS``, and optimize it as the config says.
+
+        ``prepare`` returns what runs instead of the optimized model, from the model, the config and the class names.
 
         Raises:
             UserError: there are no weights, or they are of a backbone alone or of another model.
@@ -74,7 +77,10 @@ class Predictor:
         log_pixel_warnings(cfg)
         loaded = DetrCheckpointer(model, allow_new_head=False).load(cfg.MODEL.WEIGHTS)
         categories = find_categories(cfg, cfg.MODEL.DETR.NUM_CLASSES, loaded.get("class_names"))
-        model = optimize_for_inference(model, **inference_options(cfg))
+        if prepare is None:
+            model = optimize_for_inference(model, **inference_options(cfg))
+        else:
+            model = prepare(model, cfg, categories.names)
         return cls(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
 
     def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:

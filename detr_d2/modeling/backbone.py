@@ -40,7 +40,7 @@ class MaskedBackbone(nn.Module):
         self.level_channels = tuple(shapes[name].channels for name in self.finer_levels)
         self.num_channels = shapes[self.level].channels
         self.strides = {name: shape.stride for name, shape in shapes.items()}
-        self._masked_forward = enable_masked_forward(backbone)
+        self.masked_forward = enable_masked_forward(backbone)
         self._is_invariant = {False: invariant, True: invariant_training}
 
     @property
@@ -56,7 +56,7 @@ class MaskedBackbone(nn.Module):
         batch = PaddedBatch.from_images(images, divisor, square)
         if not self._is_invariant[self.training]:
             return batch
-        if self._masked_forward:
+        if self.masked_forward:
             return batch.with_valid_sizes(batch.image_sizes)
         # The size that the image would be padded to alone.
         sides = [[square or _round_up(x, divisor) for x in size] for size in batch.image_sizes]
@@ -76,7 +76,7 @@ class MaskedBackbone(nn.Module):
         if batch.is_valid_throughout:
             levels = self.backbone(pixels)
             return {name: FeatureLevel(x, (tuple(x.shape[-2:]),) * len(batch)) for name, x in levels.items()}
-        if self._masked_forward:
+        if self.masked_forward:
             levels = self.backbone(pixels, batch)
             return {name: FeatureLevel(x, batch.valid_sizes_at(self.strides[name])) for name, x in levels.items()}
         return per_image_forward(self.backbone, pixels, batch.valid_sizes)

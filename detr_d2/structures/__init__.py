@@ -3,6 +3,7 @@
 from detr_d2.structures.padded_batch import PaddedBatch, Size
 from detr_d2.structures.predictions import Decoded, FeatureLevel, Features, MaskInputs, Output, ProjectedLevel
 from detr_d2.structures.queries import Queries, QueryBlock
+from detr_d2.structures.sized_batch import SizedBatch
 from detr_d2.structures.targets import Targets, check_instances
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Queries",
     "QueryBlock",
     "Size",
+    "SizedBatch",
     "Targets",
     "check_instances",
 ]

@@ -55,6 +55,8 @@ def open_locked(path: str | Path, flags: int) -> int | None:
         return descriptor
     os.close(descriptor)
     if locked is None:
+        if flags & os.O_CREAT:
+            os.remove(path)
         return None
     raise BlockingIOError(f"{path} is locked")
 

@@ -1,0 +1,23 @@
+"""Export of trained models to files that run without this package, and the use of these files."""
+
+from detr_d2.export.exported_model import ExportedModel
+from detr_d2.export.exporting import export_model
+from detr_d2.export.formats import FORMATS, is_exported
+from detr_d2.export.graph import ExportGraph, GraphOptions
+from detr_d2.export.using import build_predictor, prepare_for_inference, use_exported
+from detr_d2.export.verification import Verification, verify, verify_golden
+
+__all__ = [
+    "FORMATS",
+    "ExportGraph",
+    "ExportedModel",
+    "GraphOptions",
+    "Verification",
+    "build_predictor",
+    "export_model",
+    "is_exported",
+    "prepare_for_inference",
+    "use_exported",
+    "verify",
+    "verify_golden",
+]
