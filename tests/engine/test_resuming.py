@@ -152,7 +152,7 @@ def train_attempt(cfg: CfgNode, records: list[dict]) -> None:
 def test_killed_at_random_moments(make_run_cfg, noise_records, tmp_path):
     """DETR_D2_KILLS sets how often. Nothing is damaged or left behind, and the run ends like one without kills."""
     kills = int(os.environ.get("DETR_D2_KILLS", 3))
-    options = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 3, "SOLVER.MAX_ITER", 4 * kills)
+    options = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 3, "SOLVER.MAX_ITER", 10 + kills + kills % 2)
     # Its server imports everything once, and starts no threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["detr_d2.engine"])
