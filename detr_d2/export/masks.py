@@ -67,10 +67,10 @@ class _Stages:
         x = F.relu(_masked_norm(head.gn2, head.lay2(x), inside)) * inside
         norms = ((head.lay3, head.gn3), (head.lay4, head.gn4), (head.lay5, head.gn5))
         for factor, (conv, norm), response, inside in zip(self.factors, norms, finer, finer_inside, strict=True):
-            # Sizes are rounded up at each stride: nearest neighbors are repeated features, also in an odd last row.
+            # Sizes are rounded up at each stride: nearest neighbors are repeated features, also in an odd last row. A
+            # slice of a larger interpolation would tie torch.export to whether it is odd.
             if factor > 1:
-                x = F.interpolate(x, scale_factor=float(factor), mode="nearest")
-                x = x[..., : inside.shape[-2], : inside.shape[-1]]
+                x = x[:, :, arange(inside.shape[-2]) // factor][..., arange(inside.shape[-1]) // factor]
             x = F.conv2d(x * inside, conv.weight, padding=1) + response
             x = F.relu(_masked_norm(norm, x, inside)) * inside
         return head.out_lay(x)[:, 0].unflatten(0, (-1, count))
