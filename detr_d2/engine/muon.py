@@ -28,10 +28,12 @@ class Muon(torch.optim.Optimizer):
         groups: parameter groups with ``params``, ``lr``, ``weight_decay``. ``stacked``, in groups of matrices and
             convolutions, is the number of equal matrices that each weight consists of.
         momentum: of the matrices' averaged gradients.
+        dtype: data type in which steps are made orthogonal; bfloat16 is exact enough.
         adamw: keyword arguments of :class:`torch.optim.AdamW`.
     """
 
-    def __init__(self, groups: list[dict], *, momentum: float = 0.95, **adamw):
+    def __init__(self, groups: list[dict], *, momentum: float = 0.95, dtype: torch.dtype = torch.float32, **adamw):
+        self.dtype = dtype
         self._adamw = torch.optim.AdamW([x for x in groups if "stacked" not in x], **adamw)
         matrices = [{"momentum": momentum, **x} for x in groups if "stacked" in x]
         super().__init__([*matrices, *self._adamw.param_groups], {})
@@ -63,25 +65,27 @@ class Muon(torch.optim.Optimizer):
             update = update.unflatten(0, (group["stacked"], -1))
             same_shape[update.shape].append((p, update))
         for (_, rows, columns), items in same_shape.items():
-            steps = orthogonalized(torch.cat([update for _, update in items])).split(group["stacked"])
+            updates = torch.cat([update for _, update in items])
+            steps = orthogonalized(updates, self.dtype).split(group["stacked"])
             rate = group["lr"] * _STEP_SIZE * max(rows, columns) ** 0.5
             for (p, _), step in zip(items, steps, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(step.reshape(p.shape), alpha=-rate)
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return U V^T of the singular value decomposition U S V^T of each matrix, approximately, by Newton-Schulz.
 
     Args:
         matrices: (N, m, n).
+        dtype: data type of the iterations.
 
     Returns:
-        (N, m, n), with singular values between about 0.7 and 1.2, except those that are nearly zero in ``matrices``.
+        (N, m, n) in this type, with singular values from about 0.7 to 1.2, except those that are nearly zero before.
     """
     a, b, c = _COEFFICIENTS
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    x = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

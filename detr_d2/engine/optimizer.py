@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from detr_d2.config import choice
+from detr_d2.config.checks import amp_dtype
 from detr_d2.engine.muon import Muon, muon_groups
 from detr_d2.modeling import TimmBackbone
 from detr_d2.utils.errors import UserError
@@ -89,7 +90,8 @@ def _adamw(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Op
 
 
 def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
-    return Muon(muon_groups(groups, model), **_adamw_arguments(cfg, groups))
+    dtype = torch.bfloat16 if amp_dtype(cfg) == torch.bfloat16 else torch.float32
+    return Muon(muon_groups(groups, model), dtype=dtype, **_adamw_arguments(cfg, groups))
 
 
 def _adamw_arguments(cfg: CfgNode, groups: list[dict]) -> dict:

@@ -21,6 +21,20 @@ def test_orthogonalized(shape):
     assert values.quantile(0.1) > 0.6
     assert_close(found, torch.diag_embed(values), rtol=0, atol=1e-4)
     assert orthogonalized(torch.zeros(shape)).count_nonzero() == 0
+    rounded = orthogonalized(matrices, torch.bfloat16).float()
+    assert 0 < (rounded - orthogonalized(matrices)).norm() < 0.03 * rounded.norm()
+
+
+def test_mixed_precision(models, make_cfg):
+    """Makes steps orthogonal in bfloat16; weights and averages stay in float32."""
+    exact, rounded = models(), models()
+    make_steps(exact, build(make_cfg, exact))
+    optimizer = build_optimizer(make_cfg(*OPTIONS, "SOLVER.AMP.ENABLED", True), rounded)
+    make_steps(rounded, optimizer)
+    for name in MATRICES:
+        p, q = exact.get_parameter(name), rounded.get_parameter(name)
+        assert q.dtype == optimizer.state[q]["momentum_buffer"].dtype == torch.float32
+        assert 0 < (p - q).abs().max() < 1e-3
 
 
 class Net(nn.Module):
@@ -36,9 +50,11 @@ class Net(nn.Module):
 MATRICES = {"backbone.1.weight": 1, "attention.in_proj_weight": 3, "attention.out_proj.weight": 1}
 
 
+OPTIONS = ("SOLVER.OPTIMIZER", "MUON", "SOLVER.BASE_LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.1)
+
+
 def build(make_cfg, model, optimizer="MUON"):
-    options = ("SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.1)
-    return build_optimizer(make_cfg(*options), model)
+    return build_optimizer(make_cfg(*OPTIONS, "SOLVER.OPTIMIZER", optimizer), model)
 
 
 def make_steps(model, optimizer, count=3, first=0):
