@@ -1,6 +1,7 @@
 """The encoder of SMCA over several feature levels: convolutions within a level and between neighboring levels."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class Pyramid(NamedTuple):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Return the levels of a (B, S, C) tensor, (B, h w, C) each."""
-        return list(x.split([height * width for height, width in self.sizes], dim=1))
+        return split(x, [height * width for height, width in self.sizes], dim=1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return the levels of a (B, S, C) tensor, (B, C, h, w) each, with zeros where they are padded."""
@@ -49,9 +50,15 @@ class Pyramid(NamedTuple):
         return [zero_padding(x, mask) for x, mask in zip(maps, self.padding_masks, strict=True)]
 
 
+def split(x: Tensor, lengths: Sequence[int], dim: int) -> list[Tensor]:
+    """Return consecutive parts of a tensor, of any lengths also where it is traced, unlike ``x.split(lengths)``."""
+    ends = accumulate(lengths)
+    return [x.narrow(dim, end - length, length) for end, length in zip(ends, lengths, strict=True)]
+
+
 def flatten(maps: Sequence[Tensor]) -> Tensor:
     """Return (B, C, h, w) maps as one (B, S, C) tensor; a batch of one is repeated where others are larger."""
-    batch_size = max(len(x) for x in maps)
+    batch_size = max(x.shape[0] for x in maps)
     return torch.cat([x.flatten(2).transpose(1, 2).expand(batch_size, -1, -1) for x in maps], dim=1)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detr_d2.modeling.attention import attention_weights
 from detr_d2.modeling.backbone import BackboneWithPosition
-from detr_d2.modeling.multiscale_encoder import MultiScaleEncoderLayer, Pyramid, flatten
+from detr_d2.modeling.multiscale_encoder import MultiScaleEncoderLayer, Pyramid, flatten, split
 from detr_d2.modeling.projection import PyramidProjection
 from detr_d2.modeling.smca import (
     SmcaDecoderLayer,
@@ -71,8 +71,8 @@ class MultiScaleAttention(SpatialAttention):
     def _levels(self, query: Tensor, key: Tensor, value: Tensor, padding_masks: Sequence, biases: Sequence) -> list:
         """Return the arguments of :meth:`average` for each level."""
         q, k, v = self.project(query, key, value)
-        sizes = [len(bias.grid) for bias in biases]
-        levels = zip(k.split(sizes, dim=2), v.split(sizes, dim=2), padding_masks, biases, strict=True)
+        sizes = [bias.grid.shape[0] for bias in biases]
+        levels = zip(split(k, sizes, dim=2), split(v, sizes, dim=2), padding_masks, biases, strict=True)
         return [self.modulated(q, *level) for level in levels]
 
 

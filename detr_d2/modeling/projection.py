@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_d2.modeling.backbone import BackboneWithPosition
-from detr_d2.structures import FeatureLevel, Features, PaddedBatch, ProjectedLevel, Size
+from detr_d2.structures import FeatureLevel, Features, PaddedBatch, ProjectedLevel
 from detr_d2.utils.errors import UserError
 
 
@@ -38,13 +38,15 @@ class PyramidProjection(nn.ModuleList):
         coarsest = FeatureLevel(features.tensor, features.valid_sizes)
         levels = (coarsest, *features.finer)[: len(self) - 1][::-1]
         geometry = [(tuple(x.tensor.shape[-2:]), x.valid_sizes) for x in levels]
-        geometry.append((_halved(geometry[-1][0]), tuple(map(_halved, coarsest.valid_sizes))))
+        height, width = geometry[-1][0]
+        geometry.append((((height + 1) // 2, (width + 1) // 2), batch.halved(coarsest.valid_sizes)))
         masks = [batch.padding_mask(*x) for x in geometry]
         if any(x is not None for x in masks):
             # Where one level is padded, all have a mask.
-            device = batch.device
-            empty = [torch.zeros(len(batch), *size, dtype=torch.bool, device=device) for size, _ in geometry]
-            masks = [x if mask is None else mask for x, mask in zip(empty, masks, strict=True)]
+            masks = [
+                torch.zeros(len(batch), *size, dtype=torch.bool, device=batch.device) if mask is None else mask
+                for mask, (size, _) in zip(masks, geometry, strict=True)
+            ]
         inputs = [*(x.tensor for x in levels), zero_padding(coarsest.tensor, masks[-2])]
         dtype = self[0].weight.dtype
         projected = []
@@ -52,12 +54,6 @@ class PyramidProjection(nn.ModuleList):
             tensor = convolution(x)
             projected.append(ProjectedLevel(tensor, position_embedding(tensor, mask).to(dtype), mask))
         return features._replace(tensor=projected[-2].tensor, projected=tuple(projected))
-
-
-def _halved(size: Size) -> Size:
-    """Return the size of features after a convolution of stride 2."""
-    height, width = size
-    return (height + 1) // 2, (width + 1) // 2
 
 
 def zero_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -98,6 +98,10 @@ class PaddedBatch:
         rows, columns = (x.to(self.device, non_blocking=True) for x in inside)
         return ~(rows[:, :, None] & columns[:, None, :])
 
+    def halved(self, valid_sizes: Sequence[Size]) -> tuple[Size, ...]:
+        """Return the valid sizes, in features, after a convolution of stride 2."""
+        return tuple(((height + 1) // 2, (width + 1) // 2) for height, width in valid_sizes)
+
     def zero_padding(self, x: Tensor, stride: int) -> Tensor:
         """Return (B, C, h, w) features at ``stride`` with zeros beyond the valid sizes.
 

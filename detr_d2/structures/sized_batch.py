@@ -41,6 +41,10 @@ class SizedBatch(PaddedBatch):
         """Return (B, height, width) bool, True where padded, for features of ``size``."""
         return ~self._inside(size, valid_sizes)
 
+    def halved(self, valid_sizes: Tensor) -> Tensor:
+        """Return the (B, 2) valid sizes, in features, after a convolution of stride 2."""
+        return (valid_sizes + 1) // 2
+
     def zero_padding(self, x: Tensor, stride: int) -> Tensor:
         """Return (B, C, h, w) features at ``stride`` with zeros beyond the valid sizes."""
         return x * self.valid_mask(x.shape[-2:], stride).to(x.dtype)

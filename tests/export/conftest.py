@@ -18,6 +18,10 @@ _DC5 = {"DEPTH": 50, "RES2_OUT_CHANNELS": 16, "STEM_OUT_CHANNELS": 8, "WIDTH_PER
 KINDS = {
     "detr": (),
     "smca": _SMCA,
+    "multi-scale smca": (
+        *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]),
+    ),
     "dc5 smca masks": (*_SMCA, *_MASKS, *(x for key, v in _DC5.items() for x in (f"MODEL.RESNETS.{key}", v))),
     "panoptic": (
         *(*_MASKS, "MODEL.DETR.HIDDEN_DIM", 128),

@@ -13,7 +13,10 @@ BATCHES = ([(96, 64)], [(33, 70), (81, 50)], [(64, 64), (90, 47), (31, 99), (64,
 
 needs_new_torch = pytest.mark.skipif(TORCH_VERSION < (2, 6), reason="an early version of torch.export")
 QUICK = [(kind, format) for kind in KINDS for format in ("openvino", "torchscript")]
-SLOW = [("detr", "torch_export"), ("detr", "onnx"), ("dc5 smca masks", "onnx"), ("panoptic", "torch_export")]
+SLOW = [
+    *[("detr", "torch_export"), ("detr", "onnx"), ("dc5 smca masks", "onnx"), ("panoptic", "torch_export")],
+    ("multi-scale smca", "torch_export"),
+]
 
 
 @pytest.mark.parametrize(
