@@ -52,6 +52,8 @@ def export(make_model, make_cfg, tmp_path_factory):
         for package in FORMATS[format].packages:
             pytest.importorskip(package)
         keys = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, "INPUT.MIN_SIZE_TEST", 64, *KINDS[kind])
+        if "MODEL.TIMM.NAME" in keys:
+            pytest.importorskip("timm")
         model, cfg = make_model(*keys), make_cfg(*keys)
         if model.has_masks:
             # Attention maps are small, and features may all be zero: without this, queries have the same mask.
