@@ -24,6 +24,9 @@ from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
 if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from matplotlib.figure import Figure
+
     from detr_d2.data.checks import LoadedDataset
 
 
@@ -54,18 +57,21 @@ def run(args: argparse.Namespace) -> int:
     from detr_d2.data.checks import check_loaded, format_result
 
     start_process()
-    datasets = load(args)
+    datasets, cfg = load(args)
     result = check_loaded(datasets, args.num_classes, args.num_queries, open_images=not args.skip_images)
     text = format_result(result)
     print(text, end="")
     if args.output:
         reports = {"report.json": json.dumps(result.to_dict(), indent=1).encode(), "report.txt": text.encode()}
-        write(args.output, {**draw(args, datasets), **reports})
+        write(args.output, {**draw(datasets, cfg), **reports})
     return 1 if any(finding.severity == "error" for finding in result.findings()) else 0
 
 
-def load(args: argparse.Namespace) -> list["LoadedDataset"]:
-    """Load the datasets that the arguments name, and complete the numbers of classes and queries from the config."""
+def load(args: argparse.Namespace) -> tuple[list["LoadedDataset"], "CfgNode | None"]:
+    """Load the datasets that the arguments name, and the config if they name one.
+
+    The numbers of classes and queries in ``args`` are completed from the config.
+    """
     from detr_d2.config import load_config
     from detr_d2.data.checks import dataset_names, load_coco, load_registered
 
@@ -79,39 +85,39 @@ def load(args: argparse.Namespace) -> list["LoadedDataset"]:
             args.num_classes = cfg.MODEL.DETR.NUM_CLASSES
         if args.num_queries is None:
             args.num_queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
-        return [load_registered(name, name in cfg.DATASETS.TRAIN, from_json=True) for name in dataset_names(cfg)]
+        return [load_registered(name, name in cfg.DATASETS.TRAIN, from_json=True) for name in dataset_names(cfg)], cfg
     if args.dataset:
-        return [load_registered(name, True, from_json=True) for name in args.dataset]
+        return [load_registered(name, True, from_json=True) for name in args.dataset], None
     val_images = args.val_images or args.train_images
     if (args.train_json and not args.train_images) or (args.val_json and not val_images):
         raise UserError("Give the folder of the images, too: --train-images, --val-images.")
     files = ((args.train_json, args.train_images, True), (args.val_json, val_images, False))
-    return [load_coco(file, images, train=train) for file, images, train in files if file]
+    return [load_coco(file, images, train=train) for file, images, train in files if file], None
 
 
-def draw(args: argparse.Namespace, datasets: list["LoadedDataset"]) -> dict[str, bytes]:
+def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None") -> dict[str, bytes]:
     """Draw a preview of every dataset and, with a config, of its training images; PNG by name of the file."""
     from detectron2.utils.env import seed_all_rng
 
-    from detr_d2.config import load_config
     from detr_d2.data import build_training_mapper
     from detr_d2.visualization.dataset_preview import draw_preview
 
-    figures = {}
-    cfg = load_config(args.config_file, args.opts) if args.config_file else None
+    images = {}
     seed_all_rng(0)
     for number, dataset in enumerate(datasets, start=1):
         suffix = "" if number == 1 else f"_{number}"
-        figures[f"preview{suffix}.png"] = draw_preview(dataset.records, dataset.classes)
+        images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes))
         if cfg is not None and dataset.train:
             mapper = build_training_mapper(cfg, dataset.records)
-            figures[f"training{suffix}.png"] = draw_preview(dataset.records, dataset.classes, mapper, cfg.INPUT.FORMAT)
-    images = {}
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        images[name] = buffer.getvalue()
+            figure = draw_preview(dataset.records, dataset.classes, mapper, cfg.INPUT.FORMAT)
+            images[f"training{suffix}.png"] = _to_png(figure)
     return images
+
+
+def _to_png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def write(folder: str, files: dict[str, bytes]) -> None:

@@ -61,6 +61,18 @@ def test_images_as_training_sees_them(check, dataset, tmp_path, catalogs):
     assert (tmp_path / "checked" / "training.png").read_bytes() == first
 
 
+def test_images_of_a_trusted_config(check, dataset, tmp_path, catalogs):
+    """The training images are drawn with the config that the checks read."""
+    register_coco_dataset("checked", str(dataset.json_file), str(dataset.images))
+    config = tmp_path / "config.yaml"
+    names = '!!python/object/apply:builtins.tuple [["checked"]]'
+    config.write_text(f"DATASETS: {{TRAIN: {names}, TEST: []}}\n")
+    classes = ("MODEL.DETR.NUM_CLASSES", len(dataset.content["categories"]))
+    assert check("--config-file", config, *classes, preview=True)[0] == 1
+    assert check("--config-file", config, "--trust", *classes, preview=True)[0] == 0
+    assert (tmp_path / "checked" / "training.png").is_file()
+
+
 def test_skipping_images(check, dataset):
     """Missing files are found all the same."""
     path = dataset.images / "2.png"
