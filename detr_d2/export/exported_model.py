@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detr_d2.config.checks import PRECISIONS, choice
 from detr_d2.export.formats import check_runtime, format_of
-from detr_d2.export.graph import DTYPES, INPUTS, OUTPUTS
+from detr_d2.export.graph import DTYPES, INPUTS, GraphOptions
 from detr_d2.export.info import GOLDEN, INFO, ExportInfo, unpack_arrays
 from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation, resized_masks
 from detr_d2.structures import Output, PaddedBatch, Size
@@ -53,7 +53,7 @@ class ExportedModel(nn.Module):
             ) from e
         self.info = ExportInfo.from_text(texts.get(INFO, ""), str(path))
         self.golden_text = texts.get(GOLDEN, "")
-        self.output_names = (*OUTPUTS[self.info.outputs], *(("masks",) if self.info.masks else ()))
+        self.output_names = GraphOptions(self.info.outputs, self.info.masks).output_names
         self.panoptic = self.info.panoptic_rules
 
     @property
@@ -75,7 +75,7 @@ class ExportedModel(nn.Module):
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Return the results of images as :meth:`~detr_d2.Detr.forward` does in evaluation."""
         results: list[dict] = [{} for _ in batched_inputs]
-        for indices in self._batches([tuple(x["image"].shape[-2:]) for x in batched_inputs]):
+        for indices in self.batches([tuple(x["image"].shape[-2:]) for x in batched_inputs]):
             images, sizes = self.pad([batched_inputs[i]["image"] for i in indices])
             outputs = {name: torch.from_numpy(x) for name, x in self.run(images, sizes).items()}
             for row, i in enumerate(indices):
@@ -86,7 +86,7 @@ class ExportedModel(nn.Module):
                 results[i] = self._result(of_image, size, output_size)
         return results
 
-    def _batches(self, sizes: list[Size]) -> list[list[int]]:
+    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
         """Return indices of images that the file can take together."""
         if self.info.serves_padding:
             return [list(range(len(sizes)))] if sizes else []

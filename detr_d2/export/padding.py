@@ -13,7 +13,7 @@ _TRIAL = (128, 160), (75, 101)
 _TOLERANCE = 1e-4
 
 
-class ZeroedPadding(nn.Module):
+class MaskedForward(nn.Module):
     """A backbone whose convolutions and poolings see zeros beyond the valid sizes.
 
     Args:
@@ -41,7 +41,7 @@ class ZeroedPadding(nn.Module):
                 hook.remove()
 
 
-class IgnoredPadding(nn.Module):
+class PlainForward(nn.Module):
     """A backbone for batches whose images all have one size."""
 
     def __init__(self, backbone: Backbone):
@@ -67,12 +67,12 @@ def keep_padding_out(masked: MaskedBackbone) -> bool:
         return True
     backbone = masked.backbone
     masked.masked_forward = True
-    masked.backbone = IgnoredPadding(backbone)
+    masked.backbone = PlainForward(backbone)
     if backbone.padding_constraints.get("square_size"):
         return False
     divisor = max(1, backbone.size_divisibility)
     try:
-        zeroed = ZeroedPadding(backbone, _input_strides(backbone, divisor))
+        zeroed = MaskedForward(backbone, _input_strides(backbone, divisor))
         if divisor > 1 or not _is_invariant(zeroed):
             return False
     except (AssertionError, RuntimeError, ValueError) as e:
@@ -114,7 +114,7 @@ def _mixes_positions(layer: nn.Module) -> bool:
 
 
 @no_grad()
-def _is_invariant(backbone: ZeroedPadding) -> bool:
+def _is_invariant(backbone: MaskedForward) -> bool:
     """Check on a padded image whether its features are those that it has alone."""
     pixels = randn(2, 3, *_TRIAL[0])
     height, width = _TRIAL[1]

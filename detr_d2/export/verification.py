@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.graph import INPUTS
-from detr_d2.export.info import ExportInfo
 from detr_d2.modeling import Detr
 from detr_d2.modeling.postprocessing import box_instances
 from detr_d2.structures import Size
@@ -65,7 +64,7 @@ def verify(exported: ExportedModel, model: Detr) -> Verification:
     result = Verification()
     for number, sizes in enumerate(BATCHES):
         images = make_images(sizes, seed=number, channels=len(model.pixel_mean))
-        for some in _uniform_batches(sizes, exported.info):
+        for some in exported.batches(sizes):
             chosen = [images[i] for i in some]
             found = exported.run(*exported.pad(chosen))
             expected = [expected_outputs(model, x, exported) for x in chosen]
@@ -160,13 +159,6 @@ def _match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tenso
     by_score = (found["scores"][:, None] - expected["scores"]).abs()
     by_box = (found["boxes"][:, None] - expected["boxes"]).abs().amax(-1)
     return (by_label + by_score + by_box).argmin(1)
-
-
-def _uniform_batches(sizes: Sequence[Size], info: ExportInfo) -> list[list[int]]:
-    """Return indices of the images, in batches that the file can take."""
-    if info.serves_padding:
-        return [list(range(len(sizes)))]
-    return [[i for i, x in enumerate(sizes) if x == size] for size in dict.fromkeys(sizes)]
 
 
 def _describe(sizes: Sequence[Size]) -> str:

@@ -51,17 +51,10 @@ class MultiScaleAttention(SpatialAttention):
         levels = self._levels(query, key, value, padding_masks, biases)
         return self.mix(sum(share * self.average(*x) for share, x in zip(shares.unbind(1), levels, strict=True)))
 
-    def weights(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        padding_masks: Sequence[Tensor | None],
-        biases: Sequence[SpatialBias],
-        shares: Tensor,
-    ) -> Tensor:
-        """Return the attention weights of ``forward``, without dropout: (B, heads, Q, S) float32, level after level."""
-        levels = self._levels(query, key, value, padding_masks, biases)
+    def weights(self, *inputs) -> Tensor:
+        """Return the weights of ``forward(*inputs)`` without dropout: (B, heads, Q, S) float32, level after level."""
+        *operands, shares = inputs
+        levels = self._levels(*operands)
         weights = [
             share * attention_weights(q.float(), k.float(), mask, scale)
             for share, (q, k, _, mask, scale) in zip(shares.unbind(1), levels, strict=True)
