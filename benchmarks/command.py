@@ -59,6 +59,8 @@ examples, where "benchmark" is `detr-d2 benchmark`, `python -m benchmarks` or `p
     benchmark inference --model masks panoptic --implementations python-detr ours --memory
   real images from disk:
     DETECTRON2_DATASETS=../shared/data benchmark loading --workers 0 2
+  models of several configs, which have different results:
+    benchmark configs training --config-file smca_r50_type3 smca_ms_r50 --memory
   matchers, their gap to the optimum and their time:
     benchmark matchers gap --queries 100 --annotations ../shared/data/coco/annotations/*.json
     benchmark matchers time --device cuda
@@ -86,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         "benchmark", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{inference,training,criterion,loading,matchers,convergence}"
+        dest="command", required=True, metavar="{inference,training,criterion,loading,configs,matchers,convergence}"
     )
 
     command = commands.add_parser("inference", help="from images to results")
@@ -109,6 +111,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--images", type=int, default=100, help="images per run (default: 100)")
     _add_shared(command, rounds=5, memory=False)
 
+    command = commands.add_parser("configs", help="predictions or training steps of several configs")
+    command.add_argument("work", choices=("inference", "training"), help="what is timed")
+    command.add_argument("--config-file", nargs="+", required=True, metavar="CONFIG", help="files, or names of configs")
+    command.add_argument(
+        "--size", nargs=2, type=int, default=[800, 1066], metavar=("H", "W"), help="(default: 800 1066)"
+    )
+    command.add_argument("--batch", nargs="+", type=int, default=[1], help="images (default: 1)")
+    command.add_argument("--device", default="cpu", help="(default: cpu)")
+    _add_shared(command, rounds=5, implementations=False)
+
     _add_matchers(commands.add_parser("matchers", help="gap to the optimum and time of our matchers"))
     # `main` passes its arguments to a parser of its own: it trains as `detr-d2 train` does.
     commands.add_parser("convergence", help="AP over the iterations of several configs", add_help=False)
@@ -125,11 +137,17 @@ def _add_model(command: argparse.ArgumentParser, models: tuple[str, ...], size: 
     command.add_argument("--device", default="cpu", help="(default: cpu)")
 
 
-def _add_shared(command: argparse.ArgumentParser, rounds: int, memory: bool = True) -> None:
-    command.add_argument(
-        "--implementations", nargs="+", metavar="NAME", help="see `benchmark --help` (default: the originals and ours)"
-    )
-    command.add_argument("--contestants", nargs="+", dest="implementations", help=argparse.SUPPRESS)
+def _add_shared(
+    command: argparse.ArgumentParser, rounds: int, memory: bool = True, implementations: bool = True
+) -> None:
+    if implementations:
+        command.add_argument(
+            "--implementations",
+            nargs="+",
+            metavar="NAME",
+            help="see `benchmark --help` (default: the originals and ours)",
+        )
+        command.add_argument("--contestants", nargs="+", dest="implementations", help=argparse.SUPPRESS)
     command.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default: {rounds})")
     _add_threads(command)
     if memory:
@@ -201,13 +219,16 @@ def run(args: argparse.Namespace) -> None:
 def make_cases(args: argparse.Namespace) -> list[Any]:
     """Return the cases to compare, one table each."""
     # They import the original code, which `check` has found.
-    from benchmarks import inference, loading, training
+    from benchmarks import configs, inference, loading, training
 
     shared = {"options": args.options}
     if args.command == "loading":
         shared["names"] = chosen(args, loading.RECIPES)
         return [loading.Loading(workers=workers, images=args.images, **shared) for workers in args.workers]
     shared["device"] = args.device
+    if args.command == "configs":
+        shared |= {"names": tuple(args.config_file), "work": args.work, "size": tuple(args.size)}
+        return [configs.Configs(batch=batch, **shared) for batch in args.batch]
     if args.command == "criterion":
         shared["names"] = chosen(args, training.CRITERIA)
         grid = itertools.product(args.batch, args.objects, training.PARTS)

@@ -177,7 +177,7 @@ def compare(case: Case, rounds: int, warmup: int = 2, memory: bool = False) -> d
     }
 
 
-def _check(processes: dict[str, WorkerProcess]) -> dict[str, float]:
+def _check(processes: dict[str, WorkerProcess]) -> dict[str, float | None]:
     """Return the difference of each implementation from the first."""
     baseline, expected, differences = "", {}, {}
     for name, process in processes.items():
@@ -185,7 +185,8 @@ def _check(processes: dict[str, WorkerProcess]) -> dict[str, float]:
         if not baseline:
             baseline, expected = name, outputs
         differences[name] = check_agreement(name, outputs, baseline, expected, tolerance)
-        logger.info("%s differs from %s by %.2g", name, baseline, differences[name])
+        if differences[name] is not None:
+            logger.info("%s differs from %s by %.2g", name, baseline, differences[name])
     return differences
 
 
@@ -196,8 +197,8 @@ def _memory(case: Case, name: str) -> float:
 
 def check_agreement(
     name: str, outputs: Mapping[str, Tensor], baseline: str, expected: Mapping[str, Tensor], tolerance: float
-) -> float:
-    """Return the largest of the :func:`differences`.
+) -> float | None:
+    """Return the largest of the :func:`differences`; None if there are no outputs.
 
     Raises:
         UserError: it exceeds ``tolerance``, or the outputs can't be compared.
@@ -206,6 +207,8 @@ def check_agreement(
         by_output = differences(outputs, expected)
     except UserError as e:
         raise UserError(f"{name} and {baseline} can't be compared, so timing them says nothing: {e}") from e
+    if not by_output:
+        return None
     worst = max(by_output, key=by_output.get)
     if by_output[worst] > tolerance:
         raise UserError(
@@ -262,7 +265,7 @@ def _row(statistics: dict[str, Any], baseline_memory: float | None) -> list[str]
         f"{ratio['of_fastest']:.2f}",
         f"{ratio['cpu']:.2f}",
         f"{statistics['images_per_second']:.3g}",
-        f"{statistics['difference']:.1e}",
+        "" if statistics["difference"] is None else f"{statistics['difference']:.1e}",
     ]
     if baseline_memory is not None:
         memory = statistics["memory_mib"]

@@ -12,11 +12,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from detr_d2 import build_optimizer, model_zoo
+from detr_d2 import build_optimizer
 from detr_d2.checkpoint.architecture import infer_architecture
 from detr_d2.checkpoint.conversion import write_checkpoint
 from detr_d2.config.checks import check_amp, check_device
-from detr_d2.config.loading import load_config
+from detr_d2.config.loading import find_config, load_config
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import MatchingCost
 from detr_d2.engine.step import TrainingStep
@@ -38,14 +38,14 @@ def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") 
     """Load the config that all implementations are built after.
 
     Args:
-        model: one of :data:`MODELS`.
+        model: one of :data:`MODELS`, or the file or name of a config.
         options: config keys and values.
         device: value of ``MODEL.DEVICE``.
 
     Raises:
         UserError: there is no such key, or no such device.
     """
-    cfg = load_config(model_zoo.get_config_file(MODELS[model]), list(options))
+    cfg = load_config(find_config(MODELS.get(model, model)), list(options))
     cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
     cfg.MODEL.DEVICE = device
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:

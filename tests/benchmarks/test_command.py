@@ -162,3 +162,20 @@ def test_the_module(run_script):
     found = run_script("benchmarks/__main__.py", "criterion", "--batch", "0")
     assert found.returncode == 1
     assert found.stderr.endswith("error: --batch [0]: give numbers of at least 1.\n")
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("work", ["inference", "training"])
+def test_configs_side_by_side(capsys, work):
+    """Their results are not compared: the number of queries differs."""
+    configs = ["detr_shapes_cpu", "smca_shapes_fast_cpu"]
+    arguments = ["configs", work, "--config-file", *configs, "--size", "64", "96", "--batch", "2", "--rounds", "1"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"configs: {work}, 64 x 96, batch 2" in lines
+    assert [x.split()[0] for x in lines[-2:]] == configs
+
+
+def test_configs_that_do_not_exist(capsys):
+    assert command.main(["configs", "training", "--config-file", "smca_r51", "--rounds", "1"]) == 1
+    assert "smca_r50" in capsys.readouterr().err
