@@ -176,6 +176,7 @@ def test_configs_side_by_side(capsys, work):
     assert [x.split()[0] for x in lines[-2:]] == configs
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_configs_that_do_not_exist(capsys):
     assert command.main(["configs", "training", "--config-file", "smca_r51", "--rounds", "1"]) == 1
     assert "smca_r50" in capsys.readouterr().err
