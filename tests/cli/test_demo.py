@@ -54,7 +54,7 @@ def test_your_own_images(run_script, real_data, tmp_path):
     }
     words = [word for pair in options.items() for word in pair]
     data = ["--train-json", "cells.json", "--train-images", str(real_data / "bccd" / "images"), "--output", "cells"]
-    done = run_script("tools/demo.py", *data, *words)
+    done = run_script("tools/demo.py", "--num-gpus", "1", *data, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     sizes = [len(json.loads((tmp_path / "cells" / f"{name}.json").read_text())["images"]) for name in ("train", "val")]
     assert sizes == [8, 2]
