@@ -1,0 +1,75 @@
+"""One small exported model, and what the package detects with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from detectron2.utils.env import TORCH_VERSION
+from PIL import Image
+
+from detr_d2.data.augmentation import build_augmentation
+from detr_d2.export import ExportedModel
+from detr_d2.inference.predictor import Categories, Predictor
+from tests.export.conftest import NAMES, export
+
+__all__ = ["export"]
+
+
+class Detection(NamedTuple):
+    """A detected object; the box is (left, top, right, bottom) in pixels."""
+
+    name: str
+    score: float
+    box: tuple[float, ...]
+
+
+class Example(NamedTuple):
+    """An exported model, images, and how the package detects objects in an image."""
+
+    path: Path
+    images: list[Path]
+    detect: Callable[[Path], list[Detection]]
+
+
+@pytest.fixture(scope="session")
+def make_example(export, tmp_path_factory):
+    """Return a function that exports the small model in a format; noisy images of two shapes come with it."""
+    folder = tmp_path_factory.mktemp("images")
+
+    def make(format: str) -> Example:
+        if format == "onnx" and TORCH_VERSION < (2, 6):
+            pytest.skip("an early version of torch.export")
+        _, cfg, path, _ = export("detr", format)
+        model = ExportedModel(path)
+        categories = Categories(NAMES, [1] * len(NAMES))
+        predictor = Predictor(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
+        images = [folder / "wide.png", folder / "high.png"]
+        for i, (size, image) in enumerate(zip([(50, 83), (97, 41)], images, strict=True)):
+            pixels = np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(image)
+
+        def detect(image: Path) -> list[Detection]:
+            (found,) = predictor([np.asarray(Image.open(image))])
+            rows = zip(found.pred_classes, found.scores, found.pred_boxes.tensor, strict=True)
+            detections = [Detection(NAMES[c], score.item(), tuple(box.tolist())) for c, score, box in rows]
+            return sorted(detections, key=lambda x: -x.score)
+
+        return Example(path, images, detect)
+
+    return make
+
+
+def assert_same_detections(found: list[Detection], expected: list[Detection]) -> None:
+    """Compare detections that are in the order of their scores; each box overlaps the expected one by IoU 0.98."""
+    assert [x.name for x in found] == [x.name for x in expected]
+    assert [x.score for x in found] == pytest.approx([x.score for x in expected], abs=0.002)
+    for a, b in zip(found, expected, strict=True):
+        assert iou(a.box, b.box) > 0.98
+
+
+def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    overlap = max(0.0, width) * max(0.0, height)
+    return overlap / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - overlap)
