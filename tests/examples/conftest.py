@@ -1,5 +1,7 @@
 """One small exported model, and what the package detects with it."""
 
+import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from PIL import Image
 
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.export import ExportedModel
+from detr_d2.export.info import INFO
 from detr_d2.inference.predictor import Categories, Predictor
 from tests.export.conftest import NAMES, export
 
@@ -35,16 +38,21 @@ class Example(NamedTuple):
 
 @pytest.fixture(scope="session")
 def make_example(export, tmp_path_factory):
-    """Return a function that exports the small model in a format; noisy images of two shapes come with it."""
+    """Return a function that exports the small model in a format; noisy images of two shapes come with it.
+
+    The channels are in the order BGR in ONNX, and RGB in OpenVINO.
+    """
     folder = tmp_path_factory.mktemp("images")
 
     def make(format: str) -> Example:
         if format == "onnx" and TORCH_VERSION < (2, 6):
             pytest.skip("an early version of torch.export")
         _, cfg, path, _ = export("detr", format)
+        if format == "onnx":
+            path = _as_bgr(path, folder / "bgr.onnx")
         model = ExportedModel(path)
         categories = Categories(NAMES, [1] * len(NAMES))
-        predictor = Predictor(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
+        predictor = Predictor(model, build_augmentation(cfg, is_train=False), model.info.image_format, categories)
         images = [folder / "wide.png", folder / "high.png"]
         for i, (size, image) in enumerate(zip([(50, 83), (97, 41)], images, strict=True)):
             pixels = np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8)
@@ -59,6 +67,16 @@ def make_example(export, tmp_path_factory):
         return Example(path, images, detect)
 
     return make
+
+
+def _as_bgr(path: Path, copy: Path) -> Path:
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(path)
+    texts = {x.key: x.value for x in model.metadata_props}
+    info = json.loads(texts[INFO]) | {"image_format": "BGR"}
+    onnx.helper.set_model_props(model, texts | {INFO: json.dumps(info)})
+    onnx.save(model, copy)
+    return copy
 
 
 def assert_same_detections(found: list[Detection], expected: list[Detection]) -> None:

@@ -68,15 +68,16 @@ def test_pixels_are_pillows():
 @pytest.mark.parametrize("divisor", [0, 32])
 def test_masks_are_those_of_pytorch(divisor):
     """Resized to the tensor and compared with the threshold; the padding is cut off."""
-    width, height, padded, stride = 50, 39, (64, 64) if divisor else (39, 50), 4
+    width, height, padded = 50, 39, (64, 64) if divisor else (39, 50)
+    rows, columns = (-(-x // 4) for x in padded)
     # One more column than the image needs, as in a batch with a wider one.
-    logits = torch.randn(2, -(-padded[0] // stride), -(-padded[1] // stride) + 1, generator=torch.Generator().manual_seed(0))
-    info = {"mask_stride": stride, "mask_threshold": 0.7, "square_size": 0, "size_divisibility": divisor}
-    masks = {"data": logits.flatten().tolist(), "dims": [1, *logits.shape]}
+    logits = torch.randn(2, rows, columns + 1, generator=torch.Generator().manual_seed(0))
+    info = {"mask_stride": 4, "mask_threshold": 0.7, "square_size": 0, "size_divisibility": divisor}
     found = run_module(
         "masks.js",
-        "[0, 1].map((k) => [...m.maskPixels({ ...x.masks, data: Float32Array.from(x.masks.data) }, k, x.info, x.size)])",
-        masks=masks,
+        "[0, 1].map((k) => [...m.maskPixels({ data: Float32Array.from(x.data), dims: x.dims }, k, x.info, x.size)])",
+        data=logits.flatten().tolist(),
+        dims=[1, *logits.shape],
         info=info,
         size=[width, height],
     )
@@ -94,8 +95,8 @@ def test_metadata_is_that_of_onnx(tmp_path):
     texts = {"detr_d2_info": '{"class_names": ["Möwe", "猫"]}', "long": "x" * 70000, "empty": ""}
     onnx.helper.set_model_props(model, texts)
     files = [model.SerializeToString(), model.SerializeToString()[:-9], b"a text, and not a model", b""]
-    read = "x.files.map((f) => { try { return [...m.readMetadata(Uint8Array.from(f))] } catch (e) { return e.message } })"
-    whole, *damaged = run_module("onnx_metadata.js", read, files=[list(x) for x in files])
+    read = "(f) => { try { return [...m.readMetadata(Uint8Array.from(f))] } catch (e) { return e.message } }"
+    whole, *damaged = run_module("onnx_metadata.js", f"x.files.map({read})", files=[list(x) for x in files])
     assert dict(whole) == texts
     assert damaged == ["not a protocol buffer", "not a protocol buffer", []]
 
@@ -124,7 +125,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    """A Chromium, and the address of the page."""
+    """Return a Chromium that has the address of the page."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not installed")
@@ -143,7 +144,7 @@ def status(browser: Chromium) -> str:
 
 
 def read_table(browser: Chromium) -> list[Detection]:
-    rows = browser.evaluate("[...document.querySelectorAll('#rows tr')].map((r) => [...r.cells].map((c) => c.textContent))")
+    rows = browser.evaluate("[...rows.children].map((row) => [...row.cells].map((cell) => cell.textContent))")
     return [Detection(name, float(score), tuple(map(float, box))) for name, score, *box in rows]
 
 

@@ -63,8 +63,8 @@ export class Detector {
   /**
    * Detect objects in RGBA pixels, as of a canvas' getImageData.
    *
-   * @returns {Promise<object[]>} by score, the highest first: label, name, score, box as left, top, right and bottom in
-   *   pixels of the image, and maskBitmap(), which returns a bitmap of the mask or null
+   * @returns {Promise<object[]>} by score, the highest first: label, name, categoryId, score, box as left, top, right
+   *   and bottom in pixels of the image, and mask(color), which returns a bitmap, or undefined if the file has no masks
    */
   async detect(image) {
     const { info } = this;

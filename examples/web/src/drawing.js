@@ -1,7 +1,7 @@
 /** Images with the boxes, names and masks of detections. */
 
-// Those of detr_d2's images, distinguishable with every kind of color vision (Okabe and Ito, 2008). Where there are more
-// classes, lighter ones, then darker ones.
+// Those of detr_d2's images, distinguishable with every kind of color vision (Okabe and Ito, 2008). For more classes
+// there are lighter ones, then darker ones.
 const HUES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"].map((hex) =>
   [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)),
 );
@@ -32,16 +32,18 @@ export function draw(canvas, image, detections) {
   canvas.height = Math.max(1, Math.round(image.height * scale));
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  // The best on top.
-  for (const { label, name, score, box, mask } of [...detections].reverse()) {
-    const color = classColor(label);
-    const bitmap = mask(color);
+  // The best on top, and boxes on top of masks.
+  const ordered = [...detections].reverse();
+  context.globalAlpha = 0.5;
+  for (const { label, mask } of ordered) {
+    const bitmap = mask(classColor(label));
     if (bitmap) {
-      context.globalAlpha = 0.5;
       context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-      context.globalAlpha = 1;
     }
-    drawBox(context, box.map((x) => x * scale), `${name} ${Math.round(score * 100)}%`, color);
+  }
+  context.globalAlpha = 1;
+  for (const { label, name, score, box } of ordered) {
+    drawBox(context, box.map((x) => x * scale), `${name} ${Math.round(score * 100)}%`, classColor(label));
   }
 }
 
