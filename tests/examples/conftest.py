@@ -55,14 +55,14 @@ def make_example(export, tmp_path_factory):
         predictor = Predictor(model, build_augmentation(cfg, is_train=False), model.info.image_format, categories)
         images = [folder / "wide.png", folder / "high.png"]
         for i, (size, image) in enumerate(zip([(50, 83), (97, 41)], images, strict=True)):
-            pixels = np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(image)
+            # Reddish: results depend on the order of the channels.
+            pixels = np.random.default_rng(i).integers(256, size=(*size, 3)) * [1.0, 0.4, 0.1]
+            Image.fromarray(pixels.astype(np.uint8)).save(image)
 
         def detect(image: Path) -> list[Detection]:
             (found,) = predictor([np.asarray(Image.open(image))])
             rows = zip(found.pred_classes, found.scores, found.pred_boxes.tensor, strict=True)
-            detections = [Detection(NAMES[c], score.item(), tuple(box.tolist())) for c, score, box in rows]
-            return sorted(detections, key=lambda x: -x.score)
+            return [Detection(NAMES[c], score.item(), tuple(box.tolist())) for c, score, box in rows]
 
         return Example(path, images, detect)
 
@@ -80,14 +80,8 @@ def _as_bgr(path: Path, copy: Path) -> Path:
 
 
 def assert_same_detections(found: list[Detection], expected: list[Detection]) -> None:
-    """Compare detections that are in the order of their scores; each box overlaps the expected one by IoU 0.98."""
+    """Compare detections in their order, up to the digits that are printed; a box 0.1 off has an IoU of 0.99."""
     assert [x.name for x in found] == [x.name for x in expected]
-    assert [x.score for x in found] == pytest.approx([x.score for x in expected], abs=0.002)
+    assert [x.score for x in found] == pytest.approx([x.score for x in expected], abs=0.001)
     for a, b in zip(found, expected, strict=True):
-        assert iou(a.box, b.box) > 0.98
-
-
-def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    overlap = max(0.0, width) * max(0.0, height)
-    return overlap / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - overlap)
+        assert a.box == pytest.approx(b.box, abs=0.1)

@@ -22,8 +22,6 @@ def test_detections_are_those_of_the_predictor(make_example, repository, capsys)
 
 
 def read_lines(text: str, image: str) -> list[Detection]:
-    """Return the detections in an image that an example has printed, by score."""
-    found = []
-    for name, score, box in re.findall(rf"^{re.escape(image)}: (\w+) ([\d.]+) \[(.+)\]$", text, re.MULTILINE):
-        found.append(Detection(name, float(score), tuple(float(x) for x in box.split(", "))))
-    return sorted(found, key=lambda x: -x.score)
+    """Return the detections in an image that an example has printed."""
+    rows = re.findall(rf"^{re.escape(image)}: (\w+) ([\d.]+) \[(.+)\]$", text, re.MULTILINE)
+    return [Detection(name, float(score), tuple(map(float, box.split(", ")))) for name, score, box in rows]
