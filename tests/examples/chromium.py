@@ -71,7 +71,7 @@ class Chromium:
         self.call("Page.navigate", url=address)
         self.wait_for("document.readyState === 'complete'")
 
-    def wait_for(self, condition: str, seconds: float = 60) -> None:
+    def wait_for(self, condition: str, seconds: float = 180) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(condition):
