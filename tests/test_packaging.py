@@ -23,7 +23,7 @@ def run(*command: str, **options) -> str:
 def sources(tmp_path_factory) -> Path:
     """Copy the repository, as building leaves folders behind, and add a config in a folder."""
     folder = tmp_path_factory.mktemp("sources") / "repository"
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "output")
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "output", "node_modules")
     shutil.copytree(REPOSITORY, folder, ignore=unwanted)
     (folder / "configs" / "variants").mkdir()
     (folder / "configs" / "variants" / "one.yaml").write_text("")

@@ -44,7 +44,12 @@ class Exported(NamedTuple):
 @pytest.fixture(scope="session")
 def export(make_model, make_cfg, tmp_path_factory):
     """Return a function that exports the small model of a kind in a format; each pair is exported once."""
-    folder = tmp_path_factory.mktemp("exports")
+    return _exporter(make_model, make_cfg, tmp_path_factory.getbasetemp() / "exports")
+
+
+@cache  # The tests of the examples import the fixture, which pytest takes for another one.
+def _exporter(make_model, make_cfg, folder: Path):
+    folder.mkdir()
 
     @cache
     def run(kind: str, format: str, options: GraphOptions | None = None) -> Exported:
