@@ -5,11 +5,11 @@ ARGS ?=
 WORKERS ?= auto
 
 # A worker takes up to 2 GB of memory. One thread each: more would compete for the same processors.
-PYTEST = -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
-test test-compiled: export OMP_NUM_THREADS = 1
+PYTEST = -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
+test test-slow test-compiled: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-compiled demo demo-photos test test-compiled lint format clean
+.PHONY: help env env-compiled demo demo-photos test test-slow test-compiled lint format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,11 +26,14 @@ demo: env  ## Train a small DETR in minutes, and write a report with images of i
 demo-photos: env  ## The same with your own images: make demo-photos JSON=train.json IMAGES=photos/
 	.venv/bin/python tools/demo.py --train-json $(JSON) --train-images $(IMAGES) --output output/photos $(ARGS)
 
-test: env  ## Run the tests in .venv
-	.venv/bin/python $(PYTEST)
+test: env  ## Run the tests in .venv, except the slow ones
+	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-compiled: env-compiled  ## Run the tests in .venv-compiled
-	.venv-compiled/bin/python $(PYTEST)
+test-slow: env  ## Run the slow tests in .venv: several processes, compiling, exporting, installing
+	.venv/bin/python $(PYTEST) -m slow $(ARGS)
+
+test-compiled: env-compiled  ## Run all tests in .venv-compiled
+	.venv-compiled/bin/python $(PYTEST) $(ARGS)
 
 lint: env  ## Check style and format
 	.venv/bin/ruff check .

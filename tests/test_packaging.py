@@ -96,6 +96,7 @@ def environment(site, tmp_path) -> dict[str, str]:
     return {**os.environ, **variables}
 
 
+@pytest.mark.slow
 def test_installed_package_works_away_from_the_repository(site, environment, tmp_path):
     """The import, the registration and the configs."""
     script = """

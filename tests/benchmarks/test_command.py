@@ -46,6 +46,7 @@ def test_statistics_are_printed_and_written(capsys, tmp_path, arguments, titles)
         assert all(len(x["seconds"]) == 1 for x in comparison["implementations"])
 
 
+@pytest.mark.slow
 def test_implementations_have_their_own_processes(capsys, monkeypatch):
     """Nothing runs in this one."""
     monkeypatch.setattr("benchmarks.comparison.stopwatch", None)
@@ -122,6 +123,7 @@ def test_without_the_original(capsys, monkeypatch):
     assert "pip install --no-deps python-detr" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_checkout(capsys, tmp_path, repository):
     """Its process imports the other checkout's code, here with another random seed."""
     for folder in ("benchmarks", "configs", "detr_d2"):

@@ -102,6 +102,7 @@ class Work:
         return self.after_a_higher_peak()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_added_memory():
     with WorkerProcess(Work(), "work") as process:

@@ -67,6 +67,7 @@ def test_training():
     assert 0 < found[3] < 0.05
 
 
+@pytest.mark.slow
 def test_compiled_training(monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(compilation, "BACKEND", counter)

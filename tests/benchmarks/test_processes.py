@@ -105,6 +105,7 @@ def test_errors_are_raised_here(process):
     assert process.call("count")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_reported_and_its_children_end():
     with WorkerProcess(Target(), "theirs") as process:
         pids = process.call("pid"), process.call("own_child")
@@ -131,6 +132,7 @@ def interrupt():
     signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_long_work(interrupt):
     process = WorkerProcess(Target(), "target")
     pid = process.call("pid")

@@ -28,6 +28,7 @@ def test_without_a_checkout(monkeypatch, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_runs_in_its_own_process(run_script):
     found = run_script("tools/benchmark.py", "criterion", "--batch", "0")
     assert found.returncode == 1

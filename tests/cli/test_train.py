@@ -119,6 +119,7 @@ def panoptic_coco(real_data, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_evaluates_boxes_masks_and_segments(train, panoptic_coco, repository, tmp_path):
     """One run gives box AP, mask AP and PQ, where the dataset has instances beside its segments."""
     name = "detr_segm_256_6_6_torchvision_panoptic"
@@ -141,7 +142,7 @@ def test_evaluates_boxes_masks_and_segments(train, panoptic_coco, repository, tm
     assert [x["image_id"] for x in written["annotations"]] == [142238, 439180]
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_refuses_a_missing_dataset(train, tmp_path, processes):
     result = train("--num-gpus", processes, "--dist-url", "auto", datasets=tmp_path / "nowhere")
     assert_refused(result, str(tmp_path / "nowhere" / "coco"), "DETECTRON2_DATASETS")

@@ -77,6 +77,7 @@ def assert_same_detections(a: list[dict], b: list[dict]) -> None:
     assert np.allclose([x["bbox"] for x in a], [x["bbox"] for x in b], atol=0.02)
 
 
+@pytest.mark.slow
 def test_backend_exports_once(trained, make_cfg, make_model, make_inputs, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -74,6 +74,7 @@ def assert_same(found, expected, tolerance=1e-5):
             assert_close(a[name] / scale, x / scale, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.slow
 @needs_new_torch
 @pytest.mark.parametrize(
     ("options", "checkpoints"),

@@ -82,6 +82,7 @@ def test_free_memory_is_returned_before_a_fork():
     assert before - after > 0.9 * (64 << 20)
 
 
+@pytest.mark.slow
 @glibc_only
 def test_importing_the_package_changes_nothing():
     *_, third = in_new_process(f"import detr_d2\ntimes = 0\n{FAULTS}")
