@@ -9,7 +9,7 @@ PYTEST = -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
 test test-slow test-compiled: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-compiled demo demo-photos test test-slow test-compiled lint format clean
+.PHONY: help env env-compiled demo demo-photos test test-slow test-compiled lint format docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +42,9 @@ lint: env  ## Check style and format
 format: env  ## Fix what ruff can fix, and format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+docs: env  ## Build the documentation site: build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q -f docs/site/mkdocs.yml
 
 clean:  ## Remove both environments, builds and caches
 	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .ruff_cache

@@ -13,7 +13,8 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Replace the roles in the docstring of ``obj``."""
         if obj.docstring:
-            obj.docstring.value = _ROLE.sub(lambda match: link(obj, match[2], short=bool(match[1])), obj.docstring.value)
+            text = obj.docstring.value
+            obj.docstring.value = _ROLE.sub(lambda match: link(obj, match[2], short=bool(match[1])), text)
 
 
 def link(obj: griffe.Object, name: str, short: bool) -> str:
