@@ -44,7 +44,7 @@ format: env  ## Fix what ruff can fix, and format
 	.venv/bin/ruff format .
 
 docs: env  ## Build the documentation site: build/docs/index.html
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -f docs/site/mkdocs.yml
 
 clean:  ## Remove both environments, builds and caches
 	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .ruff_cache

@@ -22,7 +22,7 @@ import benchmarks.command
 import benchmarks.convergence
 import detr_d2.cli.main
 from detr_d2.cli.command import Command
-from detr_d2.config import add_detr_config, check_model_config, load_config
+from detr_d2.config import add_detr_config, check_training_config, load_config
 from detr_d2.utils.errors import UserError
 from tests.robustness import __main__ as robustness
 
@@ -145,10 +145,10 @@ def check_configs(args: Namespace) -> None:
     """Raise a UserError if a config or a key of the parsed arguments does not exist, or has no such value."""
     names = getattr(args, "config_file", "") or ""
     for name in [names] if isinstance(names, str) else names:
-        # That of a run has the keys that are being added to it.
+        # The config of a run does not exist here.
         cfg = load_config("" if name.startswith("output/") else name, getattr(args, "opts", ()))
         cfg.MODEL.DEVICE = "cpu"
-        check_model_config(cfg)
+        check_training_config(cfg, getattr(args, "num_gpus", None) or 1)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -174,7 +174,7 @@ def test_commands(page, check_command, capsys):
         ("python train_net.py --config-file configs/detr_256.yaml", "does not exist"),
         ("detr-d2 train --config-file detr-r50 SOLVER.MAX_ITERS 3", "there is no config key SOLVER.MAX_ITERS"),
         ("detr-d2 train --config-file detr-r50 SOLVER.MAX_ITER many", "SOLVER.MAX_ITER is 'many': set an integer"),
-        ("detr-d2 eval --config-file output/a/config.yaml MODEL.DETR.CLASS_LOSS hinge", "MODEL.DETR.CLASS_LOSS"),
+        ("detr-d2 train --config-file detr-r50 --num-gpus 3", "SOLVER.IMS_PER_BATCH 64 is not a multiple"),
         ("detr-d2 launch local --gpus 0 train --config-file detr-r51", "The config detr-r51 does not exist"),
         ("detr-d2 benchmark inference MODEL.DETR.LAYERS 3", "there is no config key MODEL.DETR.LAYERS"),
         ("torchrun --nproc_per_node 8 train_net.py --config-file detr-r51", "The config detr-r51 does not exist"),
@@ -300,13 +300,12 @@ def site(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs", reason="the site needs requirements/docs.txt")
     folder = tmp_path_factory.mktemp("site")
     (folder / "torch.py").write_text('raise SystemExit("building the site imports torch")')
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/site/mkdocs.yml"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/site/mkdocs.yml"]
     environment = {"PYTHONPATH": str(folder), "PATH": "", "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         [*command, "--site-dir", folder / "built"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
     return folder / "built"
 
 
