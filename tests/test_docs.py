@@ -271,7 +271,7 @@ def is_importable(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "examples/README.md"])
 def test_links(page):
     """Relative links and their anchors, as GitHub makes them, lead somewhere; tests of the site check the site's."""
     text = re.sub(r"`[^`\n]*`", "", prose(read(page)))

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages from files outside of docs/, and links between all of them that work on GitHub, too.
 
-README.md becomes index.md; CONTRIBUTING.md and CHANGELOG.md become pages; any other file that a page links to becomes a
-page with its text. Pages of the Python API and of the commands are generated.
+README.md becomes index.md, and other texts outside of docs/ become pages. Any other file or folder that a page links to
+becomes a page with its text. Pages of the Python API and of the commands are generated.
 """
 
 import os
@@ -15,29 +15,34 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
-"""Pages of the site from files of the repository."""
-FOLDERS = {"configs": "configs.md"}
-"""Pages with all files of a folder."""
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "examples/README.md": "examples.md",
+    "configs": "configs.md",
+}
+"""Pages of the site from texts, and folders, of the repository."""
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# Folders of what is built or installed.
+_BUILT = {"build", "dist", "node_modules", "__pycache__"}
 # Imported by `python -m detr_d2.cli benchmark --help`, and not by the others: torch. docs/BENCHMARKS.md describes it.
 _HEAVY = {"benchmark"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to those of docs/."""
-    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES if name.endswith(".md")}
     generated = {PAGES[name]: text for name, text in texts.items()}
-    generated |= {page: folder_page(ROOT / folder) for folder, page in FOLDERS.items()}
     generated |= {"api/detr_d2.md": api_page("detr_d2")}
     generated |= {f"api/{name}.md": api_page(f"detr_d2.{name}") for name in subpackages()}
     generated["commands.md"] = commands_page()
     texts |= {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     for target in {resolve(name, link) for name, text in texts.items() for link in links(text)}:
-        if (page := page_of(target)).startswith("source/") and (ROOT / target).is_file():
-            generated[page] = f"# {target}\n\n" + code_block(ROOT / target)
+        if target not in texts and not target.startswith("docs/") and (ROOT / target).exists():
+            generated[page_of(target)] = f"# {target}\n\n" + code(ROOT / target)
     for page, text in generated.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -70,18 +75,15 @@ def page_of(path: str) -> str:
     """Return the page, or the image, of the site for a file of the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return PAGES.get(path) or FOLDERS.get(path) or f"source/{path}.md"
+    return PAGES.get(path) or f"source/{path}.md"
 
 
-def folder_page(folder: Path) -> str:
-    """Return a page with all YAML files of a folder."""
-    files = sorted(folder.glob("*.yaml"))
-    return f"# {folder.name}\n\n" + "".join(f"## {file.stem}\n\n{code_block(file)}\n" for file in files)
-
-
-def code_block(file: Path) -> str:
-    """Return the text of a file as a block of code."""
-    return f"````{file.suffix[1:] or 'text'}\n{file.read_text(encoding='utf-8')}\n````\n"
+def code(path: Path) -> str:
+    """Return the text of a file as a block of code, or those of the files of a folder, each under its name."""
+    if path.is_file():
+        return f"````{path.suffix[1:] or 'text'}\n{path.read_text(encoding='utf-8')}\n````\n"
+    names = sorted(str(x.relative_to(path)) for x in path.rglob("*") if x.is_file() and _BUILT.isdisjoint(x.parts))
+    return "\n".join(f"## {name}\n\n{code(path / name)}" for name in names)
 
 
 def subpackages() -> list[str]:
