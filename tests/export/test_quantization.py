@@ -14,6 +14,7 @@ from detr_d2 import UserError
 from detr_d2.cli.export import main as export_command
 from detr_d2.config.checks import check_precision
 from detr_d2.export import FORMATS, CalibrationImages, ExportedModel, Quantization, quantization, verify_golden
+from detr_d2.export.formats import quiet
 from detr_d2.export.quantization import check_quantizable, quantize
 from detr_d2.export.verification import make_images, unmatched
 
@@ -37,16 +38,17 @@ def export_int8(export, tmp_path):
 
 @pytest.fixture
 def copies(monkeypatch):
-    """Replace nncf by a copy of the file: what surrounds quantization is tested in a second."""
-    pytest.importorskip("openvino")
+    """Let TorchScript files be "quantized" by copying them: what surrounds quantization is tested in a second."""
 
     def copy(source, target, inputs):
         assert [set(x) for x in inputs] == [{"images", "sizes"}] * len(inputs)
-        for suffix in (".xml", ".bin"):
-            shutil.copy(source.with_suffix(suffix), target.with_suffix(suffix))
+        shutil.copy(source, target)
 
-    fake = quantization._QUANTIZERS[".xml"]._replace(quantize=copy, packages=())
-    monkeypatch.setitem(quantization._QUANTIZERS, ".xml", fake)
+    def set_texts(path, texts):
+        with quiet():
+            torch.jit.save(torch.jit.load(str(path)), str(path), _extra_files=dict(texts))
+
+    monkeypatch.setitem(quantization._QUANTIZERS, ".ts", quantization._Quantizer(copy, set_texts))
 
 
 def quantized_modules(path) -> set[str]:
@@ -123,13 +125,13 @@ def test_unmatched_detections():
 def test_files_that_lose_too_much_are_refused(copies, export_int8):
     values = iter([80.0, 79.4])
     with pytest.raises(UserError, match=r"80\.00 in float32 and 79\.40 in int8.*0\.5 points of --max-ap-drop"):
-        export_int8("detr", "openvino", evaluate=lambda model: next(values))
+        export_int8("detr", "torchscript", evaluate=lambda model: next(values))
     values = iter([80.0, 79.4, 80.0, 79.4])
-    _, path = export_int8("detr", "openvino", evaluate=lambda model: next(values), max_ap_drop=0.7)
+    _, path = export_int8("detr", "torchscript", evaluate=lambda model: next(values), max_ap_drop=0.7)
     facts = {"calibration_images": 4, "ap_float32": 80.0, "ap_int8": 79.4}
     assert ExportedModel(path).info.quantization == facts
     path.unlink()
-    export_int8("detr", "openvino", evaluate=lambda model: next(values), force=True)
+    export_int8("detr", "torchscript", evaluate=lambda model: next(values), force=True)
 
 
 def test_files_that_detect_otherwise_are_refused(copies, export_int8, tmp_path, monkeypatch):
@@ -141,13 +143,13 @@ def test_files_that_detect_otherwise_are_refused(copies, export_int8, tmp_path, 
 
     monkeypatch.setattr(ExportedModel, "run", wrong)
     with pytest.raises(UserError, match=r"detections of 4 calibration images differ by 1, more than 0\.1"):
-        export_int8("detr", "openvino")
-    export_int8("detr", "openvino", force=True)
+        export_int8("detr", "torchscript")
+    export_int8("detr", "torchscript", force=True)
 
 
 def test_golden_detections(copies, export_int8, monkeypatch):
     """Small differences of other processors pass, other detections don't."""
-    _, path = export_int8("detr", "openvino")
+    _, path = export_int8("detr", "torchscript")
     run = ExportedModel.run
 
     def shifted(pixels):
@@ -161,13 +163,12 @@ def test_golden_detections(copies, export_int8, monkeypatch):
 
 
 def test_mistakes(copies, export_int8, monkeypatch):
-    with pytest.raises(UserError, match=r"int8 is for files \.onnx and \.xml, not \.ts"):
-        check_quantizable(FORMATS["torchscript"])
+    with pytest.raises(UserError, match=r"int8 is for files \.onnx and .*, not \.pt2"):
+        check_quantizable(FORMATS["torch_export"])
     with pytest.raises(UserError, match="there are none: add images"):
-        export_int8("detr", "openvino", images=[])
+        export_int8("detr", "torchscript", images=[])
     with pytest.raises(UserError, match="write a file with detr-d2 export --precision int8"):
         check_precision("int8")
-    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UserError, match=r"pip install 'detr_d2\[openvino-int8\]'"):
         check_quantizable(FORMATS["openvino"])
@@ -205,17 +206,17 @@ def test_command(copies, data, save_trained, tmp_path, capsys, monkeypatch):
         ),
     )
     config, weights = save_trained("MODEL.DETR.ENC_LAYERS", 1, "INPUT.MIN_SIZE_TEST", 64, class_names=NAMES)
-    words = ["--config-file", str(config), "--weights", str(weights), "--output", str(tmp_path / "model.xml")]
+    words = ["--config-file", str(config), "--weights", str(weights), "--output", str(tmp_path / "model.ts")]
     options = ["--precision", "int8", "--calibration", "2", *data, "DATALOADER.NUM_WORKERS", "0"]
     assert export_command([*words, *options]) == 0
     assert "2 calibration images" in capsys.readouterr().out
     assert sizes == [(3, 64, 96)] * 2
     files = {x.name for x in tmp_path.iterdir()}
-    facts = ExportedModel(tmp_path / "model.xml").info.quantization
+    facts = ExportedModel(tmp_path / "model.ts").info.quantization
     assert facts["calibration_images"] == 2
     assert facts["ap_float32"] == facts["ap_int8"] >= 0
-    assert export_command(["--verify", str(tmp_path / "model.xml")]) == 0
-    assert export_command([*words[:-1], str(tmp_path / "lost.xml"), *options, "--max-ap-drop", "-1"]) == 1
+    assert export_command(["--verify", str(tmp_path / "model.ts")]) == 0
+    assert export_command([*words[:-1], str(tmp_path / "lost.ts"), *options, "--max-ap-drop", "-1"]) == 1
     assert {x.name for x in tmp_path.iterdir()} == files
 
 
