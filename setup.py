@@ -36,6 +36,7 @@ setup(
         # To write and to run exported models, docs/EXPORT.md.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
         "openvino": ["openvino>=2025.0"],
+        "openvino-int8": ["openvino>=2025.0", "nncf>=2.14"],
     },
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},

@@ -34,9 +34,10 @@ not counted. The columns of the table are
 
 Implementations of inference and training are python-detr, transformers and ours, and with -bf16 at the end the same
 under autocast. Of inference also those with -fp16, and what detr_d2.optimize_for_inference makes: ours-optimized and
-ours-compiled, ours-optimized-bf16 and so on; of training ours-checkpoints, which recomputes activations instead of
-keeping them, and ours-compiled (SOLVER.COMPILE). Of the criterion python-detr and ours, of loading 'old recipe' and
-ours. The first is what the others are compared with.
+ours-compiled, ours-optimized-bf16 and so on; and our model exported for all sizes (docs/EXPORT.md), which runs as
+onnxruntime, onnxruntime-int8, openvino, openvino-bf16 and openvino-int8. Of training also ours-checkpoints, which
+recomputes activations instead of keeping them, and ours-compiled (SOLVER.COMPILE). Of the criterion python-detr and
+ours, of loading 'old recipe' and ours. The first is what the others are compared with.
 
 NAME@FOLDER is an implementation of another checkout of this repository (git worktree add FOLDER REVISION), whose
 process imports detr_d2 from there: ours@FOLDER ours compares a revision with this one.
@@ -53,6 +54,8 @@ examples, where "benchmark" is `detr-d2 benchmark`, `python -m benchmarks` or `p
     benchmark criterion
   this revision compared with an older one, whose checkout is ../old:
     benchmark inference --implementations ours@../old ours python-detr
+  runtimes of exported models:
+    benchmark inference --implementations python-detr ours onnxruntime openvino openvino-bf16 openvino-int8
   batches, on a GPU:
     benchmark inference --model box dc5 --batch 1 8 32 --device cuda --json result.json
   masks, with the peak of memory:

@@ -19,7 +19,7 @@ from benchmarks.measuring import Runner
 from detr_d2 import optimize_for_inference
 from detr_d2.data.panoptic import things_of_model
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02, "int8": 0.3}
 """Tolerances for scores, boxes relative to the result, and the share of classes and pixels that differ.
 
 In bfloat16 a tenth of the pixels of a random panoptic model changes its class, in the original, too.
@@ -34,6 +34,8 @@ class Variant(NamedTuple):
     keeps_freed_memory: bool
     compiled: bool | None = None
     """Argument of :func:`detr_d2.optimize_for_inference`; None: the model as it is built, under autocast."""
+    backend: str = "pytorch"
+    """Value of ``MODEL.DETR.TEST.BACKEND``: what runs the model, exported for all sizes."""
 
 
 _STARTS = {
@@ -46,8 +48,9 @@ VARIANTS = {
     f"{start}{suffix}": Variant(library, precision, keeps, compiled)
     for start, (library, keeps, compiled) in _STARTS.items()
     for suffix, precision in models.PRECISIONS.items()
-}
-"""Variants by name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …"""
+} | {name: Variant("ours", precision, True, backend=backend) for name, (backend, precision) in ours.RUNTIMES.items()}
+"""Variants by name: python-detr, python-detr-bf16, …, ours, ours-bf16, ours-optimized, …, ours-compiled-bf16, …, and
+those of :data:`ours.RUNTIMES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ def _ours(cfg: CfgNode, batch: list[dict], variant: Variant):
     if cfg.MODEL.DETR.PANOPTIC.ENABLED:
         models.make_segments(cfg, model.detr, model.detr)
     precision = variant.precision
+    if variant.backend != "pytorch":
+        model, precision = ours.export(cfg, model, variant.backend, precision, [x["image"] for x in batch]), "float32"
     if variant.compiled is not None:
         model = optimize_for_inference(model, precision=precision, compile=variant.compiled)
         precision = "float32"

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +21,8 @@ from detr_d2.config.loading import find_config, load_config
 from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import MatchingCost
 from detr_d2.engine.step import TrainingStep
+from detr_d2.export import ExportedModel, Quantization, prepare_for_inference
+from detr_d2.export.quantization import quantize
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import compile_for_training
 from detr_d2.structures import Output, Targets
@@ -32,6 +35,14 @@ MODELS = {
     "panoptic": "detr_segm_256_6_6_torchvision_panoptic",
 }
 """Configs by the name of the model on the command line."""
+RUNTIMES = {
+    "onnxruntime": ("onnxruntime", "float32"),
+    "onnxruntime-int8": ("onnxruntime", "int8"),
+    "openvino": ("openvino", "float32"),
+    "openvino-bf16": ("openvino", "bfloat16"),
+    "openvino-int8": ("openvino", "int8"),
+}
+"""Runtimes of exported models, as ``MODEL.DETR.TEST.BACKEND``, and their precision, by the implementation's name."""
 
 
 def make_config(model: str, options: tuple[str, ...] = (), device: str = "cpu") -> CfgNode:
@@ -62,6 +73,26 @@ def build(cfg: CfgNode, weights: dict[str, Tensor]) -> nn.Module:
     model = build_model(cfg).eval()
     model.load_state_dict(weights)
     return model
+
+
+def export(cfg: CfgNode, model: nn.Module, backend: str, precision: str, images: list[Tensor]) -> nn.Module:
+    """Export a model, once for each precision of its floating-point numbers, and return what runs the file.
+
+    Args:
+        cfg, model: config and model.
+        backend, precision: entry of :data:`RUNTIMES`.
+        images: those that int8 is calibrated on. Speed does not depend on them.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DETR.TEST.BACKEND = backend
+    cfg.MODEL.DETR.TEST.PRECISION = "float32" if precision == "int8" else precision
+    exported = prepare_for_inference(model, cfg, None)
+    if precision != "int8":
+        return exported
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / exported.path.name
+        quantize(exported, path, Quantization(images, force=True))
+        return ExportedModel(path)
 
 
 @contextmanager

@@ -7,19 +7,24 @@ docs/EXPORT.md.
 Examples:
   detr-d2 export --config-file detr-r50 --weights detr-r50-e632da11.pth --output detr-r50.onnx
   detr-d2 export --config-file output/config.yaml --weights output/model_final.pth --output mine.xml
+  detr-d2 export --config-file output/config.yaml --weights output/model_final.pth --output mine.xml --precision int8
   detr-d2 export --verify mine.xml
   detr-d2 predict --weights mine.xml --input photos/ --output predicted
 """
 
 import argparse
+import tempfile
 from typing import TYPE_CHECKING
 
-from detr_d2.cli.arguments import CommandParser, at_least
+from detr_d2.cli.arguments import CommandParser, add_data_arguments, at_least
 from detr_d2.cli.command import Command, start_process
 from detr_d2.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from detr_d2.export import Verification
+    from detectron2.config import CfgNode
+    from torch import nn
+
+    from detr_d2.export import Quantization, Verification
 
 FORMATS = ("onnx", "openvino", "torch_export", "torchscript")
 """Values of --format, as in :data:`detr_d2.export.FORMATS`, which takes long to import."""
@@ -53,7 +58,34 @@ def _add_flags(parser: CommandParser) -> None:
     group.add_argument(
         "--dtype", choices=("uint8", "float32"), default="uint8", help="type of the images, 0 to 255 (default: uint8)"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite the output file")
+    group = parser.add_argument_group("8 bits", "formats onnx and openvino; docs/EXPORT.md")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: backbone and encoder compute with 8-bit integers, calibrated on images (default: float32)",
+    )
+    group.add_argument(
+        "--calibration",
+        type=at_least(1, "calibration images"),
+        default=100,
+        metavar="N",
+        help="number of random images of DATASETS.TRAIN to calibrate on (default: 100)",
+    )
+    group.add_argument(
+        "--max-ap-drop",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="maximum loss of box AP on DATASETS.TEST, from 0 to 100; no file is written beyond it (default: 0.5)",
+    )
+    group.add_argument("--calibration-only", action="store_true", help="do not compare AP: DATASETS.TEST is not needed")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="overwrite the output file; with --precision int8 write it whatever it loses",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -81,6 +113,7 @@ def _export(args: argparse.Namespace) -> "Verification":
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     exact = ["MODEL.DETR.TEST.PRECISION", "float32", "MODEL.DETR.TEST.COMPILE", "False", "MODEL.DEVICE", "cpu"]
     cfg = prediction_config(args.config_file, [*args.opts, *weights, *exact], trust=args.trust)
+    quantization = _quantization(cfg, args) if args.precision == "int8" else None
     predictor = Predictor.from_config(cfg)
     model = predictor.model
     options = GraphOptions(
@@ -98,7 +131,44 @@ def _export(args: argparse.Namespace) -> "Verification":
         options=options,
         format=args.format,
         overwrite=args.force,
+        quantization=quantization,
     )
+
+
+def _quantization(cfg: "CfgNode", args: argparse.Namespace) -> "Quantization":
+    from detr_d2.data import check_datasets
+    from detr_d2.engine import use_own_data
+    from detr_d2.export import CalibrationImages, Quantization
+
+    use_own_data(cfg, args)
+    has_test = not args.calibration_only
+    if has_test and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset to compare AP on, or add --calibration-only.")
+    check_datasets(cfg, test=has_test)
+
+    def box_ap(model: "nn.Module") -> float:
+        return _box_ap(cfg, model)
+
+    return Quantization(
+        CalibrationImages(cfg, args.calibration),
+        evaluate=box_ap if has_test else None,
+        max_ap_drop=args.max_ap_drop,
+        force=args.force,
+    )
+
+
+def _box_ap(cfg: "CfgNode", model: "nn.Module") -> float:
+    """Return the box AP of a model on the first dataset of ``DATASETS.TEST``, in percent."""
+    from detr_d2.engine import Trainer
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        results = Trainer.test(cfg, model, [Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0], folder)])
+    if "bbox" not in results:
+        raise UserError(f"{cfg.DATASETS.TEST[0]} gives no box AP: add --calibration-only.")
+    return results["bbox"]["AP"]
 
 
 def print_differences(verification: "Verification") -> None:

@@ -178,6 +178,11 @@ def check_parts(names: Sequence[str] | None) -> None:
 
 def check_precision(name: str) -> None:
     """Raise a UserError that lists :data:`PRECISIONS` if ``name`` is not one of them."""
+    if name == "int8":
+        raise UserError(
+            "MODEL.DETR.TEST.PRECISION is int8, which needs calibration images: write a file with detr-d2 export "
+            "--precision int8, and give it as MODEL.WEIGHTS. This key is then the precision of what is not quantized."
+        )
     _check_name(PRECISIONS, "MODEL.DETR.TEST.PRECISION", name)
 
 

@@ -83,7 +83,7 @@ class ExportedModel(nn.Module):
                 inputs = batched_inputs[i]
                 output_size = int(inputs.get("height", size[0])), int(inputs.get("width", size[1]))
                 of_image = {name: x[row] for name, x in outputs.items()}
-                results[i] = self._result(of_image, size, output_size)
+                results[i] = self.result(of_image, size, output_size)
         return results
 
     def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
@@ -92,7 +92,8 @@ class ExportedModel(nn.Module):
             return [list(range(len(sizes)))] if sizes else []
         return [[i for i, x in enumerate(sizes) if x == size] for size in dict.fromkeys(sizes)]
 
-    def _result(self, outputs: dict[str, Tensor], size: Size, output_size: Size) -> dict:
+    def result(self, outputs: dict[str, Tensor], size: Size, output_size: Size) -> dict:
+        """Return the results of one image, as :meth:`forward` does, from its outputs by name."""
         info = self.info
         if info.outputs == "raw":
             output = Output(outputs["logits"][None, None], outputs["boxes"][None, None])

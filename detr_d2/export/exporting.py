@@ -16,6 +16,7 @@ from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.formats import FORMATS, Format, Program, check_runtime, format_of
 from detr_d2.export.graph import DTYPES, INPUTS, ExportGraph, GraphOptions
 from detr_d2.export.info import GOLDEN, INFO, ExportInfo, pack_arrays
+from detr_d2.export.quantization import Quantization, check_quantizable, quantize
 from detr_d2.export.verification import GOLDEN_SIZES, Verification, make_images, verify
 from detr_d2.inference import optimize_for_inference
 from detr_d2.modeling import Detr
@@ -35,6 +36,7 @@ def export_model(
     options: GraphOptions | None = None,
     format: str | None = None,
     overwrite: bool = False,
+    quantization: Quantization | None = None,
 ) -> Verification:
     """Write a file that predicts without this package, if it predicts what the model does.
 
@@ -48,15 +50,18 @@ def export_model(
             panoptic model.
         format: key of :data:`FORMATS`. None: the one with the suffix of ``output``.
         overwrite: True to replace a file.
+        quantization: how to quantize to 8 bits, "onnx" and "openvino" only. None: the file computes in float32.
 
     Returns:
-        The differences from the model.
+        The differences from the model; of a quantized file those from its float32 export, which agrees with the model.
 
     Raises:
         UserError: the runtime is missing, ``output`` can't be written, or the file does not agree with the model.
     """
     output = Path(os.path.abspath(output))
     kind = _check_output(output, format, overwrite)
+    if quantization is not None:
+        check_quantizable(kind)
     if options is None:
         options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks)
     model = _on_cpu(model)
@@ -70,6 +75,11 @@ def export_model(
         try:
             kind.write(program, written, texts)
             verification = verify(ExportedModel(written), model)
+            verification.check(output)
+            if quantization is not None:
+                quantized = written.with_name(f"int8{kind.suffix}")
+                verification = quantize(ExportedModel(written), quantized, quantization)
+                written = quantized
         except UserError:
             raise
         except Exception as e:  # Exporters and runtimes have exceptions of their own.
@@ -77,10 +87,9 @@ def export_model(
             raise UserError(
                 f"The model can't be exported as {kind.suffix} ({reason}): try another format, or another backbone."
             ) from e
-        verification.check(output)
         for suffix in (*kind.companions, kind.suffix):
             os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
-    logger.info(f"Exported to {output}: the largest difference from the model is {verification.largest:.1e}.")
+    logger.info(f"Exported to {output}: the largest difference is {verification.largest:.1e}.")
     return verification
 
 

@@ -35,7 +35,7 @@ class Program:
     @torch.no_grad()
     def script(self) -> torch.jit.ScriptModule:
         """The graph traced to TorchScript, for all sizes."""
-        with _quiet():
+        with quiet():
             return torch.jit.trace(self.graph, self.inputs, check_trace=False)
 
     @cached_property
@@ -46,7 +46,7 @@ class Program:
             raise UserError("This format needs PyTorch 2.6 or later: install it, or export openvino or torchscript.")
         any_size = torch.export.Dim.DYNAMIC
         shapes = {"images": {0: any_size, 2: any_size, 3: any_size}, "sizes": {0: any_size}}
-        with _quiet():
+        with quiet():
             return torch.export.export(self.graph, self.inputs, dynamic_shapes=shapes, strict=False)
 
 
@@ -69,7 +69,7 @@ class Format:
 
 def _write_onnx(program: Program, path: Path, texts: Mapping[str, str]) -> None:
     onnx = importlib.import_module("onnx")
-    with _quiet():
+    with quiet():
         # Optimizing takes minutes, and runtimes do it when they open the file.
         converted = torch.onnx.export(
             program.exported,
@@ -102,7 +102,7 @@ def _write_openvino(program: Program, path: Path, texts: Mapping[str, str]) -> N
     images, _ = program.inputs
     shapes = [[-1, images.shape[1], -1, -1], [-1, 2]]
     types = [{torch.uint8: openvino.Type.u8, torch.float32: openvino.Type.f32}[images.dtype], openvino.Type.i64]
-    with _quiet():
+    with quiet():
         model = openvino.convert_model(
             program.script, example_input=program.inputs, input=list(zip(shapes, types, strict=True))
         )
@@ -130,25 +130,25 @@ def _read_openvino(path: Path, precision: str) -> tuple[Run, dict[str, str]]:
 
 
 def _write_torch_export(program: Program, path: Path, texts: Mapping[str, str]) -> None:
-    with _quiet():
+    with quiet():
         torch.export.save(program.exported, str(path), extra_files=dict(texts))
 
 
 def _read_torch_export(path: Path, precision: str) -> tuple[Run, dict[str, str]]:
     texts = dict.fromkeys((INFO, GOLDEN), "")
-    with _quiet():
+    with quiet():
         module = torch.export.load(str(path), extra_files=texts).module()
     return _torch_run(module), texts
 
 
 def _write_torchscript(program: Program, path: Path, texts: Mapping[str, str]) -> None:
-    with _quiet():
+    with quiet():
         torch.jit.save(program.script, str(path), _extra_files=dict(texts))
 
 
 def _read_torchscript(path: Path, precision: str) -> tuple[Run, dict[str, str]]:
     texts: dict[str, Any] = dict.fromkeys((INFO, GOLDEN), "")
-    with _quiet():
+    with quiet():
         module = torch.jit.load(str(path), _extra_files=texts)
     run = _torch_run(module)
 
@@ -206,8 +206,8 @@ def check_runtime(chosen: Format) -> None:
 
 
 @contextmanager
-def _quiet():
-    """Suppress the warnings of tracers: every export is compared with the model instead."""
+def quiet():
+    """Suppress the warnings of tracers and quantizers: every export is compared with the model instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
