@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detr_d2.data.via.project import read_via
+from detr_d2.data.formats.via_file import read_via
 from detr_d2.utils.errors import UserError
 
 RECT = {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 30, "height": 20}, "region_attributes": {}}
