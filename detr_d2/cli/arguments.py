@@ -159,9 +159,8 @@ def add_conversion_arguments(group: argparse._ActionsContainer) -> None:
         help="annotations to train on in any format that `detr-d2 import` reads; its split for validation, if it has "
         "one, is evaluated on",
     )
-    group.add_argument(
-        "--val-data", "--test-data", metavar="DIR_OR_FILE", help="annotations in any format to evaluate on"
-    )
+    group.add_argument("--val-data", metavar="DIR_OR_FILE", help="annotations in any format to evaluate on")
+    group.add_argument("--test-data", dest="val_data", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     group.add_argument(
         "--classes", type=class_names, metavar="A,B,C", help="classes of --train-data and --val-data, in their order"
     )

@@ -83,7 +83,7 @@ def load(args: argparse.Namespace) -> tuple[list["LoadedDataset"], "CfgNode | No
         print(message)
     if sum(map(bool, (args.train_json or args.val_json, args.dataset, args.config_file))) != 1:
         raise UserError(
-            "Give one of --train-data, --train-json (with --train-images), --dataset and --config-file; see --help."
+            "Give one of --train-json (with --train-images), --train-data, --dataset and --config-file; see --help."
         )
     if args.opts and not args.config_file:
         raise UserError(f"{' '.join(args.opts)}: config keys go with --config-file.")

@@ -110,19 +110,11 @@ def _choose(dataset: "AnnotatedDataset", args: argparse.Namespace) -> tuple[list
 
 
 def _next_command(args: argparse.Namespace, image_root: str) -> str:
-    words = [
-        "detr-d2",
-        "train",
-        "--config-file",
-        "finetune_r50",
-        "--train-json",
-        args.output,
-        "--train-images",
-        image_root,
-    ]
+    words = shlex.split("detr-d2 train --config-file finetune_r50 --output output/mine")
+    words += ["--train-json", args.output, "--train-images", image_root]
     if args.val_output:
         words += ["--val-json", args.val_output, "--val-images", image_root]
-    return shlex.join([*words, "--output", "output/mine"])
+    return shlex.join(words)
 
 
 main = Command("import", __doc__, _add_flags, run)

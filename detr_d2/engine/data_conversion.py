@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import functools
 import json
 import os
 import shutil
@@ -87,16 +88,22 @@ def _use_coco_file(args: argparse.Namespace, split: str, source: Source) -> None
 
 def _write(args: argparse.Namespace, parts: dict[str, _Part]) -> None:
     """Write the parts in COCO's format, all with the same classes, and set the arguments to the files."""
-    folder = tempfile.mkdtemp(prefix="detr_d2_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     classes = _common_classes(parts.values())
     for split, (source, dataset, images) in parts.items():
         (coco,), root = to_coco(replace(dataset, classes=classes), [images], source)
-        path = os.path.join(folder, f"{split}.json")
+        path = os.path.join(_temporary_folder(), f"{split}.json")
         with atomic_file(path) as file:
             file.write(json.dumps(coco).encode())
         setattr(args, f"{split}_json", path)
         setattr(args, f"{split}_images", root)
+
+
+@functools.cache
+def _temporary_folder() -> str:
+    """Make the folder of this process; the same for all calls, so that a dataset can be registered again."""
+    folder = tempfile.mkdtemp(prefix="detr_d2_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _common_classes(parts: Collection[_Part]) -> list[str]:

@@ -34,7 +34,8 @@ class ImageFinder:
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(paths)} images do not exist, e.g. {missing[0].file_names[0]} of "
-                f"{missing[0].source}: give the folder that holds them (--images, or to train --train-images), or remove them."
+                f"{missing[0].source}: give the folder that holds them (--images, or to train "
+                "--train-images), or remove them."
             )
         seen: dict[str, AnnotatedImage] = {}
         for image, path in zip(images, paths, strict=True):

@@ -99,7 +99,7 @@ def _read_size(root: Element, file: Path) -> tuple[int, int] | None:
     if not all(texts):
         return None
     height, width = read_numbers(texts, f"<size> of {file}", 2)
-    return (int(height), int(width)) if height > 0 and width > 0 else None
+    return (int(height), int(width)) if height and width else None
 
 
 def _read_object(element: Element, name: str, counts_from_1: bool, source: Source) -> AnnotatedObject | None:
