@@ -16,6 +16,7 @@ Examples:
 """
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,8 @@ def _choose(dataset: "AnnotatedDataset", args: argparse.Namespace) -> tuple[list
 
 
 def _next_command(args: argparse.Namespace, image_root: str) -> str:
+    below = os.path.relpath(image_root)
+    image_root = image_root if below.startswith(os.pardir) else below
     words = shlex.split("detr-d2 train --config-file finetune_r50 --output output/mine")
     words += ["--train-json", args.output, "--train-images", image_root]
     if args.val_output:

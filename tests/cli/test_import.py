@@ -38,7 +38,7 @@ def test_says_what_it_found_and_the_next_command(cells, capsys):
     # The command is complete: its parser accepts it, and the folder holds the images.
     args = find_command("train").make_parser().parse(words[3:])
     assert args.train_json == "train.json"
-    assert os.path.samefile(args.train_images, "images")
+    assert args.train_images == "images"
     assert all((cells / "images" / x["file_name"]).is_file() for x in read("train.json")["images"])
 
 

@@ -217,7 +217,9 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "aliases": lambda data, rng: b"a: &a [x, x]\nb: &b [*a, *a]\n" + data,
         "names": lambda data, rng: data.replace(b"[cat, dog]", rng.choice((b"3", b"[]", b"[[cat]]", b"{7: cat}"))),
         "few names": lambda data, rng: data.replace(b", dog", b""),
-        "no folder": lambda data, rng: data.replace(b"[images]", rng.choice((b"nowhere", b"3", b"[]", b"../../etc/passwd"))),
+        "no folder": lambda data, rng: data.replace(
+            b"[images]", rng.choice((b"nowhere", b"3", b"[]", b"../../etc/passwd"))
+        ),
     },
     "results": {
         **_BYTES,

@@ -97,7 +97,7 @@ def _read_images(
         if not isinstance(image, int | str) or image not in objects:
             source.drop("annotations were dropped, since their images are not listed.", name)
         else:
-            objects[image].append(_read_object(item, names, name))
+            objects[image].append(_read_object(item, names, name, source))
     return [
         AnnotatedImage((_file_name(item, file),), str(file), objects[item["id"]], _read_size(item, file), splits=splits)
         for item in content["images"]
@@ -118,12 +118,14 @@ def _read_size(item: Mapping, file: Path) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _read_object(item: Mapping, names: dict[int, str], name: str) -> AnnotatedObject:
+def _read_object(item: Mapping, names: dict[int, str], name: str, source: Source) -> AnnotatedObject:
     category = item.get("category_id")
     if type(category) is not int or category not in names:
         raise UserError(
             f"The 'category_id' of {name} is {category!r:.40}, which 'categories' does not list: correct it."
         )
+    if item.get("keypoints"):
+        source.notes.add("annotations have keypoints, which are not read.", name)
     x, y, width, height = read_numbers(item.get("bbox"), f"The 'bbox' of {name}", 4)
     segmentation = item.get("segmentation") or ()
     if isinstance(segmentation, list):

@@ -61,6 +61,12 @@ def test_malformed_coco(write, convert, data, message):
         convert(write("coco.json", data))
 
 
+def test_keypoints_are_noted(write, convert):
+    result = convert(write("coco.json", coco({**BOX, "keypoints": [1, 2, 2]})))
+    assert len(result.coco["annotations"]) == 1
+    assert result.notes[0].startswith("1 annotations have keypoints")
+
+
 def test_annotations_of_unlisted_images_are_noted(write, convert):
     result = convert(write("coco.json", coco(BOX, {**BOX, "image_id": 5}, {**BOX, "image_id": [9]})))
     assert result.notes[0].startswith(
