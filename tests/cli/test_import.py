@@ -1,7 +1,6 @@
 """The command ``import``, on real files."""
 
 import json
-import os
 import shlex
 
 import pytest
