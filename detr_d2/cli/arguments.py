@@ -96,6 +96,11 @@ def at_least(minimum: int, unit: str) -> Callable[[str], int]:
     return integer
 
 
+def class_names(text: str) -> list[str]:
+    """Return the names in a list separated by commas; a ``type`` of arguments."""
+    return [name.strip() for name in text.split(",")]
+
+
 def check_score(score: float | None) -> None:
     """Raise an error if ``--score-thresh`` is given and not in [0, 1]."""
     if score is not None and not 0 <= score <= 1:
@@ -134,12 +139,28 @@ def add_data_arguments(parser: AnyParser) -> AnyParser:
     """Add the flags that :func:`~detr_d2.engine.use_own_data` reads."""
     group = parser.add_argument_group(
         "own data",
-        "annotations in COCO's format, instead of DATASETS.TRAIN and DATASETS.TEST; the number of classes is that of "
-        "the annotations",
+        "annotations in COCO's or another format, instead of DATASETS.TRAIN and DATASETS.TEST; the number of classes "
+        "is that of the annotations",
     )
+    add_conversion_arguments(group)
     for split, use in (("train", "train on"), ("val", "evaluate on; without, nothing is evaluated")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {use}")
         group.add_argument(f"--{split}-images", metavar="DIR", help="the folder of their images")
         panoptic = f"the folder of the PNGs, if --{split}-json is in COCO's panoptic format (docs/PANOPTIC.md)"
         group.add_argument(f"--{split}-panoptic", metavar="DIR", help=panoptic)
     return parser
+
+
+def add_conversion_arguments(group: argparse._ActionsContainer) -> None:
+    """Add the flags that :func:`~detr_d2.engine.own_data.convert_data` reads, except those for the image folders."""
+    group.add_argument(
+        "--train-data",
+        metavar="DIR_OR_FILE",
+        help="annotations to train on in any format that `detr-d2 import` reads; its split for validation, if it has "
+        "one, is evaluated on",
+    )
+    group.add_argument("--val-data", metavar="DIR_OR_FILE", help="annotations in any format to evaluate on")
+    group.add_argument("--test-data", dest="val_data", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--classes", type=class_names, metavar="A,B,C", help="classes of --train-data and --val-data, in their order"
+    )

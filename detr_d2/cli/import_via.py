@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from detr_d2.cli.arguments import CommandParser
+from detr_d2.cli.arguments import CommandParser, class_names
 from detr_d2.cli.command import Command, start_process
-from detr_d2.utils.errors import UserError
+from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import atomic_file
 
 
@@ -33,7 +33,9 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help=".json file to write")
     parser.add_argument("--class-attribute", metavar="NAME", help="attribute with the class (default: the only one)")
     parser.add_argument("--default-class", metavar="NAME", help="class of regions without that attribute")
-    parser.add_argument("--categories", metavar="A,B,C", help="all classes, in the order of their ids")
+    parser.add_argument(
+        "--categories", type=class_names, metavar="A,B,C", help="all classes, in the order of their ids"
+    )
     parser.add_argument("--skip-unsupported", action="store_true", help="leave out points, lines and polylines")
     parser.add_argument("--val-output", metavar="FILE", help="second .json file, for validation")
     parser.add_argument("--val-share", type=float, default=0.2, metavar="X", help="its share of images (default: 0.2)")
@@ -44,14 +46,19 @@ def run(args: argparse.Namespace) -> None:
     """Convert, write all files or none, and print a summary of each."""
     start_process()
     files = convert(args)
-    try:
-        with ExitStack() as stack:
-            for path, coco in files.items():
-                stack.enter_context(atomic_file(path)).write(json.dumps(coco).encode())
-    except OSError as e:
-        raise UserError(f"{' and '.join(files)} can't be written ({e}): give files in a folder that exists.") from e
+    write_all(files)
     for path, coco in files.items():
         print(f"{path}: {summarize(coco)}")
+
+
+def write_all(files: dict[str, dict[str, Any]]) -> None:
+    """Write all JSON files, content by path, or none."""
+    try:
+        with ExitStack() as stack:
+            for path, content in files.items():
+                stack.enter_context(atomic_file(path)).write(json.dumps(content).encode())
+    except OSError as e:
+        raise UserError(f"{' and '.join(files)} can't be written ({e}): give files in a folder that exists.") from e
 
 
 def convert(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -64,8 +71,7 @@ def convert(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         raise UserError("Give the project or annotations saved by VIA: --input FILE.")
     if args.val_output and Path(args.val_output).resolve() == Path(args.output).resolve():
         raise UserError(f"--output and --val-output are the same file, {args.output}: give two.")
-    names = None if args.categories is None else [name.strip() for name in args.categories.split(",")]
-    classes = ViaClasses(args.class_attribute, args.default_class, names)
+    classes = ViaClasses(args.class_attribute, args.default_class, args.categories)
     coco = via_to_coco(read_via(path), args.images, classes, args.skip_unsupported)
     if not args.val_output:
         return {args.output: coco}
@@ -77,7 +83,7 @@ def summarize(coco: dict[str, Any]) -> str:
     images, objects, categories = coco["images"], coco["annotations"], coco["categories"]
     counts = Counter(x["category_id"] for x in objects)
     empty = len(images) - len({x["image_id"] for x in objects})
-    classes = ", ".join(f"{x['name']} {counts[x['id']]}" for x in categories)
+    classes = abbreviate([f"{x['name']} {counts[x['id']]}" for x in categories], limit=25)
     counted = f"{len(images)} images ({empty} without objects), {len(objects)} objects of {len(categories)} classes"
     return f"{counted}: {classes}"
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import keyword
 import os
 import platform
 import subprocess
@@ -38,7 +39,8 @@ GROUPS = {
     },
     "Data": {
         "check": "check a dataset before training",
-        "import-via": "convert annotations of the VGG Image Annotator to COCO's format",
+        "import": "convert annotations of other formats (Pascal VOC, YOLO, CVAT, …) to COCO's",
+        "import-via": "convert annotations of the VGG Image Annotator, with strict checks of its shapes",
     },
     "This command": {"completion": "print a script for completion in bash, zsh or fish"},
 }
@@ -48,7 +50,9 @@ COMMANDS = {name: text for commands in GROUPS.values() for name, text in command
 
 def find_command(name: str) -> Callable[[Sequence[str] | None], int]:
     """Return ``main`` of the module of a command."""
-    return importlib.import_module(f"detr_d2.cli.{name.replace('-', '_')}").main
+    module = name.replace("-", "_")
+    # A keyword of Python is no name of a module that can be imported.
+    return importlib.import_module(f"detr_d2.cli.{module}{'_' * keyword.iskeyword(module)}").main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,8 @@ Examples:
   fine-tune on your own images, annotated in COCO's format (docs/OWN_DATA.md):
     detr-d2 train --config-file finetune_r50 --train-json train.json --train-images train/ \
         --val-json val.json --val-images val/ --output output/mine
+  the same on a folder of another format (Pascal VOC, YOLO, CVAT, Label Studio, LabelMe, VIA), with its splits:
+    detr-d2 train --config-file finetune_r50 --train-data voc/ --output output/mine
   try it without a dataset, on rendered shapes on a CPU:
     detr-d2 train --config-file smca_shapes_cpu MODEL.DEVICE cpu SOLVER.MAX_ITER 100 --output output/trial
   evaluate weights:

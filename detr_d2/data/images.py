@@ -21,6 +21,7 @@ IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 _EXIF_ORIENTATION = 0x0112
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -47,6 +48,25 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         # Pillow's public exif_transpose fails on damaged EXIF data, for which Detectron2 has a workaround.
         image = detection_utils._apply_exif_orientation(image)
     return detection_utils.convert_PIL_to_numpy(_to_8_bits(image, file_name), image_format)
+
+
+def read_image_size(file_name: str) -> tuple[int, int]:
+    """Return the height and width of an image file, upright, without decoding it if its format allows.
+
+    Raises:
+        UserError: the file is missing, is no image, or claims more pixels than Pillow's limit.
+    """
+    with explain_errors(f"Image {file_name}", "the dataset's image folder"), PathManager.open(file_name, "rb") as file:
+        image = Image.open(file)
+        if image.format == "PNG":
+            # Its EXIF data may follow the pixels.
+            image.load()
+        try:
+            is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_QUARTER_TURNS
+        except Exception:
+            # Damaged EXIF data can raise any error; then nothing is rotated, as by read_image.
+            is_rotated = False
+    return image.size if is_rotated else image.size[::-1]
 
 
 def open_image(file_name: str) -> tuple[bytes, Image.Image]:
@@ -115,11 +135,17 @@ def check_image_size(record: dict, image: np.ndarray) -> None:
     expected = record.setdefault("height", height), record.setdefault("width", width)
     if expected == (height, width):
         return
+    difference = describe_size_difference((height, width), expected, "its dataset")
+    raise UserError(f"Image {record['file_name']} {difference}")
+
+
+def describe_size_difference(size: tuple[int, int], expected: tuple[int, int], source: str) -> str:
+    """Return the end of a message about an image whose (height, width) are not those that ``source`` says."""
     swapped = " The sides are swapped: perhaps the objects were annotated without the file's EXIF rotation."
-    hint = swapped if expected == (width, height) else ""
-    raise UserError(
-        f"Image {record['file_name']} is {width} x {height} pixels (EXIF rotation applied) but its dataset "
-        f"says {expected[1]} x {expected[0]}: correct width and height, or replace the file.{hint}"
+    hint = swapped if expected == size[::-1] else ""
+    return (
+        f"is {size[1]} x {size[0]} pixels (EXIF rotation applied) but {source} says {expected[1]} x {expected[0]}: "
+        f"correct width and height, or replace the file.{hint}"
     )
 
 

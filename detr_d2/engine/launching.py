@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detr_d2.config import check_model_config, check_training_config, find_config, load_config
+from detr_d2.engine.data_conversion import convert_data
 from detr_d2.engine.environments import Start, recognize
 from detr_d2.engine.interruption import SIGNALS, forward_to, handled
 from detr_d2.engine.own_data import use_own_data
@@ -58,6 +59,8 @@ def launch_processes(main: Callable[[argparse.Namespace], object], args: argpars
     in_traceback = f"{UserError.__name__}: "
     try:
         if start.spawned:
+            # Here, so that not each of the processes does it.
+            convert_data(args)
             _spawn(main, args, start)
         else:
             _run(0, main, args, start)

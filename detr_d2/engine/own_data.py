@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr_d2.data import register_coco_dataset, register_coco_panoptic_dataset
+from detr_d2.engine.data_conversion import convert_data
 from detr_d2.utils.errors import UserError, abbreviate
 
 TRAIN, VAL = "own_train", "own_val"
@@ -41,6 +42,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: a flag lacks the other one of its pair, or the files can't be used.
     """
+    converted = convert_data(args)
     train, val = _files(args, "train"), _files(args, "val")
     eval_only = getattr(args, "eval_only", False)
     if not (train or val):
@@ -56,7 +58,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     classes = {name: split.register(name) for name, split in files.items()}
     cfg.DATASETS.TRAIN = (TRAIN,) if train else ()
     cfg.DATASETS.TEST = (VAL,) if val else ()
-    messages = [f"Dataset {name!r} is {split}." for name, split in files.items()]
+    messages = [*converted, *(f"Dataset {name!r} is {split}." for name, split in files.items())]
     name = TRAIN if train else VAL
     # Numbers that are given in addition to the files stay, so that the check of the datasets can object to them.
     given = (args.opts or [])[::2]

@@ -52,3 +52,7 @@ class ExampleCounter:
     def __iter__(self) -> Iterator[tuple[str, int, str]]:
         """Yield each kind, its count and its first example, in the order of their first occurrence."""
         return ((kind, count, self.examples[kind]) for kind, count in self.counts.items())
+
+    def lines(self) -> list[str]:
+        """Return a line per kind: its count, what it is, and the first example."""
+        return [f"{count} {kind} E.g. {example}." for kind, count, example in self]

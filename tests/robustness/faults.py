@@ -190,6 +190,37 @@ FAULTS: dict[str, dict[str, Fault]] = {
             "1.png123", "regions", 1, "shape_attributes", "all_points_x", values=(None, 3, [], [1], ["a"] * 3, ...)
         ),
     },
+    "labelme": {
+        **_IN_JSON,
+        "shapes": change("shapes", values=(None, 3, {}, "text", [3], [None], ...)),
+        "points": change("shapes", 0, "points", values=(None, 3, [], [[1, 2]], [[1, "x"]] * 2, [[1e999, 2]] * 2, ...)),
+        "number": change("shapes", 1, "points", 0, values=(None, "two", [], [1], [10**400, 1], [float("nan"), 1])),
+        "image": change("imagePath", values=(None, 3, [], "nowhere.png", "../../etc/passwd", "nul\0byte", ...)),
+        "size": change("imageWidth", values=(3, "wide", [], -1, float("nan"), 10**400)),
+    },
+    "voc": {
+        **_BYTES,
+        "bomb": lambda data, rng: b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]>' + data,
+        "nested": lambda data, rng: b"<annotation>" * 200_000,
+        "number": lambda data, rng: data.replace(b"12", rng.choice((b"", b"twelve", b"nan", b"1e999", b"&amp;"))),
+        "size": lambda data, rng: data.replace(b"<width>40", rng.choice((b"<width>41", b"<width>wide", b"<width>-1"))),
+        "class": lambda data, rng: data.replace(b"cat", b""),
+        "image": lambda data, rng: data.replace(b"1.png", rng.choice((b"../nowhere.png", b"", b"/etc/passwd"))),
+        "no box": lambda data, rng: data.replace(b"bndbox", b"box"),
+        "root": lambda data, rng: data.replace(b"annotation", b"notation"),
+    },
+    "yolo": {
+        "garbage": garbage,
+        "empty": empty,
+        "nested": lambda data, rng: b"names: " + b"[" * 200_000,
+        "code": lambda data, rng: data + b"x: !!python/object/apply:os.getcwd []\n",
+        "aliases": lambda data, rng: b"a: &a [x, x]\nb: &b [*a, *a]\n" + data,
+        "names": lambda data, rng: data.replace(b"[cat, dog]", rng.choice((b"3", b"[]", b"[[cat]]", b"{7: cat}"))),
+        "few names": lambda data, rng: data.replace(b", dog", b""),
+        "no folder": lambda data, rng: data.replace(
+            b"[images]", rng.choice((b"nowhere", b"3", b"[]", b"../../etc/passwd"))
+        ),
+    },
     "results": {
         **_BYTES,
         "nested": nested,

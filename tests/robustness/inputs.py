@@ -75,6 +75,9 @@ COMMANDS = {
     "analyze": Command("analyze --config-file {config} --size 32 32 --json {out}", ("config",)),
     "convert": Command("convert --input {weights} --output {out} --nheads 2", ("weights",)),
     "import-via": Command("import-via --input {via} --images {images} --output {out}", ("via", "image")),
+    "import-voc": Command("import {voc} --images {images} --output {out}", ("voc", "image")),
+    "import-yolo": Command("import {yolo} --output {out}", ("yolo",)),
+    "import-json": Command("import {labelme} --format labelme --images {images} --output {out}", ("labelme",)),
     "evaluate-results": Command(
         "evaluate-results --annotations {coco} --input {results} --output {out}", ("coco", "results")
     ),
@@ -117,12 +120,27 @@ def via() -> dict:
     return {"1.png123": {"filename": "1.png", "size": -1, "regions": regions}}
 
 
+def labelme() -> dict:
+    """Return a rectangle and a polygon in the form of LabelMe."""
+    shapes = [
+        {"label": "cat", "shape_type": "rectangle", "points": [[2, 3], [12, 10]]},
+        {"label": "dog", "shape_type": "polygon", "points": [[5, 5], [9, 5], [5, 9]]},
+    ]
+    return {"shapes": shapes, "imagePath": "1.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+
+
 def results() -> list[dict]:
     """Return a detection of each image."""
     return [{"image_id": i, "category_id": 1, "bbox": [2, 3, 10, 7], "score": 0.9} for i in (1, 2)]
 
 
-JSONS = {"coco": coco, "panoptic": panoptic, "via": via, "results": results}
+JSONS = {"coco": coco, "panoptic": panoptic, "via": via, "labelme": labelme, "results": results}
+
+
+VOC = f"""<annotation><filename>1.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>
+<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>12</xmax><ymax>10</ymax></bndbox></object>
+</annotation>"""
+YOLO = "train: [images]\nnames: [cat, dog]\n"
 
 
 def write_inputs(folder: Path) -> dict[str, Path]:
@@ -131,8 +149,8 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     files = {name: folder / f"{name}.json" for name in JSONS}
     for name, content in JSONS.items():
         files[name].write_text(json.dumps(content()))
-    files |= {name: folder / name for name in ("images", "maps", "run")}
-    for name in ("images", "maps", "run"):
+    files |= {name: folder / name for name in ("images", "labels", "maps", "run")}
+    for name in ("images", "labels", "maps", "run"):
         files[name].mkdir()
     for i in (1, 2):
         pixels = np.random.default_rng(i).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -141,6 +159,10 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     ids = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     ids[:, : WIDTH // 2, 0], ids[:, WIDTH // 2 :, 0] = 7, 9
     Image.fromarray(ids).save(files["map"])
+    files["voc"], files["yolo"] = folder / "voc.xml", folder / "data.yaml"
+    files["voc"].write_text(VOC)
+    files["yolo"].write_text(YOLO)
+    (files["labels"] / "1.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.1 0.1 0.5 0.1 0.5 0.5\n")
     files["metrics"] = files["run"] / "metrics.json"
     files["metrics"].write_text("".join(f'{{"iteration": {i}, "total_loss": {9 - i}}}\n' for i in range(5)))
     files["config"], files["weights"] = folder / "config.yaml", folder / "model.pth"

@@ -26,7 +26,20 @@ def test_a_bad_input_is_one_error(campaign, case):
     assert campaign.problems(case) == []
 
 
-@pytest.mark.parametrize("command", ["check", "predict", "convert", "import-via", "evaluate-results", "plot"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check",
+        "predict",
+        "convert",
+        "import-voc",
+        "import-yolo",
+        "import-json",
+        "import-via",
+        "evaluate-results",
+        "plot",
+    ],
+)
 def test_valid_inputs_are_no_error(campaign, tmp_path, command):
     """The campaign would see no fault otherwise."""
     assert run(COMMANDS[command].words(campaign.valid | {"out": tmp_path / "out"}), tmp_path).code == 0

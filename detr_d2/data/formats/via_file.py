@@ -44,7 +44,7 @@ class ViaRegion:
             )
         try:
             outline = _OUTLINES[kind](self.shape)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             reason = f"there is no {e}" if isinstance(e, KeyError) else str(e)
             raise UserError(f"The {kind} of {self.name} is malformed ({reason}): outline it again.") from e
         if not np.isfinite(outline).all():

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detr_d2.data.via.project import read_via
+from detr_d2.data.formats.via_file import read_via
 from detr_d2.utils.errors import UserError
 
 RECT = {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 30, "height": 20}, "region_attributes": {}}
@@ -118,6 +118,7 @@ def test_shapes_without_area_are_refused(read_one, kind):
         ({"name": "rect", "x": 1, "y": 2, "width": 30}, "no 'height'"),
         ({"name": "rect", "x": 1, "y": None, "width": 30, "height": 3}, "malformed"),
         ({"name": "circle", "cx": "wide", "cy": 2, "r": 30}, "wide"),
+        ({"name": "rect", "x": 10**400, "y": 2, "width": 30, "height": 3}, "malformed"),
         ({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, "2 points, and needs 3"),
         ({"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]}, "3 x and 2 y"),
         ({"name": "circle", "cx": float("nan"), "cy": 2, "r": 30}, "not finite"),
