@@ -6,6 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch.testing import assert_close
 
 from detr_d2.checkpoint import DetrCheckpointer
+from detr_d2.checkpoint.conversion import convert_checkpoint
 from detr_d2.engine import Trainer
 from detr_d2.utils.errors import UserError
 
@@ -89,6 +90,37 @@ def test_final_checkpoint_is_a_plain_model(make_trainer, make_model, tmp_path, o
     assert not DetectionCheckpointer(plain).load(str(file)).get("unexpected")
     expected = trainer.trained_model.state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in plain.state_dict().items())
+
+
+@torch.no_grad()
+def test_final_checkpoint_predicts_the_same_in_other_formats(
+    make_trainer, make_cfg, make_original, make_inputs, original_batch, tmp_path
+):
+    """With every part of the training: the original and transformers load it, and their outputs are the model's."""
+    fast = (*AVERAGE, *TRAINING_QUERIES, "SOLVER.OPTIMIZER", "MUON", "MODEL.RESNETS.OUT_FEATURES", ["res5"])
+    trainer = make_trainer(*fast, iterations=2)
+    with torch.enable_grad():
+        trainer.train()
+    model = trainer.trained_model.eval()
+    file = str(tmp_path / "run" / "model_final.pth")
+    inputs = make_inputs([(64, 96)], [1])
+    ours = model.detr(model.preprocess_image(inputs), all_layers=False)
+
+    cfg = make_cfg()
+    original = make_original(cfg)
+    convert_checkpoint(file, str(tmp_path / "original.pth"), to="original")
+    original.load_state_dict(torch.load(tmp_path / "original.pth", weights_only=True)["model"], strict=True)
+    samples = original_batch(inputs, cfg)[0]
+    theirs = original(samples)
+    assert_close(theirs["pred_logits"], ours.logits[-1], rtol=0, atol=1e-5)
+    assert_close(theirs["pred_boxes"], ours.boxes[-1], rtol=0, atol=1e-5)
+
+    transformers = pytest.importorskip("transformers")
+    output = tmp_path / "transformers" / "model.safetensors"
+    convert_checkpoint(file, str(output), to="huggingface", settings={"MODEL.DETR.NHEADS": cfg.MODEL.DETR.NHEADS})
+    theirs = transformers.DetrForObjectDetection.from_pretrained(output.parent).eval()(samples.tensors)
+    assert_close(theirs.logits, ours.logits[-1], rtol=0, atol=1e-5)
+    assert_close(theirs.pred_boxes, ours.boxes[-1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
