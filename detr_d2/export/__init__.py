@@ -4,7 +4,7 @@ from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.exporting import export_model
 from detr_d2.export.formats import FORMATS, is_exported
 from detr_d2.export.graph import ExportGraph, GraphOptions
-from detr_d2.export.using import build_predictor, prepare_for_inference, use_exported
+from detr_d2.export.using import build_predictor, default_score, prepare_for_inference, use_exported
 from detr_d2.export.verification import Verification, verify, verify_golden
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "GraphOptions",
     "Verification",
     "build_predictor",
+    "default_score",
     "export_model",
     "is_exported",
     "prepare_for_inference",
