@@ -110,7 +110,7 @@ def _draw(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str) ->
         for x in of_image:
             others = [y["bbox"] for y in coco.imgToAnns.get(image_id, ()) if y is not x.annotation]
             buffer = io.BytesIO()
-            crop = draw_label_error(pixels, x.annotation and x.annotation["bbox"], x.bbox, others)
+            crop = draw_label_error(pixels, x.annotation and x.annotation["bbox"], x.predicted, others)
             crop.save(buffer, format="jpeg", quality=80)
             yield x.number, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

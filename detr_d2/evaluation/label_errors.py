@@ -62,7 +62,7 @@ class Finding:
     annotation: int | None  # Index among the image's annotations; None for a missing object.
     annotated_class: int | None
     suggested_class: int | None  # None for a surplus annotation.
-    suggested_box: tuple[float, ...] | None  # Absolute XYXY; None where the annotated one is kept.
+    predicted_box: tuple[float, ...] | None  # Absolute XYXY; None for a surplus annotation.
 
 
 def rank_findings(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
@@ -131,7 +131,8 @@ def _annotation_errors(
         return _finding("surplus", 1 - by_class.max(), image, annotation, annotated)
     best = int(by_class.argmax())
     if best != annotated:
-        return _finding("class", by_class[best] - by_class[annotated], image, annotation, annotated, best)
+        box = candidates.boxes[usable][evidence[:, best].argmax()]
+        return _finding("class", by_class[best] - by_class[annotated], image, annotation, annotated, best, box)
     if match is None:
         return []
     suspicion = candidates.scores[match, annotated] * (1 - overlaps[match])
@@ -163,8 +164,8 @@ def _finding(
     suggested: int | None = None,
     box: NDArray | None = None,
 ) -> list[Finding]:
-    suggested_box = None if box is None else tuple(box.tolist())
-    finding = Finding(kind, float(suspicion), image, annotation, annotated, suggested, suggested_box)
+    predicted_box = None if box is None else tuple(box.tolist())
+    finding = Finding(kind, float(suspicion), image, annotation, annotated, suggested, predicted_box)
     return [finding] if suspicion > 0 else []
 
 

@@ -23,7 +23,12 @@ class Suggestion:
     image: dict[str, Any]  # Entry of the file's images.
     annotation: dict[str, Any] | None  # Entry of its annotations; None for a missing object.
     category_id: int | None  # Suggested category; None for a surplus annotation.
-    bbox: list[float] | None  # Suggested box: x, y, width, height; None where the annotated one is kept.
+    predicted: list[float] | None  # Predicted box: x, y, width, height; None for a surplus annotation.
+
+    @property
+    def bbox(self) -> list[float] | None:
+        """Suggested box; None where the annotated one is kept."""
+        return self.predicted if self.kind in ("missing", "box") else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding with ids in the place of the entries."""
@@ -75,7 +80,7 @@ def to_suggestions(coco: COCO, findings: Sequence[Finding]) -> list[Suggestion]:
                 image=image,
                 annotation=None if x.annotation is None else coco.imgToAnns[x.image][x.annotation],
                 category_id=None if x.suggested_class is None else categories[x.suggested_class],
-                bbox=None if x.suggested_box is None else _to_coco_box(x.suggested_box, image),
+                predicted=None if x.predicted_box is None else _to_coco_box(x.predicted_box, image),
             )
         )
     return suggestions

@@ -38,10 +38,10 @@ def test_a_missing_object(find):
     """A second prediction of it, and one of an annotated object, are less suspicious by their overlap."""
     (finding,) = find([(A, 0)], [(A, 0, 0.9), (FAR, 2, 0.6)])
     assert (finding.kind, finding.image, finding.annotation, finding.suggested_class) == ("missing", 7, None, 2)
-    assert finding.suggested_box == tuple(FAR)
+    assert finding.predicted_box == tuple(FAR)
     assert finding.suspicion == pytest.approx(0.6)
     half = [150, 50, 190, 70]
-    suspicions = {x.suggested_box: x.suspicion for x in find([], [(FAR, 2, 0.6), (half, 2, 0.5)])}
+    suspicions = {x.predicted_box: x.suspicion for x in find([], [(FAR, 2, 0.6), (half, 2, 0.5)])}
     assert suspicions == pytest.approx({tuple(FAR): 0.6, tuple(half): 0.5 * (1 - 0.5)})
     suspicions = [x.suspicion for x in find([(FAR, 2)], [(FAR, 2, 0.6), (half, 2, 0.5)])]
     assert suspicions == pytest.approx([0.5 * (1 - 0.5)])
@@ -52,7 +52,7 @@ def test_a_wrong_class(find):
     (finding,) = find([(A, 0)], [(A, 1, 0.9)])
     assert (finding.kind, finding.annotation, finding.annotated_class, finding.suggested_class) == ("class", 0, 0, 1)
     assert finding.suspicion == pytest.approx(0.9)
-    assert finding.suggested_box is None
+    assert finding.predicted_box == tuple(A)
     near = [10, 10, 50, 49]
     (finding, *_) = rank_findings(find([(A, 0)], [(A, 1, 0.7), (near, 0, 0.2)]))["class"]
     assert finding.suspicion == pytest.approx(0.7 - 0.2 * 39 / 40)
@@ -67,7 +67,7 @@ def test_a_loose_box(find):
     (finding,) = find([([10, 10, 50, 30], 0)], [(A, 0, 0.8)])
     assert (finding.kind, finding.annotation, finding.suggested_class) == ("box", 0, 0)
     assert finding.suspicion == pytest.approx(0.8 * (1 - 0.5))
-    assert finding.suggested_box == tuple(A)
+    assert finding.predicted_box == tuple(A)
 
 
 def test_a_surplus_annotation_does_not_take_a_distant_prediction(find):
