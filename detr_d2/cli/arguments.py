@@ -135,6 +135,19 @@ def add_training_flags(parser: CommandParser, **config_settings) -> None:
     parser.set_defaults(eval_only=False)
 
 
+def add_annotated_flags(parser: CommandParser) -> None:
+    """Add the flags of a model and of the annotated images that it predicts on."""
+    parser.add_config()
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint, or an exported model, which needs no config: MODEL.WEIGHTS"
+    )
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="annotations in COCO's format")
+    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
+    parser.add_argument(
+        "--batch-size", type=at_least(1, "images"), default=1, metavar="N", help="images at a time (default: 1)"
+    )
+
+
 def add_data_arguments(parser: AnyParser) -> AnyParser:
     """Add the flags that :func:`~detr_d2.engine.use_own_data` reads."""
     group = parser.add_argument_group(

@@ -33,14 +33,20 @@ GROUPS = {
     },
     "Measuring": {
         "eval": "evaluate a model on a dataset",
+        "calibrate": "set score thresholds that guarantee a recall or a rate of false alarms",
         "evaluate-results": "evaluate a file of detections, without a model",
         "analyze": "count parameters, FLOPs and activations of a model",
         "benchmark": "measure convergence, and speed compared with the original code and transformers",
     },
     "Data": {
         "check": "check a dataset before training",
+<<<<<<< HEAD
         "import": "convert annotations of other formats (Pascal VOC, YOLO, CVAT, …) to COCO's",
         "import-via": "convert annotations of the VGG Image Annotator, with strict checks of its shapes",
+=======
+        "doctor": "find likely label errors of a dataset with a trained model",
+        "import-via": "convert annotations of the VGG Image Annotator to COCO's format",
+>>>>>>> doctor
     },
     "This command": {"completion": "print a script for completion in bash, zsh or fish"},
 }

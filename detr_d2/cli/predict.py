@@ -36,7 +36,9 @@ def _add_flags(parser: CommandParser) -> None:
     )
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
-    parser.add_argument("--score-thresh", type=float, default=0.5, metavar="S", help="minimum score (default: 0.5)")
+    parser.add_argument(
+        "--score-thresh", type=float, metavar="S", help="minimum score (default: 0.5, or the classes' own thresholds)"
+    )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
     parser.add_argument(
         "--no-overlays", action="store_true", help="skip writing images with detections, which takes most of the time"
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, print a summary and return the exit code."""
     from detr_d2.data.inputs import find_inputs
     from detr_d2.engine.prediction import predict_files
-    from detr_d2.export import build_predictor
+    from detr_d2.export import build_predictor, default_score
 
     logging.captureWarnings(True)
     start_process()
@@ -59,12 +61,13 @@ def run(args: argparse.Namespace) -> int:
     options = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
     # The model then computes and keeps no masks that would be left out: 100 of a photograph are a gigabyte.
     predictor, cfg = build_predictor(args.config_file, options, min_score=args.score_thresh, trust=args.trust)
+    score_thresh = default_score(cfg) if args.score_thresh is None else args.score_thresh
     try:
         summary = predict_files(
             predictor,
             inputs,
             args.output,
-            score_thresh=args.score_thresh,
+            score_thresh=score_thresh,
             batch_size=args.batch_size,
             overlays=not args.no_overlays,
             overwrite=args.overwrite,

@@ -74,6 +74,7 @@ def check_model_config(cfg: CfgNode) -> None:
     check_precision(cfg.MODEL.DETR.TEST.PRECISION)
     _check_name(BACKENDS, "MODEL.DETR.TEST.BACKEND", cfg.MODEL.DETR.TEST.BACKEND)
     detr = cfg.MODEL.DETR
+    check_class_thresholds(cfg)
     if detr.HIDDEN_DIM % detr.NHEADS:
         raise UserError(
             f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} is not a multiple of MODEL.DETR.NHEADS {detr.NHEADS}: "
@@ -137,6 +138,18 @@ def check_training_config(cfg: CfgNode, num_processes: int) -> None:
         raise UserError(
             "SOLVER.COMPILE True compiles the layers of the transformer in training, which MODEL.DETR.FROZEN_WEIGHTS "
             "keeps as they are: set it False."
+        )
+
+
+def check_class_thresholds(cfg: CfgNode) -> None:
+    """Raise a UserError if ``MODEL.DETR.TEST.CLASS_THRESHOLDS`` are not scores, or not as many as classes."""
+    thresholds, num_classes = cfg.MODEL.DETR.TEST.CLASS_THRESHOLDS, cfg.MODEL.DETR.NUM_CLASSES
+    if thresholds is None or any(not isinstance(x, int | float) or not 0 <= x <= 1 for x in thresholds):
+        raise UserError(f"MODEL.DETR.TEST.CLASS_THRESHOLDS is {thresholds}: set scores from 0 to 1, or ().")
+    if len(thresholds) not in (0, num_classes):
+        raise UserError(
+            f"MODEL.DETR.TEST.CLASS_THRESHOLDS has {len(thresholds)} scores, but MODEL.DETR.NUM_CLASSES is "
+            f"{num_classes}: set one for each class, or (). They belong to the model they were calibrated with."
         )
 
 

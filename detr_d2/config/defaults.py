@@ -38,6 +38,9 @@ def add_detr_config(cfg: CN) -> None:
     # Detections with a lower score are left out of the results, and their masks are not computed.
     detr.TEST = CN()
     detr.TEST.SCORE_THRESHOLD = 0.0
+    # One more minimum score for each class, in the order of the class head's rows; (): none. `detr-d2 calibrate` writes
+    # them. Panoptic segments are selected without them.
+    detr.TEST.CLASS_THRESHOLDS = ()
     # Of evaluation and prediction, see docs/INFERENCE.md. Precision of the model: "float32", "bfloat16" or "float16".
     detr.TEST.PRECISION = "float32"
     # Use torch.compile, which takes minutes at the start.

@@ -14,6 +14,8 @@ IGNORED = -1
 
 # Of the focal loss (arXiv 1708.02002, section 4.1).
 _ALPHA, _GAMMA = 0.25, 2.0
+# Keeps logits finite.
+_MIN_PROBABILITY = 1e-7
 
 
 class Normalizer(NamedTuple):
@@ -83,6 +85,9 @@ class ClassLoss(Protocol):
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (Q,) score and class of each query from (Q, K + 1) logits; score 0 for no-object."""
 
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return (…, K + 1) logits whose scores of the foreground classes are ``scores``, (…, K) in [0, 1]."""
+
 
 class SoftmaxLoss:
     """Weighted cross entropy over the classes and no-object (arXiv 2005.12872, section 3.1)."""
@@ -118,6 +123,11 @@ class SoftmaxLoss:
         """Return the most probable class; score 0 where that is no-object."""
         scores, classes = logits.softmax(-1).max(-1)
         return scores.where(classes < logits.shape[-1] - 1, 0.0), classes
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return log probabilities; no-object has what the classes leave."""
+        rest = 1 - scores.sum(-1, keepdim=True)
+        return torch.cat((scores, rest), -1).clamp(min=_MIN_PROBABILITY).log()
 
 
 class FocalLoss:
@@ -161,6 +171,10 @@ class FocalLoss:
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class with the highest score; there is no no-object."""
         return logits[..., :-1].sigmoid().max(-1)
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return the inverse of the sigmoid; the last logit, which has no meaning, is 0."""
+        return F.pad(scores.clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY).logit(), (0, 1))
 
 
 class OverlapAwareLoss(FocalLoss):

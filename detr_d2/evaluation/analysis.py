@@ -69,8 +69,9 @@ class Overlaps:
 
     scores: NDArray  # (D,) float, descending.
     detection_classes: NDArray  # (D,) int, indices in COCOeval's ``catIds``.
+    detection_images: NDArray  # (D,) int, indices in COCOeval's ``imgIds``.
     object_classes: NDArray  # (G,) int, likewise.
-    object_images: NDArray  # (G,) int, indices in COCOeval's ``imgIds``.
+    object_images: NDArray  # (G,) int, likewise.
     crowd: NDArray  # (G,) bool, regions with any number of objects; detections in them are ignored.
     pairs: NDArray  # (P, 2) int of detection and object, in the order in which matching tries them.
 
@@ -98,7 +99,7 @@ def analyze(coco_eval: COCOeval, score_threshold: float | None = None) -> Evalua
             best=best_point(overlaps.scores[detections], matches[detections] >= 0, int(objects.sum())),
         )
 
-    counted, objects = ~_in_crowd(overlaps, matches), ~overlaps.crowd
+    counted, objects = ~in_crowd(overlaps, matches), ~overlaps.crowd
     names = [coco_eval.cocoGt.cats[i]["name"] for i in coco_eval.params.catIds]
     classes = []
     for k, name in enumerate(names):
@@ -152,7 +153,7 @@ def confusion_matrix(overlaps: Overlaps, matches: NDArray, threshold: float, num
     background = num_classes
     pairs = np.where(matches >= 0, matches, match_rest(overlaps, matches, threshold))
     kept = overlaps.scores >= threshold
-    counted = kept & ~_in_crowd(overlaps, matches)
+    counted = kept & ~in_crowd(overlaps, matches)
     # Index -1 reads the background, which is last.
     true_classes = np.append(overlaps.object_classes, background)[pairs[counted]]
     missed = ~overlaps.crowd
@@ -163,7 +164,8 @@ def confusion_matrix(overlaps: Overlaps, matches: NDArray, threshold: float, num
     return matrix
 
 
-def _in_crowd(overlaps: Overlaps, matches: NDArray) -> NDArray:
+def in_crowd(overlaps: Overlaps, matches: NDArray) -> NDArray:
+    """Return (D,) bool, True for detections that :func:`match` matched with a crowd."""
     return np.append(overlaps.crowd, False)[matches]
 
 
@@ -182,7 +184,7 @@ def find_overlaps(coco_eval: COCOeval) -> Overlaps:
     params = coco_eval.params
     classes = {category: k for k, category in enumerate(params.catIds)}
     shape = SHAPES[params.iouType]
-    detections, objects, images = [], [], []
+    detections, objects, detection_images, object_images = [], [], [], []
     pairs = [np.zeros((0, 2), int)]
     ious = [np.zeros(0)]
     for i, image in enumerate(params.imgIds):
@@ -196,7 +198,8 @@ def find_overlaps(coco_eval: COCOeval) -> Overlaps:
             ious.append(iou[tuple(overlapping.T)])
         detections += predicted
         objects += annotated
-        images += [i] * len(annotated)
+        detection_images += [i] * len(predicted)
+        object_images += [i] * len(annotated)
 
     scores = np.array([x["score"] for x in detections], float)
     detection_classes, object_classes = (
@@ -213,8 +216,9 @@ def find_overlaps(coco_eval: COCOeval) -> Overlaps:
     return Overlaps(
         scores=scores[order],
         detection_classes=detection_classes[order],
+        detection_images=np.array(detection_images, int)[order],
         object_classes=object_classes,
-        object_images=np.array(images, int),
+        object_images=np.array(object_images, int),
         crowd=crowd,
         pairs=np.stack([rank[detection], object_], axis=1)[trial],
     )

@@ -12,7 +12,7 @@ from detr_d2.config.checks import PRECISIONS, choice
 from detr_d2.export.formats import check_runtime, format_of
 from detr_d2.export.graph import DTYPES, INPUTS, GraphOptions
 from detr_d2.export.info import GOLDEN, INFO, ExportInfo, unpack_arrays
-from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation, resized_masks
+from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation, resized_masks, select_by_score
 from detr_d2.structures import Output, PaddedBatch, Size
 from detr_d2.utils.errors import UserError
 
@@ -52,6 +52,7 @@ class ExportedModel(nn.Module):
                 "copied, or its runtime is too old; make it again with detr-d2 export."
             ) from e
         self.info = ExportInfo.from_text(texts.get(INFO, ""), str(path))
+        self.class_thresholds = tuple(self.info.class_thresholds)
         self.golden_text = texts.get(GOLDEN, "")
         self.output_names = GraphOptions(self.info.outputs, self.info.masks).output_names
         self.panoptic = self.info.panoptic_rules
@@ -97,10 +98,10 @@ class ExportedModel(nn.Module):
         info = self.info
         if info.outputs == "raw":
             output = Output(outputs["logits"][None, None], outputs["boxes"][None, None])
-            (instances,) = box_instances(output, [output_size], info.class_loss, info.score_threshold)
+            (instances,) = box_instances(output, [output_size], info.class_loss)
         else:
             instances = _instances(outputs, size, output_size)
-            instances = instances[instances.scores >= info.score_threshold]
+        instances = select_by_score(instances, info.score_threshold, self.class_thresholds)
         result = {"instances": instances}
         if not info.masks:
             return result

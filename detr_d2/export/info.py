@@ -4,7 +4,7 @@ import base64
 import importlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,8 +45,12 @@ class ExportInfo:
     size_divisibility: int  # Height and width of the tensor must be a multiple of it; 0: any.
     square_size: int  # Height and width of the tensor; 0: any.
     panoptic: dict[str, Any] | None = None  # Arguments of PanopticRules.
+<<<<<<< HEAD
     precision: str = "float32"  # Or "int8": of backbone and encoder.
     quantization: dict[str, Any] | None = None  # Number of calibration images, AP before and after, of an int8 file.
+=======
+    class_thresholds: Sequence[float] = ()  # As the score threshold, one for each class; empty: none.
+>>>>>>> doctor
 
     @classmethod
     def describe(cls, model: Detr, graph: ExportGraph, cfg: CfgNode, names: list[str], ids: list[int]) -> "ExportInfo":
@@ -75,6 +79,7 @@ class ExportInfo:
             size_divisibility=constraints.get("size_divisibility", backbone.size_divisibility),
             square_size=constraints.get("square_size", 0),
             panoptic=None if model.panoptic is None else asdict(model.panoptic),
+            class_thresholds=model.class_thresholds,
         )
 
     @property

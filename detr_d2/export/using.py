@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from detr_d2.config import load_config
+from detr_d2.config.checks import check_class_thresholds
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.exporting import export_model
@@ -26,12 +27,13 @@ _FORMATS = {"openvino": "openvino", "onnxruntime": "onnx"}
 
 
 def build_predictor(
-    config_file: str, options: list[str], *, min_score: float = 0.0, trust: bool = False
+    config_file: str, options: list[str], *, min_score: float | None = 0.0, trust: bool = False
 ) -> tuple[Predictor, CfgNode]:
     """Build the predictor of ``MODEL.WEIGHTS``, a checkpoint or an exported file, and return it with its config.
 
     An exported file needs no config file. Its own facts replace those of the config. The model of a checkpoint leaves
-    out detections with a score below ``min_score``. ``trust`` is that of :func:`~detr_d2.config.load_config`.
+    out detections with a score below ``min_score``, None: that of :func:`default_score`. ``trust`` is that of
+    :func:`~detr_d2.config.load_config`.
 
     Raises:
         UserError: as :func:`~detr_d2.inference.prediction_config` and :class:`ExportedModel`.
@@ -41,12 +43,18 @@ def build_predictor(
         if not config_file:
             raise UserError("--config-file is missing: only exported models (docs/EXPORT.md) predict without it.")
         cfg = prediction_config(config_file, options, trust=trust)
+        min_score = default_score(cfg) if min_score is None else min_score
         cfg.MODEL.DETR.TEST.SCORE_THRESHOLD = max(cfg.MODEL.DETR.TEST.SCORE_THRESHOLD, min_score)
         return Predictor.from_config(cfg, prepare_for_inference), cfg
     cfg = load_config(config_file, options, trust=trust)
     model = use_exported(cfg)
     categories = Categories(model.info.class_names, model.info.category_ids)
     return Predictor(model, build_augmentation(cfg, is_train=False), model.info.image_format, categories), cfg
+
+
+def default_score(cfg: CfgNode) -> float:
+    """Return the minimum score of detections that are shown: 0.5, or 0 if the classes have thresholds of their own."""
+    return 0.0 if cfg.MODEL.DETR.TEST.CLASS_THRESHOLDS else 0.5
 
 
 def use_exported(cfg: CfgNode) -> ExportedModel:
@@ -58,6 +66,11 @@ def use_exported(cfg: CfgNode) -> ExportedModel:
     cfg.INPUT.FORMAT, cfg.INPUT.FAST_RESIZE_TEST = info.image_format, info.fast_resize
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = info.min_size, info.max_size
     cfg.MODEL.DETR.NUM_CLASSES = len(info.class_names)
+    cfg.MODEL.DETR.CLASS_LOSS = info.class_loss
+    # Those of the config were calibrated with the file.
+    cfg.MODEL.DETR.TEST.CLASS_THRESHOLDS = cfg.MODEL.DETR.TEST.CLASS_THRESHOLDS or model.class_thresholds
+    check_class_thresholds(cfg)
+    model.class_thresholds = tuple(cfg.MODEL.DETR.TEST.CLASS_THRESHOLDS)
     if was_frozen:
         cfg.freeze()
     return model

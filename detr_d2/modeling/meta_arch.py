@@ -1,5 +1,7 @@
 """DETR as a Detectron2 meta-architecture."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -37,6 +39,7 @@ class Detr(nn.Module):
         deep_supervision: True to compute losses after every decoder layer, not only after the last.
         class_loss: name of the class loss of the training, which decides how detections are ranked.
         score_threshold: detections with a lower score are not returned.
+        class_thresholds: one more minimum score for each class; (): none.
         mask_threshold: a pixel belongs to a mask if its probability is higher.
         freeze_boxes: True to train the mask head alone. Nothing else has gradients, or dropout in training.
         panoptic: rules by which queries become segments. None: no panoptic results.
@@ -54,6 +57,7 @@ class Detr(nn.Module):
         deep_supervision: bool = True,
         class_loss: str = "softmax",
         score_threshold: float = 0.0,
+        class_thresholds: Sequence[float] = (),
         mask_threshold: float = 0.5,
         freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
@@ -65,6 +69,7 @@ class Detr(nn.Module):
         self.deep_supervision = deep_supervision
         self.class_loss = class_loss
         self.score_threshold = score_threshold
+        self.class_thresholds = tuple(class_thresholds)
         self.mask_threshold = mask_threshold
         self.freeze_boxes = freeze_boxes
         if freeze_boxes:
@@ -99,6 +104,7 @@ class Detr(nn.Module):
             "deep_supervision": detr.DEEP_SUPERVISION,
             "class_loss": detr.CLASS_LOSS,
             "score_threshold": detr.TEST.SCORE_THRESHOLD,
+            "class_thresholds": detr.TEST.CLASS_THRESHOLDS,
             "mask_threshold": detr.MASK.THRESHOLD,
             "freeze_boxes": bool(detr.FROZEN_WEIGHTS),
             "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
@@ -140,7 +146,7 @@ class Detr(nn.Module):
             ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
             score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
             rules also ``panoptic_seg``, see :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`. With a
-            score threshold also ``highest_score``, (), of all queries, for when no detection reaches it.
+            threshold also ``highest_score``, (), of all queries, for when no detection reaches it.
         """
         batch = self.preprocess_image(batched_inputs)
         if self.training:
@@ -166,9 +172,9 @@ class Detr(nn.Module):
 
     def _results(self, output: Output, batch: PaddedBatch, sizes: list[Size]) -> list[dict]:
         """Select queries, compute their masks once, and assemble the results."""
-        instances = box_instances(output, sizes, self.class_loss, self.score_threshold)
+        instances = box_instances(output, sizes, self.class_loss, self.score_threshold, self.class_thresholds)
         results = [{"instances": x} for x in instances]
-        if self.score_threshold > 0:
+        if self.score_threshold > 0 or self.class_thresholds:
             scores, _, _ = get_class_loss(self.class_loss).rank(output.logits[-1].float())
             for result, highest in zip(results, scores.amax(1), strict=True):
                 result["highest_score"] = highest

@@ -28,6 +28,8 @@ from detr_d2.utils.errors import UserError
         ("MODEL.DETR.COST_L1", "many"),
         ("MODEL.DETR.MASK.MAPS_GAIN", 0.0),
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
+        ("MODEL.DETR.TEST.CLASS_THRESHOLDS", (0.5, 0.5)),
+        ("MODEL.DETR.TEST.CLASS_THRESHOLDS", (0.5, 0.5, 0.5, 0.5, 1.5)),
         ("MODEL.DETR.TEST.PRECISION", "half"),
         ("TEST.BATCH_SIZE", 0),
         ("DATALOADER.CACHE_MEGABYTES", -1),

@@ -78,3 +78,14 @@ def test_a_model_is_trained_with_it(make_model, make_inputs, name):
     losses = model(make_inputs([(64, 64), (64, 96)], [2, 0]))
     sum(losses.values()).backward()
     assert all(math.isfinite(x) for x in losses.values())
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_logits_of_scores(name):
+    """Ranking the logits gives the scores back."""
+    scores = torch.tensor([[[0.7, 0.1], [0.0, 0.4], [0.02, 0.0]]])
+    ranking = CLASS_LOSSES[name].rank(CLASS_LOSSES[name].logits(scores))
+    torch.testing.assert_close(
+        ranking.scores, scores[0, ranking.queries[0], ranking.classes[0]][None], atol=1e-6, rtol=1e-5
+    )
+    assert ranking.scores.max() == pytest.approx(0.7)

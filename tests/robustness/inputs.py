@@ -81,6 +81,15 @@ COMMANDS = {
     "evaluate-results": Command(
         "evaluate-results --annotations {coco} --input {results} --output {out}", ("coco", "results")
     ),
+    "calibrate": Command(
+        "calibrate --config-file {config} --weights {weights} --annotations {coco} --images {images} "
+        "--recall 0.1 --output {out}",
+        ("coco", "image", "config", "weights"),
+    ),
+    "doctor": Command(
+        "doctor --config-file {config} --weights {weights} --annotations {coco} --images {images} --output {out}",
+        ("coco", "image", "config", "weights"),
+    ),
     "plot": Command("plot --input {run} --output {out}.png", ("metrics",)),
 }
 

@@ -21,6 +21,7 @@ def box_instances(
     image_sizes: Sequence[Size],
     class_loss: str = "softmax",
     score_threshold: float = 0.0,
+    class_thresholds: Sequence[float] = (),
 ) -> list[Instances]:
     """Return the detections of the last decoder layer: as many per image as there are queries, or fewer by a threshold.
 
@@ -33,6 +34,7 @@ def box_instances(
         image_sizes: (height, width) in pixels of each of the B results.
         class_loss: class loss that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
         score_threshold: minimum score of a detection.
+        class_thresholds: one more minimum for each of the K classes; (): none.
 
     Returns:
         B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query of
@@ -44,8 +46,20 @@ def box_instances(
     boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
     rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
     results = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
+    return [select_by_score(x, score_threshold, class_thresholds) for x in results]
+
+
+def select_by_score(
+    instances: Instances, score_threshold: float = 0.0, class_thresholds: Sequence[float] = ()
+) -> Instances:
+    """Return the detections that reach both thresholds; see :func:`box_instances`."""
     # Selecting makes the host wait for the device.
-    return [x[x.scores >= score_threshold] for x in results] if score_threshold > 0 else results
+    if score_threshold > 0:
+        instances = instances[instances.scores >= score_threshold]
+    if len(class_thresholds):
+        minimum = instances.scores.new_tensor(class_thresholds)[instances.pred_classes]
+        instances = instances[instances.scores >= minimum]
+    return instances
 
 
 def resized_masks(

@@ -33,6 +33,18 @@ def test_focal_ranks_pairs_of_query_and_class():
     assert_close(instances.pred_boxes.tensor, torch.tensor([[0.0, 40.0, 100.0, 60.0]] * 2))
 
 
+def test_class_thresholds():
+    """A detection has the minimum score of its own class, and that of all classes."""
+    logits = [[2.0, -1.0, 9.0], [1.0, -2.0, 9.0]]  # Scores of class 0: 0.88 and 0.73; of class 1: 0.27 and 0.12.
+    for thresholds, minimum, expected in (
+        ((0.8, 0.2), 0.0, [0.88]),
+        ((0.0, 0.9), 0.0, [0.88, 0.73]),
+        ((0.0, 0.0), 0.8, [0.88]),
+    ):
+        (instances,) = box_instances(make_output(logits), [(100, 200)], "focal", minimum, thresholds)
+        assert_close(instances.scores, torch.tensor(expected), atol=5e-3, rtol=0)
+
+
 def test_unknown_ranking():
     with pytest.raises(UserError, match=r"MODEL\.DETR\.CLASS_LOSS is 'hinge'"):
         box_instances(make_output([[0.0, 0.0, 0.0]] * 2), [(100, 200)], "hinge")
