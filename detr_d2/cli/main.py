@@ -40,13 +40,9 @@ GROUPS = {
     },
     "Data": {
         "check": "check a dataset before training",
-<<<<<<< HEAD
+        "doctor": "find likely label errors of a dataset with a trained model",
         "import": "convert annotations of other formats (Pascal VOC, YOLO, CVAT, …) to COCO's",
         "import-via": "convert annotations of the VGG Image Annotator, with strict checks of its shapes",
-=======
-        "doctor": "find likely label errors of a dataset with a trained model",
-        "import-via": "convert annotations of the VGG Image Annotator to COCO's format",
->>>>>>> doctor
     },
     "This command": {"completion": "print a script for completion in bash, zsh or fish"},
 }

@@ -4,12 +4,8 @@ from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.exporting import export_model
 from detr_d2.export.formats import FORMATS, is_exported
 from detr_d2.export.graph import ExportGraph, GraphOptions
-<<<<<<< HEAD
 from detr_d2.export.quantization import CalibrationImages, Quantization
-from detr_d2.export.using import build_predictor, prepare_for_inference, use_exported
-=======
 from detr_d2.export.using import build_predictor, default_score, prepare_for_inference, use_exported
->>>>>>> doctor
 from detr_d2.export.verification import Verification, verify, verify_golden
 
 __all__ = [

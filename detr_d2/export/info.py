@@ -45,12 +45,9 @@ class ExportInfo:
     size_divisibility: int  # Height and width of the tensor must be a multiple of it; 0: any.
     square_size: int  # Height and width of the tensor; 0: any.
     panoptic: dict[str, Any] | None = None  # Arguments of PanopticRules.
-<<<<<<< HEAD
     precision: str = "float32"  # Or "int8": of backbone and encoder.
     quantization: dict[str, Any] | None = None  # Number of calibration images, AP before and after, of an int8 file.
-=======
     class_thresholds: Sequence[float] = ()  # As the score threshold, one for each class; empty: none.
->>>>>>> doctor
 
     @classmethod
     def describe(cls, model: Detr, graph: ExportGraph, cfg: CfgNode, names: list[str], ids: list[int]) -> "ExportInfo":
