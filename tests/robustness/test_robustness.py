@@ -15,7 +15,7 @@ from tests.robustness.kills import KillCampaign
 from tests.robustness.long_runs import BOUNDS, RUNS, growth, predict
 
 # In so short a run the allocator has not yet what it needs for images of all sizes.
-SHORT, SHORT_BOUNDS = 40, BOUNDS._replace(memory=40)
+SHORT, SHORT_BOUNDS = 40, BOUNDS._replace(memory=25)
 
 
 @pytest.fixture(scope="module")
