@@ -185,10 +185,9 @@ def host_waits(settings: Settings) -> str:
     return _judge(waits == ["hungarian.py"], f"{len(waits)} in a step: {', '.join(waits)}")
 
 
-def _make_step(settings: Settings, prepare: Callable[[nn.Module], object] = lambda model: None) -> TrainingStep:
-    cfg = settings.config(_SMALL)
+def _make_step(settings: Settings) -> TrainingStep:
+    cfg = settings.config(_R50)
     model, batch = _build(cfg).train(), settings.batch(cfg, 256)
-    prepare(model)
     step = TrainingStep(model, [batch] * 2, build_optimizer(cfg, model), log_period=20)
     step.iter = 0
     return step

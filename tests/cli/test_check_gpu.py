@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from detr_d2.cli import check_gpu
 from detr_d2.cli.main import main
@@ -89,6 +90,15 @@ def test_wrong_predictions_fail(settings, monkeypatch):
     result = run_check(Check("", gpu_checks.half_precision, ("bfloat16",)), settings)
     assert result.outcome == "failed"
     assert "(tolerance 0.15)" in result.figures
+
+
+def test_what_needs_a_gpu_as_far_as_a_cpu_runs_it(settings, monkeypatch):
+    monkeypatch.setattr(Settings, "require_gpu", lambda self: None)
+    assert run_check(Check("", gpu_checks.equals_cpu, (gpu_checks._SMALL, 64)), settings).outcome == "passed"
+    step = gpu_checks._make_step(settings)
+    with EventStorage():
+        step.run_step()
+    assert len(step.loss_log._steps) == 1
 
 
 def test_a_crash_is_a_failure(settings):
