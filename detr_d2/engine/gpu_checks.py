@@ -33,8 +33,8 @@ from detr_d2.modeling.compilation import CompiledForward, compile_for_training
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
 """Tolerances of scores, and of boxes relative to the image."""
 _GRADIENT_TOLERANCE = 1e-3  # Relative to the norm of all gradients.
-MIN_AP50 = 50.0
-"""AP50 that a short training on rendered shapes exceeds in every precision."""
+MIN_AP50 = 75.0
+"""AP50 that a short training on rendered shapes exceeds in every precision; on a CPU in bfloat16 it was 91.6."""
 _ITERATIONS = 400
 _SMALL, _R50 = "smca_shapes_cpu", "detr_256_6_6_torchvision"
 _FEW_SHAPES = "shapes_check_gpu"

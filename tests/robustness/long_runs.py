@@ -48,7 +48,7 @@ _SIZES = {
 class Usage(NamedTuple):
     """Resources of this process and of the workers that it started."""
 
-    memory: float  # Resident, in MiB.
+    memory: float  # Resident, in MiB; without the pages of files, which the system takes back when it likes.
     shared: float  # Of it shared memory.
     files: int
     threads: int
@@ -70,7 +70,8 @@ def usage() -> Usage:
         return sum(int(x[name].split()[0]) for x in status) / 1024
 
     files = sum(len(list((x / "fd").iterdir())) for x in processes)
-    return Usage(mebibytes("VmRSS"), mebibytes("RssShmem"), files, sum(int(x["Threads"]) for x in status))
+    shared = mebibytes("RssShmem")
+    return Usage(mebibytes("RssAnon") + shared, shared, files, sum(int(x["Threads"]) for x in status))
 
 
 def _processes(process: Path) -> Iterator[Path]:
