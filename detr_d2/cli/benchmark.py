@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -18,11 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "`detr-d2 benchmark` in its folder.\n"
         )
         return 1
+    return run_benchmarks(checkout, sys.argv[1:] if arguments is None else arguments)
+
+
+def run_benchmarks(checkout: Path, arguments: Sequence[str], **options: Any) -> int:
+    """Run the benchmarks of a checkout and return their exit code; ``options`` are those of Popen, but for ``env``.
+
+    A variable that is set in ``os.environ`` is also set for them.
+    """
     paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
     # In Python 3.11 and later, PYTHONSAFEPATH prevents importing another folder "benchmarks" in the current folder.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
-    with subprocess.Popen(command, env=environment) as process:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    with subprocess.Popen(command, env=environment, **options) as process:
         while True:
             try:
                 return process.wait()

@@ -36,6 +36,7 @@ GROUPS = {
         "calibrate": "set score thresholds that guarantee a recall or a rate of false alarms",
         "evaluate-results": "evaluate a file of detections, without a model",
         "analyze": "count parameters, FLOPs and activations of a model",
+        "check-gpu": "check that all works on this machine's GPU, and write a report",
         "benchmark": "measure convergence, and speed compared with the original code and transformers",
     },
     "Data": {

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
@@ -13,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -44,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 # Steps between copies of losses from a GPU to the host: as many as between Detectron2's log lines.
 _LOG_PERIOD = 20
+# Values of every metric that are in memory. Detectron2 keeps a million, which are gigabytes after weeks of training.
+_HISTORY_LENGTH = 10_000
 
 
 class Trainer(DefaultTrainer):
@@ -108,6 +112,7 @@ class Trainer(DefaultTrainer):
         self.iter = self.start_iter
         # The loop of TrainerBase.train, which can't end early.
         with EventStorage(self.start_iter) as self.storage:
+            self.storage.histories().default_factory = partial(HistoryBuffer, max_length=_HISTORY_LENGTH)
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):

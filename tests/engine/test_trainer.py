@@ -43,6 +43,15 @@ def test_losses_are_complete_at_the_end(make_trainer):
     assert [i for _, i in trainer.storage.history("total_loss").values()] == [0, 1, 2]
 
 
+def test_memory_of_metrics_is_bounded(make_trainer, monkeypatch):
+    monkeypatch.setattr("detr_d2.engine.trainer._HISTORY_LENGTH", 2)
+    trainer = make_trainer()
+    trainer._stopped = False
+    trainer.train()
+    assert {name: len(x.values()) for name, x in trainer.storage.histories().items() if len(x.values()) != 2} == {}
+    assert [i for _, i in trainer.storage.history("total_loss").values()] == [1, 2]
+
+
 @pytest.mark.parametrize(("checkpoint_period", "found"), [(5000, 2), (2, 1)])
 def test_loss_that_is_not_finite(make_trainer, monkeypatch, checkpoint_period, found):
     """It is found at the end, or before a checkpoint is written; the error names the iteration of the loss."""

@@ -4,6 +4,7 @@ Examples:
   python -m tests.robustness --count 250
   python -m tests.robustness damages --count 5000
   python -m tests.robustness kills --count 100
+  python -m tests.robustness long --count 2000
 """
 
 import argparse
@@ -13,9 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tabulate import tabulate
+
+from detr_d2.engine import keep_freed_memory
 from tests.robustness.campaign import Campaign, cases
 from tests.robustness.damages import damage
 from tests.robustness.kills import TASKS, KillCampaign
+from tests.robustness.long_runs import POINTS, RUNS, Usage, growth
 
 
 def bad_inputs(folder: Path, args: argparse.Namespace) -> Iterator[list[str]]:
@@ -39,7 +44,17 @@ def kills(folder: Path, args: argparse.Namespace) -> Iterator[list[str]]:
             yield [f"{name}: {x}" for x in task.problems()]
 
 
-CAMPAIGNS = {"inputs": bad_inputs, "damages": damages, "kills": kills}
+def long_runs(folder: Path, args: argparse.Namespace) -> Iterator[list[str]]:
+    """Train and predict for long, and print what that uses."""
+    keep_freed_memory()
+    for name, run in RUNS.items():
+        usages = run(folder / name, args.count)
+        rows = [(args.count * (i + 1) // POINTS, *x) for i, x in enumerate(usages)]
+        print(tabulate(rows, (name, *Usage._fields), floatfmt=".1f"), flush=True)
+        yield [f"{name}: {x}" for x in growth(usages)]
+
+
+CAMPAIGNS = {"inputs": bad_inputs, "damages": damages, "kills": kills, "long": long_runs}
 
 
 def main() -> int:

@@ -20,6 +20,8 @@ from detr_d2.data.shapes import ShapesSpec
 from detr_d2.data.shapes.dataset import cached_folder, write_dataset
 from tests.robustness.inputs import write_inputs
 
+# Seconds in which a command ends, by itself or after a signal, on a busy machine.
+_TIMEOUT = 600
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What Detectron2 appends to, line by line, the lock of iopath, and what is named by its time.
 _LOGS = ("log.txt", "metrics.json", ".lock", ".tfevents")
@@ -75,6 +77,7 @@ class KillCampaign:
         """Run the task once, for its time and for what it writes."""
         self.task = TASKS[name]
         self.rng = random.Random(seed)
+        self.log = folder / "log.txt"
         self.files = write_inputs(folder) | {"out": folder / "out"}
         for i in range(self.task.images):
             shutil.copy(self.files["image"], self.files["images"] / f"copy{i}.png")
@@ -96,7 +99,8 @@ class KillCampaign:
         how = self.rng.choice(SIGNALS)
         with suppress(ProcessLookupError):  # It may have ended.
             os.kill(process.pid, how)
-        process.join(60)
+        process.join(_TIMEOUT)
+        assert process.exitcode is not None, f"{how.name} has not ended the process in {_TIMEOUT} s"
         problems = [f"after {how.name}: {x}" for x in self._damaged()]
         self._finish()
         problems += [f"after {how.name} and another run: {x}" for x in self._damaged()]
@@ -105,14 +109,14 @@ class KillCampaign:
         return problems
 
     def _start(self) -> multiprocessing.Process:
-        process = self.context.Process(target=_work, args=(self.task.run, self.files))
+        process = self.context.Process(target=_work, args=(self.task.run, self.files, self.log))
         process.start()
         return process
 
     def _finish(self) -> None:
         process = self._start()
-        process.join(300)
-        assert process.exitcode == 0, f"exit code {process.exitcode}"
+        process.join(_TIMEOUT)
+        assert process.exitcode == 0, f"exit code {process.exitcode}: {self.log.read_text()[-3000:]}"
 
     def _start_over(self) -> None:
         shutil.rmtree(self.files["out"])
@@ -126,10 +130,10 @@ class KillCampaign:
         return [f"{name} is damaged" for name in self._listing() if not _is_complete(self.files["out"] / name)]
 
 
-def _work(run: Callable[[dict[str, Path]], object], files: dict[str, Path]) -> None:
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+def _work(run: Callable[[dict[str, Path]], object], files: dict[str, Path], log: Path) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     torch.set_num_threads(1)
     files["out"].mkdir(exist_ok=True)
     raise SystemExit(run(files))

@@ -1,6 +1,9 @@
 """Short rounds of the campaigns that `python -m tests.robustness` runs for longer."""
 
+import mmap
+import os
 import resource
+import threading
 
 import pytest
 
@@ -9,6 +12,10 @@ from tests.robustness.campaign import Campaign, cases, run
 from tests.robustness.damages import damage
 from tests.robustness.inputs import COMMANDS
 from tests.robustness.kills import KillCampaign
+from tests.robustness.long_runs import BOUNDS, RUNS, growth, predict
+
+# In so short a run the allocator has not yet what it needs for images of all sizes.
+SHORT, SHORT_BOUNDS = 40, BOUNDS._replace(memory=25)
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +79,28 @@ def test_a_full_disk_is_one_error(campaign, tmp_path, command):
 def test_a_killed_command_is_repeated(tmp_path, task):
     kills = KillCampaign(tmp_path, task)
     assert [kills.problems() for _ in range(2)] == [[], []]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_resources_do_not_grow(run, tmp_path, catalogs):
+    assert growth(RUNS[run](tmp_path / run, SHORT), SHORT_BOUNDS) == []
+
+
+def test_growth_is_found(tmp_path, catalogs):
+    kept, end = [], threading.Event()
+
+    def leak() -> None:
+        shared = mmap.mmap(-1, 4 << 20)
+        shared.write(bytes(len(shared)))
+        kept.extend([shared, open(os.devnull)])  # noqa: SIM115
+        kept.append(threading.Thread(target=end.wait))
+        kept[-1].start()
+
+    try:
+        problems = growth(predict(tmp_path / "leaking", SHORT, leak), SHORT_BOUNDS)
+    finally:
+        end.set()
+        for x in kept:
+            x.join() if isinstance(x, threading.Thread) else x.close()
+    assert [x.split()[0] for x in problems] == ["memory", "shared", "files", "threads"]

@@ -122,6 +122,7 @@ def test_shapes_without_area_are_refused(read_one, kind):
         ({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, "2 points, and needs 3"),
         ({"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]}, "3 x and 2 y"),
         ({"name": "circle", "cx": float("nan"), "cy": 2, "r": 30}, "not finite"),
+        ({"name": "rect", "x": 10**400, "y": 2, "width": 30, "height": 3}, "too large"),
     ],
 )
 def test_malformed_shapes(read_one, shape, reason):
