@@ -42,7 +42,7 @@ setup(
     package_dir={"detr_d2.configs": "configs"},
     entry_points={"console_scripts": ["detr-d2 = detr_d2.cli.main:main"]},
     package_data={
-        "detr_d2.configs": ["*.yaml", "**/*.yaml"],
+        "detr_d2.configs": ["*.yaml", "**/*.yaml", "lazy/**/*.py"],
         "detr_d2.cli": ["*.html"],
     },
     classifiers=[
