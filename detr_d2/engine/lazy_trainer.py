@@ -1,18 +1,15 @@
 """Training and evaluation of LazyConfigs: the parts are instantiated, not built from keys."""
 
 import argparse
-import logging
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase, TrainerBase, default_setup, hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -23,15 +20,13 @@ from detr_d2.config.lazy import check_parts_given, load_lazy_config
 from detr_d2.data.checks import check_registered
 from detr_d2.engine.hooks import WeightAverage
 from detr_d2.engine.interruption import StopOnSignal
-from detr_d2.engine.launching import lock_output
+from detr_d2.engine.launching import start_run
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
 from detr_d2.engine.trainer import LOG_PERIOD, Trainer, distribute, folded_writers, share_buffers
 from detr_d2.utils.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-_DATA_FLAGS = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images", "panoptic")]
+_DATA_FLAGS = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images", "panoptic", "data")]
 
 
 def setup_lazy(args: argparse.Namespace) -> DictConfig:
@@ -52,14 +47,7 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     if output_dir:
         cfg.train.output_dir = output_dir
     check_device_name(cfg.train.device, "train.device", "train.device=cpu")
-    try:
-        abandoned = [] if args.eval_only or not comm.is_main_process() else lock_output(Path(cfg.train.output_dir))
-        default_setup(cfg, args)
-    except OSError as e:
-        raise UserError(f"train.output_dir is {cfg.train.output_dir}, which can't be written to ({e}).") from e
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="detr_d2")
-    for name in abandoned:
-        logger.info(f"Removed {name}, of a run that was killed.")
+    start_run(cfg, args, ("train.output_dir", cfg.train.output_dir), cfg.train.device, ())
     return cfg
 
 
