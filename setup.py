@@ -33,6 +33,7 @@ setup(
     extras_require={
         "timm": ["timm>=1.0.15"],
         "slurm": ["submitit>=1.5"],
+        "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
         # To write and to run exported models, docs/EXPORT.md.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
         "openvino": ["openvino>=2025.0"],
@@ -42,7 +43,7 @@ setup(
     package_dir={"detr_d2.configs": "configs"},
     entry_points={"console_scripts": ["detr-d2 = detr_d2.cli.main:main"]},
     package_data={
-        "detr_d2.configs": ["*.yaml", "**/*.yaml"],
+        "detr_d2.configs": ["*.yaml", "**/*.yaml", "lazy/**/*.py"],
         "detr_d2.cli": ["*.html"],
     },
     classifiers=[

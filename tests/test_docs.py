@@ -22,7 +22,8 @@ import benchmarks.command
 import benchmarks.convergence
 import detr_d2.cli.main
 from detr_d2.cli.command import Command
-from detr_d2.config import add_detr_config, check_training_config, load_config
+from detr_d2.config import add_detr_config, check_training_config, load_config, load_lazy_config
+from detr_d2.config.lazy import is_lazy_config
 from detr_d2.utils.errors import UserError
 from tests.robustness import __main__ as robustness
 
@@ -145,6 +146,9 @@ def check_configs(args: Namespace) -> None:
     """Raise a UserError if a config or a key of the parsed arguments does not exist, or has no such value."""
     names = getattr(args, "config_file", "") or ""
     for name in [names] if isinstance(names, str) else names:
+        if not name.startswith("output/") and is_lazy_config(name):
+            load_lazy_config(name, [x for x in args.opts if "=" in x])
+            continue
         # The config of a run does not exist here.
         cfg = load_config("" if name.startswith("output/") else name, getattr(args, "opts", ()))
         cfg.MODEL.DEVICE = "cpu"

@@ -53,8 +53,10 @@ def test_wheel_holds_every_module(names):
 
 
 def test_wheel_holds_every_config(sources, names):
-    configs = {f"detr_d2/{path.relative_to(sources)}" for path in (sources / "configs").rglob("*.yaml")}
+    files = [*(sources / "configs").rglob("*.yaml"), *(sources / "configs" / "lazy").rglob("*.py")]
+    configs = {f"detr_d2/{path.relative_to(sources)}" for path in files}
     assert {"detr_d2/configs/detr_256_6_6_torchvision.yaml", "detr_d2/configs/variants/one.yaml"} <= configs
+    assert "detr_d2/configs/lazy/common/detr.py" in configs
     assert configs <= names
 
 

@@ -14,6 +14,8 @@ Examples:
     detr-d2 train --config-file smca_shapes_cpu MODEL.DEVICE cpu SOLVER.MAX_ITER 100 --output output/trial
   evaluate weights:
     detr-d2 eval --config-file detr-r50 MODEL.WEIGHTS detr://detr-r50
+  with a LazyConfig, a Python file, which is run (docs/LAZYCONFIG.md); your own needs --trust:
+    detr-d2 train --config-file lazy/smca_shapes_cpu train.max_iter=100 model.network.num_queries=50
 any config key can be added as KEY VALUE: MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2
 """
 
@@ -36,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train in one of the processes."""
+    from detr_d2.config.lazy import is_lazy_config
     from detr_d2.engine import Trainer, setup
+    from detr_d2.engine.lazy_trainer import LazyTrainer, setup_lazy
 
-    trainer = Trainer(setup(args))
+    trainer = LazyTrainer(setup_lazy(args)) if is_lazy_config(args.config_file) else Trainer(setup(args))
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
@@ -49,10 +53,15 @@ def evaluate(args: argparse.Namespace) -> None:
     from detectron2.utils import comm
 
     from detr_d2.checkpoint import DetrCheckpointer
+    from detr_d2.config.lazy import is_lazy_config
     from detr_d2.data import check_datasets
     from detr_d2.engine import Trainer, class_names, loading_options, setup
+    from detr_d2.engine.lazy_trainer import evaluate_checkpoint, setup_lazy
     from detr_d2.export import is_exported, prepare_for_inference, use_exported
 
+    if is_lazy_config(args.config_file):
+        evaluate_checkpoint(setup_lazy(args), resume=args.resume)
+        return
     cfg = setup(args)
     names = class_names(cfg.DATASETS.TEST)
     if is_exported(cfg.MODEL.WEIGHTS):

@@ -8,6 +8,7 @@ from detr_d2.config.checks import (
     choice,
 )
 from detr_d2.config.defaults import add_detr_config
+from detr_d2.config.lazy import load_lazy_config
 from detr_d2.config.loading import find_config, load_config, packaged_config
 from detr_d2.config.pixel_checks import check_pixel_statistics, log_pixel_warnings
 
@@ -21,6 +22,7 @@ __all__ = [
     "choice",
     "find_config",
     "load_config",
+    "load_lazy_config",
     "log_pixel_warnings",
     "packaged_config",
 ]

@@ -13,7 +13,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 """Values of MODEL.DETR.TEST.PRECISION; the names are PyTorch's."""
 BACKENDS = ("pytorch", "openvino", "onnxruntime")
 """Values of MODEL.DETR.TEST.BACKEND."""
-_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Values of SOLVER.AMP.DTYPE."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 _POSITIVE: _Range = ("1 or more", lambda x: x >= 1)
@@ -155,11 +156,15 @@ def check_class_thresholds(cfg: CfgNode) -> None:
 
 def check_device(cfg: CfgNode) -> None:
     """Raise a UserError if this machine does not have the device ``MODEL.DEVICE``."""
-    device = cfg.MODEL.DEVICE
+    check_device_name(cfg.MODEL.DEVICE, "MODEL.DEVICE", "MODEL.DEVICE cpu")
+
+
+def check_device_name(device: str, key: str, fix: str) -> None:
+    """Raise a UserError, which names ``key`` and tells to add ``fix``, if this machine does not have ``device``."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA GPU: add MODEL.DEVICE cpu.")
+        raise UserError(f"{key} is {device}, but PyTorch finds no CUDA GPU: add {fix}.")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("MODEL.DEVICE is mps, but PyTorch finds no Apple GPU: add MODEL.DEVICE cpu.")
+        raise UserError(f"{key} is mps, but PyTorch finds no Apple GPU: add {fix}.")
 
 
 def check_amp(cfg: CfgNode) -> None:
@@ -178,7 +183,7 @@ def check_amp(cfg: CfgNode) -> None:
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Return the data type in which ``SOLVER.AMP`` computes the network; None for float32."""
     amp = cfg.SOLVER.AMP
-    return choice(_AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
+    return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
 
 
 def check_parts(names: Sequence[str] | None) -> None:

@@ -29,6 +29,11 @@ def load_config(config: str, options: Sequence[str] = (), *, trust: bool = False
     add_detr_config(cfg)
     if config:
         file = find_config(config)
+        if file.endswith(".py"):
+            raise UserError(
+                f"Config file {file} is a LazyConfig, which only `detr-d2 train` and `detr-d2 eval` read: give a YAML "
+                "config of the same model; see docs/LAZYCONFIG.md."
+            )
         _merge(cfg, partial(merge_from_file, cfg, trust=trust), file, source=f"config file {file}")
     if flags := [word for word in options if word.startswith("--")]:
         raise UserError(f"{flags[0]} is among the options KEY VALUE: put flags before them.")
@@ -47,23 +52,30 @@ def find_config(name: str) -> str:
 def packaged_config(name: str) -> str:
     """Return the path of a config of this package.
 
-    ``name`` is a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50").
+    ``name`` is a file relative to ``configs/``, with or without ".yaml", or a published model ("detr-r50"). Of a
+    LazyConfig ("lazy/detr_r50") the ending is ".py".
 
     Raises:
         UserError: there is no such config; the message lists similar names.
     """
-    # Installed, the configs are in the package; in a checkout they are in the folder that holds it.
-    package = Path(__file__).resolve().parents[1]
-    folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
+    folder = configs_folder()
     file = PUBLISHED[name].config if name in PUBLISHED else f"{name.removesuffix('.yaml')}.yaml"
-    path = folder / file
-    if path.is_file():
-        return str(path)
-    names = [*sorted(str(x.relative_to(folder))[: -len(".yaml")] for x in folder.rglob("*.yaml")), *PUBLISHED]
+    for path in (folder / file, folder / f"{name.removesuffix('.py')}.py"):
+        if path.is_file():
+            return str(path)
+    files = (*folder.rglob("*.yaml"), *folder.glob("lazy/*.py"))
+    names = [*sorted(str(x.relative_to(folder).with_suffix("")) for x in files), *PUBLISHED]
     hint = did_you_mean(Path(file).stem, names, f"Choose one of {', '.join(names)}.")
     raise UserError(
         f"The config {name} does not exist: there is no such file, config of this package or published model. {hint}"
     )
+
+
+def configs_folder() -> Path:
+    """Return the folder of this package's configs."""
+    # Installed, the configs are in the package; in a checkout they are in the folder that holds it.
+    package = Path(__file__).resolve().parents[1]
+    return next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
 
 
 def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str) -> None:

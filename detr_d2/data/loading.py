@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.build import print_instances_class_histogram
 
@@ -13,21 +13,29 @@ from detr_d2.data.panoptic.registration import EVALUATION_METADATA
 from detr_d2.utils.errors import UserError
 
 
-def load_training_records(cfg: CfgNode) -> Sequence[dict]:
-    """Load the records of ``DATASETS.TRAIN``, for ``build_detection_train_loader(cfg, dataset=…)``.
+def _from_config(cfg: CfgNode) -> dict:
+    return {"names": cfg.DATASETS.TRAIN, "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS}
+
+
+@configurable(from_config=_from_config)
+def load_training_records(names: Sequence[str], *, filter_empty: bool = False) -> Sequence[dict]:
+    """Load the records of datasets, of a config those of ``DATASETS.TRAIN``, for ``build_detection_train_loader``.
 
     As Detectron2 loads them, except that a record without "annotations" is one without objects, where
     Detectron2 fails with a KeyError, and that the objects of panoptic records are their segments. Logs how
     many objects each class has.
+
+    Args:
+        names: registered datasets.
+        filter_empty: True to leave images without objects out.
     """
-    names = cfg.DATASETS.TRAIN
     records = get_detection_dataset_dicts(names, filter_empty=False, check_consistency=False)
     if not isinstance(records, list):
         return records
     objects = [{"annotations": annotations_of(record)} for record in records]
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     pairs = list(zip(records, objects, strict=True))
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    if filter_empty:
         pairs = [(record, found) for record, found in pairs if not all(map(is_crowd, found["annotations"]))]
     if classes is not None:
         print_instances_class_histogram(objects, classes)

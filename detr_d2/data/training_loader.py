@@ -8,9 +8,10 @@ from itertools import islice
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data.build import _train_loader_from_config, worker_init_reset_seed
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -24,35 +25,58 @@ class TrainingLoader:
     """Infinite iterable over this process's shares of the batches, from the iteration given to :meth:`start` on.
 
     All processes follow one order of images, that of a sampler of Detectron2, which is divided into batches of
-    ``SOLVER.IMS_PER_BATCH``: what a batch holds does not depend on the number of processes. With
-    ``DATALOADER.ASPECT_RATIO_GROUPING`` its images are all wide or all tall. The random numbers of a sample depend on
+    ``batch_size``: what a batch holds does not depend on the number of processes. With
+    ``aspect_ratio_grouping`` its images are all wide or all tall. The random numbers of a sample depend on
     the seed and the sample's position in the order, not on the worker that loads it.
 
     Args:
-        cfg: config; without a call of :meth:`start`, the seed is that of :func:`choose_seed`.
-        records: dataset records.
+        records: dataset records. From a config: ``TrainingLoader(cfg, records, mapper)``.
         mapper: function from a record to a sample, or to None to replace the record by a random other one.
+        batch_size: number of images in a batch of all processes.
+        sampler: a training sampler of Detectron2. None: every image once per epoch, in random order.
+        aspect_ratio_grouping: True for batches of images that are all wide or all tall.
+        num_workers: number of processes that load images; 0: none.
+        seed: seed until :meth:`start` is called; see :func:`choose_seed`.
         options: arguments of PyTorch's DataLoader.
     """
 
-    def __init__(self, cfg: CfgNode, records: list[dict], mapper: Callable[[dict], dict | None], **options):
-        settings = _train_loader_from_config(cfg, mapper=mapper, dataset=records)
-        shapes = _shapes(records) if settings["aspect_ratio_grouping"] else np.zeros(len(records), int)
-        self.batch_size = settings["total_batch_size"]
+    @configurable
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable[[dict], dict | None],
+        *,
+        batch_size: int,
+        sampler: Sampler | None = None,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int = -1,
+        **options,
+    ):
+        shapes = _shapes(records) if aspect_ratio_grouping else np.zeros(len(records), int)
+        sampler = TrainingSampler(len(records)) if sampler is None else sampler
+        self.batch_size = batch_size
         self.num_images = len(records)
         self._share = self.batch_size // comm.get_world_size()
-        self._order = _SampleOrder(settings["sampler"], shapes.tolist(), self.batch_size)
+        self._order = _SampleOrder(sampler, shapes.tolist(), self.batch_size)
         self._samples = _Samples(DatasetFromList(records, copy=False), mapper)
         self._loader = DataLoader(
             self._samples,
             sampler=self._order,
             # Single samples, so that all workers load the next batch together.
             collate_fn=operator.itemgetter(0),
-            num_workers=settings["num_workers"],
+            num_workers=num_workers,
             worker_init_fn=init_worker,
             **options,
         )
-        self.start(0, choose_seed(cfg))
+        self.start(0, choose_seed(seed))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, records: list[dict], mapper: Callable[[dict], dict | None]) -> dict:
+        settings = _train_loader_from_config(cfg, mapper=mapper, dataset=records)
+        options = {name: settings[name] for name in ("sampler", "aspect_ratio_grouping", "num_workers")}
+        batch_size = settings["total_batch_size"]
+        return {"records": records, "mapper": mapper, "batch_size": batch_size, "seed": cfg.SEED, **options}
 
     def start(self, iteration: int, seed: int) -> None:
         """Set the iteration that the first batch is for, and the seed of the order and of the random numbers."""
@@ -65,9 +89,9 @@ class TrainingLoader:
             yield list(islice(samples, self._share))
 
 
-def choose_seed(cfg: CfgNode) -> int:
-    """Return ``SEED``, or if that is negative a random seed, the same in all processes."""
-    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+def choose_seed(seed: int) -> int:
+    """Return ``seed``, or if that is negative a random one, the same in all processes."""
+    return seed if seed >= 0 else comm.shared_random_seed()
 
 
 def init_worker(worker: int) -> None:

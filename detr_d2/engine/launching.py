@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import IO
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DEFAULT_TIMEOUT, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 from torch import distributed, multiprocessing
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -169,22 +170,41 @@ def setup(args: argparse.Namespace) -> CfgNode:
     else:
         check_training_config(cfg, comm.get_world_size())
     cfg.freeze()
-    try:
-        abandoned = [] if args.eval_only or not comm.is_main_process() else lock_output(Path(cfg.OUTPUT_DIR))
-        default_setup(cfg, args)
-    except OSError as e:
-        raise UserError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, which can't be written to ({e}): choose another.") from e
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr_d2")
-    for message in (getattr(args, "start", ""), *data, *(f"Removed {x}, of a run that was killed." for x in abandoned)):
-        if message:
-            logger.info(message)
-    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    start_run(cfg, args, ("OUTPUT_DIR", cfg.OUTPUT_DIR), cfg.MODEL.DEVICE, data)
     return cfg
 
 
-def lock_output(folder: Path) -> list[str]:
+def start_run(
+    cfg: CfgNode | DictConfig, args: argparse.Namespace, output: tuple[str, str], device: str, messages: Sequence[str]
+) -> None:
+    """Set up the output folder, the log and the threads of a run.
+
+    Args:
+        cfg: config of the run, which is logged.
+        args: arguments of the command.
+        output: the key of the output folder, and its path.
+        device: device of the model.
+        messages: first messages for the log.
+    """
+    key, folder = output
+    try:
+        abandoned = [] if args.eval_only or not comm.is_main_process() else lock_output(Path(folder), key)
+        default_setup(cfg, args)
+    except OSError as e:
+        raise UserError(f"{key} is {folder}, which can't be written to ({e}): choose another.") from e
+    setup_logger(folder, distributed_rank=comm.get_rank(), name="detr_d2")
+    removed = [f"Removed {x}, of a run that was killed." for x in abandoned]
+    for message in (getattr(args, "start", ""), *messages, *removed):
+        if message:
+            logger.info(message)
+    if device == "cpu" and comm.get_world_size() > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+
+
+def lock_output(folder: Path, key: str = "OUTPUT_DIR") -> list[str]:
     """Make the output folder of a training run, lock it, and remove what killed runs left half-written in it.
+
+    ``key`` is the config key of the folder, for the error.
 
     Returns:
         The names of the files that were removed.
@@ -202,8 +222,8 @@ def lock_output(folder: Path) -> list[str]:
             holder = file.read().strip() or "unknown"
             file.close()
             raise UserError(
-                f"OUTPUT_DIR is {folder}, in which another run is training (process {holder}): wait until it ends, end "
-                "it, or choose another OUTPUT_DIR."
+                f"{key} is {folder}, in which another run is training (process {holder}): wait until it ends, end "
+                f"it, or choose another {key}."
             )
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")

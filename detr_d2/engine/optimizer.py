@@ -1,10 +1,11 @@
 """AdamW with a separate learning rate for the backbone, and gradient clipping over the full model."""
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.solver.build import maybe_add_gradient_clipping
 from tabulate import tabulate
 from torch import nn
@@ -35,23 +36,46 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+def _groups_from_config(cfg: CfgNode, model: nn.Module) -> dict:
+    solver = cfg.SOLVER
+    return {
+        "model": model,
+        "lr": solver.BASE_LR,
+        "weight_decay": solver.WEIGHT_DECAY,
+        "backbone_multiplier": solver.BACKBONE_MULTIPLIER,
+        "layer_decay": solver.LAYER_DECAY,
+    }
+
+
+@configurable(from_config=_groups_from_config)
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float = 1e-4,
+    weight_decay: float = 1e-4,
+    backbone_multiplier: float = 0.1,
+    layer_decay: float = 1.0,
+) -> list[dict]:
     """Split the trainable parameters into those below a module called ``backbone`` and the others.
 
-    With ``SOLVER.LAYER_DECAY`` the backbone has one group per layer.
+    Args:
+        model: a Detr. From a config: ``parameter_groups(cfg, model)``.
+        lr: learning rate of transformer and heads.
+        weight_decay: weight decay of all parameters.
+        backbone_multiplier: learning rate of the backbone relative to ``lr``.
+        layer_decay: see :func:`layer_scales`; if it is not 1, the backbone has one group per layer.
     """
-    solver = cfg.SOLVER
-    scales = layer_scales(model, solver.LAYER_DECAY) if solver.LAYER_DECAY != 1 else {}
+    scales = layer_scales(model, layer_decay) if layer_decay != 1 else {}
     groups: dict[str, dict] = {}
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        name, rate = "transformer and heads", solver.BASE_LR
+        name, rate = "transformer and heads", lr
         if "backbone" in path.split("."):
             scale = scales.get(parameter, 1.0)
             name = "backbone" if scale == 1 else f"backbone x {scale:.3g}"
-            rate = solver.BASE_LR * solver.BACKBONE_MULTIPLIER * scale
-        group = {"params": [], "lr": rate, "weight_decay": solver.WEIGHT_DECAY, "name": name}
+            rate = lr * backbone_multiplier * scale
+        group = {"params": [], "lr": rate, "weight_decay": weight_decay, "name": name}
         groups.setdefault(name, group)["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: not group["name"].startswith("backbone"))
 
@@ -120,13 +144,39 @@ def _sgd(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Opti
 
 def _clip_full_model(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     clipping = cfg.SOLVER.CLIP_GRADIENTS
+    return add_full_model_clipping(optimizer, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+
+
+def add_full_model_clipping(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
+) -> torch.optim.Optimizer:
+    """Clip the norm of all gradients together, right before each step. Return the optimizer."""
 
     def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def clipped_optimizer(
+    params: list[dict],
+    *,
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    max_norm: float = 0.1,
+    norm_type: float = 2.0,
+    **options,
+) -> torch.optim.Optimizer:
+    """Build an optimizer with :func:`add_full_model_clipping`, for a LazyConfig.
+
+    Args:
+        params: groups, e.g. of :func:`parameter_groups`.
+        kind: class of the optimizer.
+        max_norm, norm_type: norm that the gradients are clipped to, and its exponent.
+        options: further arguments of ``kind``.
+    """
+    return add_full_model_clipping(kind(params, **options), max_norm, norm_type)
 
 
 _OPTIMIZERS = {"ADAMW": _adamw, "MUON": _muon, "SGD": _sgd}

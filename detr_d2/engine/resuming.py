@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventStorage, JSONWriter
 
@@ -23,12 +22,13 @@ _AFTER_CHECKPOINT = (hooks.EvalHook, hooks.BestCheckpointer, hooks.PeriodicWrite
 class ExactResume(HookBase):
     """Hook that starts the loader and the random numbers of a run where its checkpoint ends.
 
-    Its state is the seed of the run, which ``SEED`` -1 chooses, and what the writers still need: the values of the last
-    iterations and the length of metrics.json. Register it after all hooks in which a run may be interrupted.
+    Its state is the seed of the run, which is a random one if ``seed`` is negative, and what the writers still need:
+    the values of the last iterations and the length of metrics.json. Register it after all hooks in which a run may be
+    interrupted.
     """
 
-    def __init__(self, cfg: CfgNode):
-        self.seed = choose_seed(cfg)
+    def __init__(self, seed: int):
+        self.seed = choose_seed(seed)
         self._state: dict[str, Any] = {}
 
     def state_dict(self) -> dict:

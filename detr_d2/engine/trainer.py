@@ -9,7 +9,7 @@ from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
@@ -45,7 +45,7 @@ from detr_d2.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 # Steps between copies of losses from a GPU to the host: as many as between Detectron2's log lines.
-_LOG_PERIOD = 20
+LOG_PERIOD = 20
 # Values of every metric that are in memory. Detectron2 keeps a million, which are gigabytes after weeks of training.
 _HISTORY_LENGTH = 10_000
 
@@ -80,7 +80,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             dtype=amp_dtype(cfg),
             accumulation_steps=cfg.SOLVER.ACCUMULATE,
-            log_period=1 if cfg.MODEL.DEVICE == "cpu" else _LOG_PERIOD,
+            log_period=1 if cfg.MODEL.DEVICE == "cpu" else LOG_PERIOD,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(
@@ -94,11 +94,13 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        self.expected_results = cfg.TEST.EXPECTED_RESULTS
         self._stopped = False
         if average is not None:
             self.checkpointer.averaged = average.averaged.module
             self.register_hooks([average])
-        self.register_hooks([*self.build_hooks(), ExactResume(cfg)])
+        self.register_hooks([*self.build_hooks(), ExactResume(cfg.SEED)])
 
     @property
     def trained_model(self) -> nn.Module:
@@ -136,7 +138,7 @@ class Trainer(DefaultTrainer):
         if self._stopped and comm.is_main_process():
             self.checkpointer.save("model_final", iteration=self.iter)
         results = getattr(self, "_last_eval_results", None)
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+        if self.expected_results and comm.is_main_process():
             verify_results(self.cfg, results)
         return results
 
@@ -156,7 +158,7 @@ class Trainer(DefaultTrainer):
             super().run_step()
             # Saved weights must be known to be finite, and the last writers need all losses.
             done = self.iter + 1
-            if done == self.max_iter or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            if done == self.max_iter or done % self.checkpoint_period == 0:
                 self._trainer.loss_log.write()
         except FloatingPointError as e:
             rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
@@ -188,8 +190,7 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
-        writers = super().build_writers()
-        return [FoldedMetricPrinter(self.max_iter) if isinstance(x, CommonMetricPrinter) else x for x in writers]
+        return folded_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -230,6 +231,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def folded_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
+    """Return Detectron2's writers, of which the one for the console folds the losses of all layers."""
+    writers = default_writers(output_dir, max_iter)
+    return [FoldedMetricPrinter(max_iter) if isinstance(x, CommonMetricPrinter) else x for x in writers]
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -23,13 +23,14 @@ class MaskedBackbone(nn.Module):
     alone.
 
     Args:
-        backbone: a backbone, whose level names are kept.
+        backbone: a backbone, whose level names are kept. Its frozen norms are merged into its convolutions.
         invariant: True to make each image's features, at inference, independent of the other images in the batch.
         invariant_training: the same in training.
     """
 
     def __init__(self, backbone: Backbone, invariant: bool = False, invariant_training: bool = False):
         super().__init__()
+        merge_frozen_norms(backbone)
         # Channels last: the layout that convolutions use without reordering.
         self.backbone = backbone.to(memory_format=torch.channels_last)
         shapes = backbone.output_shape()
@@ -131,6 +132,5 @@ def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
     backbone = build_backbone(cfg)
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2:
         undilate_first_block(backbone.res5)
-    merge_frozen_norms(backbone)
     detr = cfg.MODEL.DETR
     return MaskedBackbone(backbone, detr.BATCH_INVARIANT, detr.BATCH_INVARIANT_TRAINING)

@@ -101,6 +101,26 @@ def undilate_first_block(stage: nn.Sequential) -> None:
         first.conv2.padding = (1, 1)
 
 
+def dilated_stages(depth: int, **options) -> list[nn.Sequential]:
+    """Build the stages of a ResNet of bottleneck blocks whose last one is dilated instead of strided.
+
+    Its dilations are those of :func:`undilate_first_block`. The arguments are those of ``ResNet.make_default_stages``.
+    """
+    *stages, last = ResNet.make_default_stages(depth, **options)
+    first = last[0]
+    dilated = ResNet.make_stage(
+        type(first),
+        len(last),
+        in_channels=first.in_channels,
+        out_channels=first.out_channels,
+        bottleneck_channels=first.conv1.out_channels,
+        stride_per_block=[1] * len(last),
+        dilation_per_block=[1] + [2] * (len(last) - 1),
+        **options,
+    )
+    return [*stages, nn.Sequential(*dilated)]
+
+
 class FrozenNormConv2d(Conv2d):
     """A convolution whose frozen norm scales its weights, which are few, instead of its output; trained as before."""
 

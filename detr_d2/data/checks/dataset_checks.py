@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -45,13 +45,24 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
         UserError: a dataset is unknown, missing, malformed, without objects to learn from, or its classes don't fit
             ``MODEL.DETR.NUM_CLASSES`` or another dataset's.
     """
-    names = dataset_names(cfg, train, test)
-    datasets = [load_registered(name, train and name in cfg.DATASETS.TRAIN) for name in names]
+    names = {name: train and name in cfg.DATASETS.TRAIN for name in dataset_names(cfg, train, test)}
+    detr = cfg.MODEL.DETR
+    check_registered(names, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, cfg.MODEL.MASK_ON)
+
+
+def check_registered(names: Mapping[str, bool], num_classes: int, num_queries: int, masks: bool) -> None:
+    """Check registered datasets as :func:`check_datasets` does.
+
+    Args:
+        names: True for datasets to train on, by name.
+        num_classes, num_queries: numbers of the model.
+        masks: True if the model learns masks.
+    """
+    datasets = [load_registered(name, train) for name, train in names.items()]
     for dataset in datasets:
         if not isinstance(dataset.records, list):
             logger.warning("Dataset %r is not a list of records: its annotations are not checked.", dataset.name)
-    detr = cfg.MODEL.DETR
-    result = check_loaded(datasets, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks=cfg.MODEL.MASK_ON)
+    result = check_loaded(datasets, num_classes, num_queries, masks=masks)
     for report in result.datasets:
         logger.info("Dataset %r: %s.", report.name, report.summary())
     groups = [("", result.between_datasets), *((f"Dataset {x.name!r}: ", x.findings) for x in result.datasets)]
