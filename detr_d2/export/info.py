@@ -47,6 +47,7 @@ class ExportInfo:
     panoptic: dict[str, Any] | None = None  # Arguments of PanopticRules.
     precision: str = "float32"  # Or "int8": of backbone and encoder.
     quantization: dict[str, Any] | None = None  # Number of calibration images, AP before and after, of an int8 file.
+    nms_threshold: float = 1.0  # IoU of class-wise NMS by the package's own code; 1: none.
 
     @classmethod
     def describe(cls, model: Detr, graph: ExportGraph, cfg: CfgNode, names: list[str], ids: list[int]) -> "ExportInfo":
@@ -75,6 +76,7 @@ class ExportInfo:
             size_divisibility=constraints.get("size_divisibility", backbone.size_divisibility),
             square_size=constraints.get("square_size", 0),
             panoptic=None if model.panoptic is None else asdict(model.panoptic),
+            nms_threshold=model.nms_threshold,
         )
 
     @property

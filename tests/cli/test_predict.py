@@ -78,6 +78,21 @@ def test_a_folder(predict, photos, tmp_path, capsys):
     assert "21 detections with a score of 0 or more in 3 images" in capsys.readouterr().out
 
 
+def test_tiles(predict, tmp_path):
+    """Results are in pixels of the image; an image no larger than a tile has the plain ones."""
+    pixels = np.random.default_rng(0).integers(256, size=(60, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    files = {}
+    for name, words in {"plain": (), "one": ("--tiles", "200"), "four": ("--tiles", "64", "--overlap", "0.25")}.items():
+        flags = ("--score-thresh", 0, "--batch-size", 2, "--overwrite", "--no-overlays")
+        assert predict("--input", tmp_path / "a.png", *flags, *words) == 0
+        files[name] = read(tmp_path / "out", "predictions.json")
+    assert files["one"] == files["plain"]
+    assert 7 < len(files["four"]) <= 4 * 7
+    assert max(x["bbox"][0] + x["bbox"][2] for x in files["four"]) > 140
+    assert read(tmp_path / "out", "images.json")["images"][0]["width"] == 200
+
+
 def test_a_video(predict, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, (64, 48))
     for i in range(6):
@@ -143,6 +158,8 @@ def test_formats_that_can_not_be_written_become_png(predict, tmp_path):
         (("--input", "nowhere.jpg"), "nowhere.jpg does not exist"),
         (("--input", "{photos}", "--score-thresh", "50"), "--score-thresh is 50.0: give a number from 0 to 1"),
         (("--input", "{photos}", "--batch-size", "0"), "--batch-size is 0"),
+        (("--input", "{photos}", "--overlap", "0.5"), "add --tiles"),
+        (("--input", "{photos}", "--tiles", "5"), "MODEL.DETR.TEST.TILES is 5"),
         (("--input", "{photos}", "MODEL.DETR.NHEDS", "8"), "Did you mean MODEL.DETR.NHEADS?"),
         (("--input", "{photos}", "--output", "{photos}"), "holds other files"),
     ],

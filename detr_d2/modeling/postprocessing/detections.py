@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ def box_instances(
     image_sizes: Sequence[Size],
     class_loss: str = "softmax",
     score_threshold: float = 0.0,
+    nms_threshold: float = 1.0,
 ) -> list[Instances]:
     """Return the detections of the last decoder layer: as many per image as there are queries, or fewer by a threshold.
 
@@ -33,6 +35,7 @@ def box_instances(
         image_sizes: (height, width) in pixels of each of the B results.
         class_loss: class loss that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
         score_threshold: minimum score of a detection.
+        nms_threshold: see :func:`non_maximum_suppression`.
 
     Returns:
         B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query of
@@ -45,7 +48,19 @@ def box_instances(
     rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
     results = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
     # Selecting makes the host wait for the device.
-    return [x[x.scores >= score_threshold] for x in results] if score_threshold > 0 else results
+    results = [x[x.scores >= score_threshold] for x in results] if score_threshold > 0 else results
+    return [non_maximum_suppression(x, nms_threshold) for x in results]
+
+
+def non_maximum_suppression(instances: Instances, threshold: float) -> Instances:
+    """Leave out detections whose IoU with a detection of the same class and a higher score exceeds ``threshold``.
+
+    The others keep their order. With a threshold of 1 there is no suppression.
+    """
+    if threshold >= 1:
+        return instances
+    kept = batched_nms(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, threshold)
+    return instances[kept.sort().values]
 
 
 def resized_masks(
