@@ -1,4 +1,4 @@
-r"""Detect objects in images, folders, patterns and videos; write overlays, COCO results and a summary.
+r"""Detect objects in images, videos, URLs and live streams; write overlays, COCO results and a summary.
 
 The output folder then holds overlays/ (the images and videos with boxes), predictions.json (COCO results), images.json
 (the file of every image_id, the name of every category_id) and summary.json. Until it is complete it is called
@@ -10,6 +10,8 @@ Examples:
   detr-d2 predict --config-file detr-r50 --input photos/ --output predicted MODEL.WEIGHTS detr://detr-r50
   detr-d2 predict --config-file output/config.yaml --input 'day*/*.jpg' clip.mp4 --output predicted \
       --score-thresh 0.7 --batch-size 8 MODEL.WEIGHTS output/model_final.pth
+  a camera, on a page of this machine, until Ctrl-C:
+    detr-d2 predict --config-file detr-r50 --input 0 --serve 8080 --output predicted MODEL.WEIGHTS detr://detr-r50
   an exported model (docs/EXPORT.md):
     detr-d2 predict --weights model.onnx --input photos/ --output predicted
   small objects in large images:
@@ -37,7 +39,13 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="a checkpoint, or an exported model, which needs no config: MODEL.WEIGHTS"
     )
-    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, videos, folders, patterns")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="INPUT",
+        help="images, videos, folders, patterns, URLs, rtsp:// streams, numbers of cameras, - for standard input",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet, or is empty")
     parser.add_argument("--score-thresh", type=float, default=0.5, metavar="S", help="minimum score (default: 0.5)")
     parser.add_argument(
@@ -55,6 +63,11 @@ def _add_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--no-overlays", action="store_true", help="skip writing images with detections, which takes most of the time"
     )
+    live = parser.add_mutually_exclusive_group()
+    live.add_argument("--show", action="store_true", help="show images in a window as they are done; q ends the run")
+    live.add_argument(
+        "--serve", type=int, metavar="PORT", help="show them on a page of this machine: http://127.0.0.1:PORT"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to DIR")
 
 
@@ -63,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from detr_d2.data.inputs import find_inputs
     from detr_d2.engine.prediction import predict_files
     from detr_d2.export import build_predictor
+    from detr_d2.visualization.live import open_viewer
 
     logging.captureWarnings(True)
     start_process()
@@ -74,17 +88,26 @@ def run(args: argparse.Namespace) -> int:
     # The model then computes and keeps no masks that would be left out: 100 of a photograph are a gigabyte.
     predictor, cfg = build_predictor(args.config_file, options, min_score=args.score_thresh, trust=args.trust)
     try:
-        summary = predict_files(
-            predictor,
-            inputs,
-            args.output,
-            score_thresh=args.score_thresh,
-            # The tiles of an image are batches.
-            batch_size=1 if cfg.MODEL.DETR.TEST.TILES else args.batch_size,
-            overlays=not args.no_overlays,
-            overwrite=args.overwrite,
-            run={"config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS, "inputs": args.input},
-        )
+        with open_viewer(args.show, args.serve) as viewer:
+            if args.serve is not None:
+                print(f"showing the results at {viewer.url}", flush=True)
+            summary = predict_files(
+                predictor,
+                inputs,
+                args.output,
+                score_thresh=args.score_thresh,
+                # The tiles of an image are batches.
+                batch_size=1 if cfg.MODEL.DETR.TEST.TILES else args.batch_size,
+                overlays=not args.no_overlays,
+                overwrite=args.overwrite,
+                run={
+                    "config": args.config_file,
+                    "options": args.opts,
+                    "weights": cfg.MODEL.WEIGHTS,
+                    "inputs": args.input,
+                },
+                show=viewer and viewer.show,
+            )
     except OSError as e:
         # As of a full disk. Errors of inputs are in the summary.
         raise UserError(f"--output {args.output} can't be written ({e}): make space, or name another.") from e
