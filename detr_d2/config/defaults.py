@@ -41,6 +41,18 @@ def add_detr_config(cfg: CN) -> None:
     # One more minimum score for each class, in the order of the class head's rows; (): none. `detr-d2 calibrate` writes
     # them. Panoptic segments are selected without them.
     detr.TEST.CLASS_THRESHOLDS = ()
+    # Of two detections of one class whose boxes have a higher IoU, the one with the lower score is left out. 1: no NMS,
+    # which DETR is trained not to need.
+    detr.TEST.NMS_THRESHOLD = 1.0
+    # Side of tiles, in pixels of the file, that images are cut into and predicted on, TEST.BATCH_SIZE at a time; 0: no
+    # tiles. See docs/USING_A_MODEL.md.
+    detr.TEST.TILES = 0
+    # Minimum share of a tile that its neighbor covers too.
+    detr.TEST.TILE_OVERLAP = 0.2
+    # Predict on the whole image as on one more tile.
+    detr.TEST.TILE_WHOLE_IMAGE = False
+    # IoU, or covered share of a box that a tile cuts, from which detections in two tiles are one object.
+    detr.TEST.TILE_THRESHOLD = 0.5
     # Of evaluation and prediction, see docs/INFERENCE.md. Precision of the model: "float32", "bfloat16" or "float16".
     detr.TEST.PRECISION = "float32"
     # Use torch.compile, which takes minutes at the start.

@@ -24,7 +24,7 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
+def read_image(file_name: str, image_format: str, content: bytes | None = None) -> np.ndarray:
     """Read an image file, upright.
 
     The orientation in its EXIF data is applied. Grayscale is repeated over the channels, a palette is looked up,
@@ -33,6 +33,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     Args:
         file_name: a path or URL that Detectron2's ``PathManager`` supports.
         image_format: one of ``IMAGE_FORMATS``.
+        content: bytes of the file, of which ``file_name`` is only the name then.
 
     Returns:
         (H, W, C) array; uint8 in [0, 255], or float for "YUV-BT.601".
@@ -41,7 +42,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         UserError: the file is missing, damaged or of a format that can't be read.
     """
     with explain_errors(f"Image {file_name}", "the dataset's image folder"):
-        content, image = open_image(file_name)
+        content, image = open_image(file_name, content)
         if image_format in ("RGB", "BGR") and (pixels := _decode_jpeg(image, content)) is not None:
             return pixels if image_format == "RGB" else pixels[:, :, ::-1]
         image.load()
@@ -69,10 +70,11 @@ def read_image_size(file_name: str) -> tuple[int, int]:
     return image.size if is_rotated else image.size[::-1]
 
 
-def open_image(file_name: str) -> tuple[bytes, Image.Image]:
-    """Return the content of an image file, and the image that Pillow will decode from it."""
-    with PathManager.open(file_name, "rb") as file:
-        content = file.read()
+def open_image(file_name: str, content: bytes | None = None) -> tuple[bytes, Image.Image]:
+    """Return the content of an image file, if not given, and the image that Pillow will decode from it."""
+    if content is None:
+        with PathManager.open(file_name, "rb") as file:
+            content = file.read()
     return content, Image.open(io.BytesIO(content))
 
 

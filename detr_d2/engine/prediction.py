@@ -3,7 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,12 @@ def predict_files(
     overlays: bool = True,
     overwrite: bool = False,
     run: dict[str, Any] | None = None,
+    show: Callable[[NDArray[np.uint8]], bool] | None = None,
 ) -> Summary:
     """Predict on images and videos and write to the folder ``output``, which appears when all is done.
+
+    ``show`` receives every image and frame with its detections, (H, W, 3) RGB; if it returns False, no more inputs are
+    read. A live stream also ends with Ctrl-C.
 
     - ``predictions.json``: COCO results with score >= ``score_thresh``; of a video with the key ``frame``, counted from
       0;
@@ -70,13 +75,15 @@ def predict_files(
     """
     started = time.perf_counter()
     with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
-        writer = _Writer(folder, predictor, score_thresh, overlays)
+        writer = _Writer(folder, predictor, score_thresh, overlays, show)
         summary = writer.summary
         with tqdm(total=len(inputs), unit="file", disable=None) as bar:
             images = writer.read_images((x for x in inputs if not x.is_video), bar)
             for file, image, result in predictor.predict(images, batch_size):
                 writer.add_image(file, image, result)
-            for file in (x for x in inputs if x.is_video):
+                if writer.is_stopped:
+                    break
+            for file in (x for x in inputs if x.is_video and not writer.is_stopped):
                 writer.add_video(file, batch_size)
                 bar.update()
         if not (summary.images or summary.frames):
@@ -89,11 +96,20 @@ def predict_files(
 
 
 class _Writer:
-    def __init__(self, folder: Path, predictor: Predictor, score_thresh: float, overlays: bool):
+    def __init__(
+        self,
+        folder: Path,
+        predictor: Predictor,
+        score_thresh: float,
+        overlays: bool,
+        show: Callable[[NDArray[np.uint8]], bool] | None,
+    ):
         self.folder = folder
         self.predictor = predictor
         self.categories = predictor.categories
         self.overlays = overlays
+        self.show = show
+        self.is_stopped = False
         self.summary = Summary(score_thresh)
         self.images: list[dict] = []
         self.results: list[dict] = []
@@ -103,30 +119,36 @@ class _Writer:
         for file in files:
             bar.update()
             try:
-                image = read_image(str(file.path), "RGB")
+                image = read_image(file.source, "RGB", file.content)
             except UserError as e:
                 self._add_failure(file, e)
             else:
                 yield file, image
 
     def add_image(self, file: InputFile, image: NDArray[np.uint8], result: dict[str, Any]) -> None:
-        self._add(result, {"file_name": str(file.path)}, image)
+        self._add(result, {"file_name": file.source}, image)
         self.summary.images += 1
+        drawn = self._draw(image, result)
         if self.overlays:
-            Image.fromarray(self._draw(image, result)).save(self._overlay_path(file, _IMAGES), quality=90)
+            Image.fromarray(drawn).save(self._overlay_path(file, _IMAGES), quality=90)
 
     def add_video(self, file: InputFile, batch_size: int) -> None:
         writer = None
         try:
-            video = VideoReader(file.path)
+            video = VideoReader(file.source, file.is_live)
             if self.overlays:
                 writer = VideoWriter(self._overlay_path(file, _VIDEOS), video.frames_per_second)
-            frames = tqdm(video, str(file.path), video.frame_count, leave=False, unit="frame", disable=None)
-            for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
-                self._add(result, {"file_name": str(file.path), "frame": number}, image)
-                self.summary.frames += 1
-                if writer:
-                    writer.write(self._draw(image, result))
+            frames = tqdm(video, file.source, video.frame_count, leave=False, unit="frame", disable=None)
+            # Ctrl-C is the only end of a stream.
+            with suppress(KeyboardInterrupt) if file.is_live else nullcontext():
+                for number, image, result in self.predictor.predict(enumerate(frames), batch_size):
+                    self._add(result, {"file_name": file.source, "frame": number}, image)
+                    self.summary.frames += 1
+                    drawn = self._draw(image, result)
+                    if writer:
+                        writer.write(drawn)
+                    if self.is_stopped:
+                        break
             self.summary.videos += 1
         except UserError as e:
             self._add_failure(file, e)
@@ -175,16 +197,22 @@ class _Writer:
             self.panoptic.append({"image_id": image_id, "file_name": name, "segments_info": infos})
 
     def _add_failure(self, file: InputFile, error: UserError) -> None:
-        self.summary.failed.append({"file": str(file.path), "error": str(error)})
+        self.summary.failed.append({"file": file.source, "error": str(error)})
 
-    def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8]:
+    def _draw(self, image: NDArray[np.uint8], result: dict[str, Any]) -> NDArray[np.uint8] | None:
+        """Draw and show an image; None if it is neither written nor shown."""
+        if not (self.overlays or self.show):
+            return None
         names = self.categories.names
         if "panoptic_seg" in result:
-            return draw_panoptic(image, *result["panoptic_seg"], names)
-        return draw_instances(image, result["instances"], names, self.summary.score_thresh)
+            drawn = draw_panoptic(image, *result["panoptic_seg"], names)
+        else:
+            drawn = draw_instances(image, result["instances"], names, self.summary.score_thresh)
+        self.is_stopped = self.show is not None and not self.show(drawn)
+        return drawn
 
     def _overlay_path(self, file: InputFile, formats: Sequence[str]) -> Path:
-        name = file.name if file.path.suffix.lower() in formats else file.name + formats[0]
+        name = file.name if file.suffix in formats else file.name + formats[0]
         path = self.folder / "overlays" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

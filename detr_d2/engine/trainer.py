@@ -38,6 +38,7 @@ from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
 from detr_d2.evaluation import build_evaluator, check_evaluation
+from detr_d2.inference import with_tiles
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
 from detr_d2.modeling.compilation import compile_for_training
 from detr_d2.utils.errors import UserError
@@ -214,9 +215,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        # Tiles are cut from images that are not resized yet.
+        options = {"augmentations": []} if cfg.MODEL.DETR.TEST.TILES else {}
         loader = build_detection_test_loader(
             load_test_records(dataset_name, cfg.TEST.BATCH_SIZE),
-            mapper=DetrDatasetMapper(cfg, is_train=False),
+            mapper=DetrDatasetMapper(cfg, is_train=False, **options),
             batch_size=cfg.TEST.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -226,7 +229,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None) -> dict:
         share_buffers(model)
-        return super().test(cfg, model, evaluators)
+        return super().test(cfg, with_tiles(model, cfg)[0], evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

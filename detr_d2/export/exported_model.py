@@ -12,7 +12,13 @@ from detr_d2.config.checks import PRECISIONS, choice
 from detr_d2.export.formats import check_runtime, format_of
 from detr_d2.export.graph import DTYPES, INPUTS, GraphOptions
 from detr_d2.export.info import GOLDEN, INFO, ExportInfo, unpack_arrays
-from detr_d2.modeling.postprocessing import box_instances, panoptic_segmentation, resized_masks, select_by_score
+from detr_d2.modeling.postprocessing import (
+    box_instances,
+    non_maximum_suppression,
+    panoptic_segmentation,
+    resized_masks,
+    select_by_score,
+)
 from detr_d2.structures import Output, PaddedBatch, Size
 from detr_d2.utils.errors import UserError
 
@@ -25,12 +31,13 @@ class ExportedModel(nn.Module):
     Args:
         path: a file that ``detr-d2 export`` wrote.
         precision: a value of MODEL.DETR.TEST.PRECISION that the runtime supports.
+        nms_threshold: a value of MODEL.DETR.TEST.NMS_THRESHOLD; the file's own holds if it is lower.
 
     Raises:
         UserError: the file can't be read, or its runtime is missing or does not support the precision.
     """
 
-    def __init__(self, path: str | Path, precision: str = "float32"):
+    def __init__(self, path: str | Path, precision: str = "float32", nms_threshold: float = 1.0):
         super().__init__()
         self.path = Path(path)
         kind = format_of(path)
@@ -55,6 +62,7 @@ class ExportedModel(nn.Module):
         self.class_thresholds = tuple(self.info.class_thresholds)
         self.golden_text = texts.get(GOLDEN, "")
         self.output_names = GraphOptions(self.info.outputs, self.info.masks).output_names
+        self.nms_threshold = min(nms_threshold, self.info.nms_threshold)
         self.panoptic = self.info.panoptic_rules
 
     @property
@@ -102,6 +110,7 @@ class ExportedModel(nn.Module):
         else:
             instances = _instances(outputs, size, output_size)
         instances = select_by_score(instances, info.score_threshold, self.class_thresholds)
+        instances = non_maximum_suppression(instances, self.nms_threshold)
         result = {"instances": instances}
         if not info.masks:
             return result

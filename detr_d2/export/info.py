@@ -48,6 +48,7 @@ class ExportInfo:
     precision: str = "float32"  # Or "int8": of backbone and encoder.
     quantization: dict[str, Any] | None = None  # Number of calibration images, AP before and after, of an int8 file.
     class_thresholds: Sequence[float] = ()  # As the score threshold, one for each class; empty: none.
+    nms_threshold: float = 1.0  # IoU of class-wise NMS by the package's own code; 1: none.
 
     @classmethod
     def describe(cls, model: Detr, graph: ExportGraph, cfg: CfgNode, names: list[str], ids: list[int]) -> "ExportInfo":
@@ -77,6 +78,7 @@ class ExportInfo:
             square_size=constraints.get("square_size", 0),
             panoptic=None if model.panoptic is None else asdict(model.panoptic),
             class_thresholds=model.class_thresholds,
+            nms_threshold=model.nms_threshold,
         )
 
     @property

@@ -11,12 +11,11 @@ from torch import nn
 
 from detr_d2.config import load_config
 from detr_d2.config.checks import check_class_thresholds
-from detr_d2.data.augmentation import build_augmentation
 from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.exporting import export_model
 from detr_d2.export.formats import FORMATS, check_runtime, is_exported
 from detr_d2.export.info import package_version
-from detr_d2.inference import Predictor, inference_options, optimize_for_inference, prediction_config
+from detr_d2.inference import Predictor, inference_options, optimize_for_inference, prediction_config, with_tiles
 from detr_d2.inference.predictor import Categories
 from detr_d2.modeling import Detr
 from detr_d2.utils.errors import UserError
@@ -49,7 +48,7 @@ def build_predictor(
     cfg = load_config(config_file, options, trust=trust)
     model = use_exported(cfg)
     categories = Categories(model.info.class_names, model.info.category_ids)
-    return Predictor(model, build_augmentation(cfg, is_train=False), model.info.image_format, categories), cfg
+    return Predictor(*with_tiles(model, cfg), model.info.image_format, categories), cfg
 
 
 def default_score(cfg: CfgNode) -> float:
@@ -59,7 +58,7 @@ def default_score(cfg: CfgNode) -> float:
 
 def use_exported(cfg: CfgNode) -> ExportedModel:
     """Open the exported file ``MODEL.WEIGHTS``, and set the keys of ``cfg``, in place, that it was exported with."""
-    model = ExportedModel(cfg.MODEL.WEIGHTS, cfg.MODEL.DETR.TEST.PRECISION)
+    model = ExportedModel(cfg.MODEL.WEIGHTS, cfg.MODEL.DETR.TEST.PRECISION, cfg.MODEL.DETR.TEST.NMS_THRESHOLD)
     info = model.info
     was_frozen = cfg.is_frozen()
     cfg.defrost()

@@ -21,9 +21,9 @@ from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.class_head import coco_head_by_ids, coco_head_contiguous, head_rows
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.config import load_config, log_pixel_warnings
-from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import to_tensor
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
+from detr_d2.inference.tiled_model import with_tiles
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Predictor:
             model = optimize_for_inference(model, **inference_options(cfg))
         else:
             model = prepare(model, cfg, categories.names)
-        return cls(model, build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT, categories)
+        return cls(*with_tiles(model, cfg), cfg.INPUT.FORMAT, categories)
 
     def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:
         """Return the model's input for a (H, W, 3) image, as :class:`DetrDatasetMapper` makes it in inference."""

@@ -40,6 +40,8 @@ class Detr(nn.Module):
         class_loss: name of the class loss of the training, which decides how detections are ranked.
         score_threshold: detections with a lower score are not returned.
         class_thresholds: one more minimum score for each class; (): none.
+        nms_threshold: of two detections of one class with a higher IoU, the one with the lower score is not returned.
+            1: no NMS.
         mask_threshold: a pixel belongs to a mask if its probability is higher.
         freeze_boxes: True to train the mask head alone. Nothing else has gradients, or dropout in training.
         panoptic: rules by which queries become segments. None: no panoptic results.
@@ -58,6 +60,7 @@ class Detr(nn.Module):
         class_loss: str = "softmax",
         score_threshold: float = 0.0,
         class_thresholds: Sequence[float] = (),
+        nms_threshold: float = 1.0,
         mask_threshold: float = 0.5,
         freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
@@ -70,6 +73,7 @@ class Detr(nn.Module):
         self.class_loss = class_loss
         self.score_threshold = score_threshold
         self.class_thresholds = tuple(class_thresholds)
+        self.nms_threshold = nms_threshold
         self.mask_threshold = mask_threshold
         self.freeze_boxes = freeze_boxes
         if freeze_boxes:
@@ -105,6 +109,7 @@ class Detr(nn.Module):
             "class_loss": detr.CLASS_LOSS,
             "score_threshold": detr.TEST.SCORE_THRESHOLD,
             "class_thresholds": detr.TEST.CLASS_THRESHOLDS,
+            "nms_threshold": detr.TEST.NMS_THRESHOLD,
             "mask_threshold": detr.MASK.THRESHOLD,
             "freeze_boxes": bool(detr.FROZEN_WEIGHTS),
             "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
@@ -143,8 +148,8 @@ class Detr(nn.Module):
 
         Returns:
             In training the weighted losses by name; their sum is the loss. In inference one dict per image whose
-            ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those with a
-            score over a threshold; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
+            ``instances`` hold ``pred_boxes``, ``scores`` and ``pred_classes`` of every object query, or those that the
+            thresholds leave; of a model with a mask head also ``pred_masks``, (N, H, W) bool. With panoptic
             rules also ``panoptic_seg``, see :func:`~detr_d2.modeling.postprocessing.panoptic_segmentation`. With a
             threshold also ``highest_score``, (), of all queries, for when no detection reaches it.
         """
@@ -172,7 +177,9 @@ class Detr(nn.Module):
 
     def _results(self, output: Output, batch: PaddedBatch, sizes: list[Size]) -> list[dict]:
         """Select queries, compute their masks once, and assemble the results."""
-        instances = box_instances(output, sizes, self.class_loss, self.score_threshold, self.class_thresholds)
+        instances = box_instances(
+            output, sizes, self.class_loss, self.score_threshold, self.class_thresholds, self.nms_threshold
+        )
         results = [{"instances": x} for x in instances]
         if self.score_threshold > 0 or self.class_thresholds:
             scores, _, _ = get_class_loss(self.class_loss).rank(output.logits[-1].float())

@@ -1,6 +1,9 @@
 """The command ``predict``, with a small model that is not trained."""
 
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -9,10 +12,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detr_d2.cli.predict import main
+from detr_d2.data import inputs
 from detr_d2.data.videos import VideoReader
 from detr_d2.inference.predictor import Predictor, prediction_config
 from detr_d2.modeling import meta_arch
 from detr_d2.modeling.postprocessing import resized_masks
+from detr_d2.visualization import live
 
 NAMES = ["cat", "dog", "bird", "fish", "horse"]
 
@@ -76,6 +81,66 @@ def test_a_folder(predict, photos, tmp_path, capsys):
     assert sum(summary["detections_by_class"].values()) == 21
     assert summary["weights"] == str(tmp_path / "model_final.pth")
     assert "21 detections with a score of 0 or more in 3 images" in capsys.readouterr().out
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """Serve the files of the test, and return the address."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_and_a_page(predict, tmp_path, web, monkeypatch, capsys):
+    """The same results for a URL and a file; a missing one is named; the page gets what is drawn."""
+    shown = []
+    monkeypatch.setattr(live.MjpegServer, "show", lambda self, image: shown.append(image.shape) or len(shown) < 2)
+    pixels = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    words = ("--score-thresh", 0, "--serve", 0, "--no-overlays")
+    assert predict("--input", f"{web}/b.png", f"{web}/a.png", tmp_path / "a.png", "nowhere/*", *words) == 1
+    assert "No file matches" in capsys.readouterr().err
+    assert predict("--input", f"{web}/b.png", f"{web}/a.png", tmp_path / "a.png", tmp_path / "a.png", *words) == 1
+    out = tmp_path / "out"
+    assert [x["file_name"] for x in read(out, "images.json")["images"]] == [f"{web}/a.png", str(tmp_path / "a.png")]
+    results = read(out, "predictions.json")
+    assert [x | {"image_id": 0} for x in results[:7]] == [x | {"image_id": 0} for x in results[7:]]
+    assert [x["file"] for x in read(out, "summary.json")["failed"]] == [f"{web}/b.png"]
+    assert shown == [(40, 50, 3)] * 2
+    assert "showing the results at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_live_stream_ends_with_ctrl_c(predict, tmp_path, monkeypatch):
+    """Its results are written; here the stream is a file."""
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, (64, 48))
+    writer.write(np.zeros((48, 64, 3), dtype=np.uint8))
+    writer.release()
+
+    def interrupt(self, image):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.MjpegServer, "show", interrupt)
+    monkeypatch.setattr(inputs, "_LIVE_SCHEMES", ("file",))
+    assert predict("--input", (tmp_path / "clip.avi").as_uri(), "--score-thresh", 0, "--serve", 0) == 0
+    assert len(read(tmp_path / "out", "predictions.json")) == 7
+
+
+def test_tiles(predict, tmp_path):
+    """Results are in pixels of the image; an image no larger than a tile has the plain ones."""
+    pixels = np.random.default_rng(0).integers(256, size=(60, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    files = {}
+    for name, words in {"plain": (), "one": ("--tiles", "200"), "four": ("--tiles", "64", "--overlap", "0.25")}.items():
+        flags = ("--score-thresh", 0, "--batch-size", 2, "--overwrite", "--no-overlays")
+        assert predict("--input", tmp_path / "a.png", *flags, *words) == 0
+        files[name] = read(tmp_path / "out", "predictions.json")
+    assert files["one"] == files["plain"]
+    assert 7 < len(files["four"]) <= 4 * 7
+    assert max(x["bbox"][0] + x["bbox"][2] for x in files["four"]) > 140
+    assert read(tmp_path / "out", "images.json")["images"][0]["width"] == 200
 
 
 def test_a_video(predict, tmp_path):
@@ -143,6 +208,8 @@ def test_formats_that_can_not_be_written_become_png(predict, tmp_path):
         (("--input", "nowhere.jpg"), "nowhere.jpg does not exist"),
         (("--input", "{photos}", "--score-thresh", "50"), "--score-thresh is 50.0: give a number from 0 to 1"),
         (("--input", "{photos}", "--batch-size", "0"), "--batch-size is 0"),
+        (("--input", "{photos}", "--overlap", "0.5"), "add --tiles"),
+        (("--input", "{photos}", "--tiles", "5"), "MODEL.DETR.TEST.TILES is 5"),
         (("--input", "{photos}", "MODEL.DETR.NHEDS", "8"), "Did you mean MODEL.DETR.NHEADS?"),
         (("--input", "{photos}", "--output", "{photos}"), "holds other files"),
     ],

@@ -59,6 +59,19 @@ def assert_same_results(found: dict, expected: dict) -> None:
         assert [x["category_id"] for x in segments] == [x["category_id"] for x in expected_segments]
 
 
+@pytest.mark.parametrize("kind", ["detr", "panoptic"])
+@torch.no_grad()
+def test_nms_is_that_of_the_model(export, make_inputs, monkeypatch, kind):
+    """With detections, and with raw outputs and masks, as the config of the prediction says."""
+    model, _, path, _ = export(kind, "torchscript")
+    (image,) = make_inputs([(64, 80)], [0])
+    (plain,) = ExportedModel(path)([image])
+    (found,) = ExportedModel(path, nms_threshold=0.05)([image])
+    assert len(found["instances"]) < len(plain["instances"])
+    monkeypatch.setattr(model, "nms_threshold", 0.05)
+    assert_same_results(found, model([image])[0])
+
+
 @torch.no_grad()
 def test_options(export, make_inputs):
     """The best detections of each image, and images in float32."""

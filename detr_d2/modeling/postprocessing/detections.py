@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ def box_instances(
     class_loss: str = "softmax",
     score_threshold: float = 0.0,
     class_thresholds: Sequence[float] = (),
+    nms_threshold: float = 1.0,
 ) -> list[Instances]:
     """Return the detections of the last decoder layer: as many per image as there are queries, or fewer by a threshold.
 
@@ -35,6 +37,7 @@ def box_instances(
         class_loss: class loss that the model was trained with; a name in :data:`~detr_d2.criterion.CLASS_LOSSES`.
         score_threshold: minimum score of a detection.
         class_thresholds: one more minimum for each of the K classes; (): none.
+        nms_threshold: see :func:`non_maximum_suppression`.
 
     Returns:
         B Instances with ``pred_boxes``, ``scores`` in [0, 1], ``pred_classes`` and ``queries``, the object query of
@@ -46,7 +49,8 @@ def box_instances(
     boxes = boxes * scale.to(scores.device, non_blocking=True)[:, None]
     rows = zip(image_sizes, boxes, scores, classes, queries, strict=True)
     results = [Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, queries=q) for size, b, s, c, q in rows]
-    return [select_by_score(x, score_threshold, class_thresholds) for x in results]
+    results = [select_by_score(x, score_threshold, class_thresholds) for x in results]
+    return [non_maximum_suppression(x, nms_threshold) for x in results]
 
 
 def select_by_score(
@@ -60,6 +64,17 @@ def select_by_score(
         minimum = instances.scores.new_tensor(class_thresholds)[instances.pred_classes]
         instances = instances[instances.scores >= minimum]
     return instances
+
+
+def non_maximum_suppression(instances: Instances, threshold: float) -> Instances:
+    """Leave out detections whose IoU with a detection of the same class and a higher score exceeds ``threshold``.
+
+    The others keep their order. With a threshold of 1 there is no suppression.
+    """
+    if threshold >= 1:
+        return instances
+    kept = batched_nms(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, threshold)
+    return instances[kept.sort().values]
 
 
 def resized_masks(

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision.ops import nms
 
 from detr_d2.modeling.postprocessing import box_instances, resized_masks
 from detr_d2.structures import Output
@@ -76,3 +77,24 @@ def test_no_masks():
     masks = resized_masks(torch.zeros(0, 3, 4), padded_size=(12, 16), image_size=(12, 16), output_size=(5, 6))
     assert masks.shape == (0, 5, 6)
     assert masks.dtype == torch.bool
+
+
+def make_crowd(num_boxes=40, seed=0):
+    """Return the predictions of boxes in one place, of three classes, with a focal head."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = 0.5 + 0.1 * torch.rand(1, 1, num_boxes, 4, generator=generator)
+    return Output(torch.randn(1, 1, num_boxes, 4, generator=generator), boxes)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_nms_is_that_of_every_class(threshold):
+    """Torchvision's, one class after the other; the order stays."""
+    (every,) = box_instances(make_crowd(), [(100, 200)], "softmax")
+    (found,) = box_instances(make_crowd(), [(100, 200)], "softmax", nms_threshold=threshold)
+    expected = []
+    for label in range(3):
+        rows = (every.pred_classes == label).nonzero()[:, 0]
+        expected += rows[nms(every.pred_boxes.tensor[rows], every.scores[rows], threshold)].tolist()
+    assert found.queries.tolist() == sorted(expected)
+    assert len(expected) < len(every)
+    assert torch.equal(found.scores, every.scores[sorted(expected)])
