@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,11 @@ def load_results(path: Path, annotations: COCO, task: str = "bbox") -> list[dict
 
 
 def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) and abs(x) < math.inf for x in box)
+    # An integer may be too large for a float.
+    is_number = (
+        [isinstance(x, int | float) and abs(x) <= sys.float_info.max for x in box] if isinstance(box, list) else []
     )
+    return len(is_number) == 4 and all(is_number)
 
 
 def has_objects(coco: COCO) -> bool:

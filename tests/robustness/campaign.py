@@ -26,10 +26,11 @@ CPU_SECONDS, SECONDS, GIGABYTES = 60, 300, 4
 """Limits of a command: its CPU time, its time on a busy machine, and the memory that it adds to the process."""
 
 
-# Masks are read by commands that need them, and images by those that have a model.
+# Masks are read by commands that need them, images by those that have a model.
 _UNREAD = {
     *((command, "runs") for command in ("train", "eval", "overfit", "demo", "evaluate-results")),
     *(("evaluate-results", fault) for fault in ("image width", "image file")),
+    *((command, fault) for command in ("calibrate", "doctor") for fault in ("run", "runs", "image width")),
 }
 
 

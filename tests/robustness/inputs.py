@@ -83,7 +83,7 @@ COMMANDS = {
     ),
     "calibrate": Command(
         "calibrate --config-file {config} --weights {weights} --annotations {coco} --images {images} "
-        "--recall 0.1 --output {out}",
+        "--false-alarms 0.9 --output {out}",
         ("coco", "image", "config", "weights"),
     ),
     "doctor": Command(
