@@ -113,6 +113,8 @@ def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None") -> dict[str, by
     images = {}
     seed_all_rng(0)
     for number, dataset in enumerate(datasets, start=1):
+        if not dataset.records:
+            continue
         suffix = "" if number == 1 else f"_{number}"
         images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes))
         if cfg is not None and dataset.train:

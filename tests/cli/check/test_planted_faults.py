@@ -178,6 +178,14 @@ def test_planted_fault_is_found_and_named(check, dataset, fault, problems):
     assert exit_code == (1 if severity == "error" else 0)
 
 
+def test_a_dataset_without_images_has_no_preview(check, dataset, problems):
+    dataset.content["images"] = [3]
+    dataset.save()
+    exit_code, report, _ = check(*dataset.arguments(), preview=True)
+    assert exit_code == 1
+    assert {"image-malformed", "no-objects"} <= {code for _, code in problems(report)}
+
+
 def test_all_errors_are_listed(check, dataset, problems):
     change(0, bbox=[1, 2, 3])(dataset)
     change(1, category_id=77)(dataset)
