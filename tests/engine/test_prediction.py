@@ -1,5 +1,6 @@
 """Files of predictions with masks and panoptic segments, from a predictor with known results."""
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools import mask
 
-from detr_d2.data.inputs import find_inputs
+from detr_d2.data.inputs import InputFile, find_inputs
 from detr_d2.engine.prediction import predict_files
 from detr_d2.inference.predictor import Categories
 
@@ -37,6 +38,22 @@ def predictor():
         model=SimpleNamespace(panoptic=SimpleNamespace(is_thing=[True, True, False])),
         predict=lambda images, batch_size: ((file, image, result) for file, image in images),
     )
+
+
+def test_an_image_from_standard_input(predictor, tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(buffer, "PNG")
+    out = tmp_path / "out"
+    shown = []
+    predict_files(
+        predictor,
+        [InputFile("-", "stdin.png", content=buffer.getvalue())],
+        out,
+        show=lambda image: shown.append(image) or True,
+    )
+    (image,) = json.loads((out / "images.json").read_text())["images"]
+    assert (image["file_name"], image["height"], image["width"]) == ("-", HEIGHT, WIDTH)
+    assert np.array_equal(np.asarray(Image.open(out / "overlays" / "stdin.png")), shown[0])
 
 
 def test_masks_and_segments(predictor, tmp_path):
