@@ -7,6 +7,7 @@ reference points, heads and masks stay in floating point: 8 bits are too few for
 import ast
 import importlib
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -205,7 +206,8 @@ def _quantize_onnx(source: Path, target: Path, inputs: Sequence[Inputs]) -> None
     options.log_severity_level = 3
     runtime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(str(folded)).graph
-    constants = {x.name for x in graph.initializer}
+    # Padding masks are convolved by a single number.
+    constants = {x.name for x in graph.initializer if math.prod(x.dims) > 1}
     layers = [x for x in graph.node if x.op_type in ("Conv", "MatMul", "Gemm") and x.input[1] in constants]
     with quiet():
         tools.quantize_static(

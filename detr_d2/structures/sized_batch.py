@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, arange
+from torch.nn import functional as F
 
 from detr_d2.structures.padded_batch import PaddedBatch, Size
 
@@ -47,7 +48,10 @@ class SizedBatch(PaddedBatch):
 
     def zero_padding(self, x: Tensor, stride: int) -> Tensor:
         """Return (B, C, h, w) features at ``stride`` with zeros beyond the valid sizes."""
-        return x * self.valid_mask(x.shape[-2:], stride).to(x.dtype)
+        mask = self.valid_mask(x.shape[-2:], stride).to(x.dtype)
+        # The convolution, by 1, tells OpenVINO that the mask is channels last, as the features. Without it, features of
+        # any size are reordered before and after each product, which takes an eighth of an R50's time.
+        return x * F.conv2d(mask, mask.new_ones(1, 1, 1, 1))
 
     def valid_mask(self, size: Sequence[int], stride: int) -> Tensor:
         """Return (B, 1, h, w) bool, True within the valid sizes, for features of ``size`` at ``stride``."""
