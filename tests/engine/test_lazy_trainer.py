@@ -21,12 +21,15 @@ SMALL = [
     *("model.network.transformer.dim_feedforward=48", "model.network.transformer.dec_layers=2"),
     *("dataloader.train.records.names=[noise]", "dataloader.test.dataset.dataset_name=noise"),
     *("dataloader.train.batch_size=4", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"),
+    *("dataloader.train.mapper.augmentations.1.short_edge_length=[32,48]",),
+    *("dataloader.test.mapper.augmentations.0.short_edge_length=32",),
     *("train.max_iter=2", "train.seed=3", "train.log_period=1", "train.checkpointer.period=1"),
 ]
 SMALL_YAML = (
     *("MODEL.DETR.NUM_CLASSES", 5, "MODEL.DETR.NUM_OBJECT_QUERIES", 7, "MODEL.DETR.HIDDEN_DIM", 32),
     *("MODEL.DETR.DIM_FEEDFORWARD", 48, "MODEL.DETR.DEC_LAYERS", 2, "DATASETS.TRAIN", "('noise',)"),
     *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 3),
+    *("INPUT.MIN_SIZE_TRAIN", "(32, 48)", "INPUT.MIN_SIZE_TEST", 32),
     # The warmup is a share of the training.
     *("SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0),
 )
