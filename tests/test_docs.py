@@ -86,7 +86,10 @@ class Parser:
             self.parse_ours(rest)
         elif program == "python" and rest[0] == "-m":
             sys.argv = rest[1:]
-            importlib.import_module(f"{rest[1]}.__main__").main()
+            module = importlib.import_module(rest[1])
+            if hasattr(module, "__path__"):
+                module = importlib.import_module(f"{rest[1]}.__main__")
+            assert not self.without_work(module.main)()
         elif program == "python":
             self.parse(rest)
         elif program.endswith(".py"):

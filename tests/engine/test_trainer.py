@@ -30,7 +30,7 @@ def make_trainer(make_cfg, make_model, make_inputs):
         inputs = make_inputs([(64, 64)] * 2, [1, 2])
         trainer = Trainer.__new__(Trainer)
         TrainerBase.__init__(trainer)
-        trainer.checkpoint_period = checkpoint_period
+        trainer.checkpoint_period, trainer.expected_results = checkpoint_period, ()
         trainer.cfg, trainer.start_iter, trainer.max_iter = cfg, 0, max_iter
         trainer._trainer = TrainingStep(model, [inputs] * max_iter, build_optimizer(cfg, model), log_period=20)
         return trainer

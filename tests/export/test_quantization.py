@@ -196,7 +196,7 @@ def data(tmp_path):
     ]
 
 
-def test_command(copies, data, save_trained, tmp_path, capsys, monkeypatch):
+def test_command(copies, data, save_trained, catalogs, tmp_path, capsys, monkeypatch):
     """AP is evaluated before and after; images are those of the training data, as they are resized in inference."""
     sizes = []
     monkeypatch.setattr(

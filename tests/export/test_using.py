@@ -40,7 +40,7 @@ def trained(save_trained):
     return save_trained("MODEL.DETR.ENC_LAYERS", 1, "INPUT.FORMAT", "BGR", class_names=NAMES)
 
 
-def test_commands_take_a_file_for_a_checkpoint(trained, images, tmp_path, capsys):
+def test_commands_take_a_file_for_a_checkpoint(trained, images, catalogs, tmp_path, capsys):
     """The same predictions and the same results of an evaluation, whatever else the config says of the images."""
     config, weights = trained
     file = tmp_path / "model.ts"
