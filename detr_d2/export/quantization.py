@@ -171,8 +171,8 @@ def _quantize_openvino(source: Path, target: Path, inputs: Sequence[Inputs]) -> 
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(str(source))
     # Operations are called __module.network.backbone.0.backbone.stem.conv1/aten::_convolution/Convolution.
-    names = [x.get_friendly_name() for x in model.get_ordered_ops()]
-    others = [x for x in names if not _in_scope(x.partition("/")[0].removeprefix("__module."))]
+    modules = {x: x.get_friendly_name().partition("/")[0].removeprefix("__module.") for x in model.get_ordered_ops()}
+    others = [x.get_friendly_name() for x, module in modules.items() if not _in_scope(module) or _is_of_mask(x)]
     quantized = nncf.quantize(
         model,
         nncf.Dataset(inputs),
@@ -182,6 +182,11 @@ def _quantize_openvino(source: Path, target: Path, inputs: Sequence[Inputs]) -> 
         ignored_scope=nncf.IgnoredScope(names=others, validate=False),
     )
     openvino.save_model(quantized, str(target), compress_to_fp16=False)
+
+
+def _is_of_mask(operation: Any) -> bool:
+    """Check whether an OpenVINO operation convolves a padding mask, by a single number."""
+    return operation.get_type_name() == "Convolution" and list(operation.input(1).get_partial_shape()) == [1, 1, 1, 1]
 
 
 def _set_texts_openvino(path: Path, texts: Mapping[str, str]) -> None:
