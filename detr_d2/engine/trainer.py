@@ -136,7 +136,11 @@ class Trainer(DefaultTrainer):
             finally:
                 self._write_last_losses()
                 self.after_train()
-        if self._stopped and comm.is_main_process():
+        # A run that was killed after its last checkpoint and before the final one has no step left to write it after.
+        done = self.start_iter >= self.max_iter
+        if done:
+            self.iter = self.start_iter - 1
+        if (self._stopped or done) and comm.is_main_process():
             self.checkpointer.save("model_final", iteration=self.iter)
         results = getattr(self, "_last_eval_results", None)
         if self.expected_results and comm.is_main_process():

@@ -115,6 +115,17 @@ def test_resumed_run_equals_the_straight_run(make_trainer, tmp_path, options):
     assert_equal_runs(straight, resumed)
 
 
+def test_killed_between_the_last_checkpoint_and_the_final_one(make_trainer, tmp_path):
+    """No step is left, and the final checkpoint is written all the same."""
+    straight = tmp_path / "straight"
+    options = ("SOLVER.CHECKPOINT_PERIOD", 1)
+    trainer = make_trainer(straight, *options)
+    trainer.train()
+    resumed = copy_interrupted(straight, trainer.max_iter - 1)
+    make_trainer(resumed, *options, resume=True).train()
+    assert_equal_runs(straight, resumed)
+
+
 def train_twice(args: argparse.Namespace) -> None:
     """Train a straight run and a resumed one, in each of several processes."""
     torch.set_num_threads(1)
