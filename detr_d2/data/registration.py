@@ -112,6 +112,7 @@ def _read_categories(json_file: str) -> dict[int, str]:
     """Return the class names by category id, in the order of the ids."""
     content = read_coco_content(json_file)
     check_image_ids(content["images"], json_file)
+    _check_runs(content.get("annotations", []), json_file)
     items = content["categories"]
     if not items:
         raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
@@ -140,6 +141,18 @@ def check_image_ids(images: list, json_file: str) -> None:
     number, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise UserError(f"{json_file} has {count} images of id {number}: give each image its own, and its annotations.")
+
+
+def _check_runs(annotations: list, json_file: str) -> None:
+    """Raise a UserError for an RLE with a negative run, which older versions of numpy turn into a huge one."""
+    for item in annotations:
+        segmentation = item.get("segmentation") if isinstance(item, dict) else None
+        counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+        if isinstance(counts, list) and any(isinstance(x, int) and x < 0 for x in counts):
+            raise UserError(
+                f"The annotation of id {item.get('id')!r} in {json_file} has an RLE with a negative number in 'counts': "
+                "correct or remove it."
+            )
 
 
 def _describe(paths: Mapping[str, str]) -> str:

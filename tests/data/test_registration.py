@@ -136,3 +136,12 @@ def test_wrong_paths(name, write, tmp_path):
     with pytest.raises(UserError, match=r"own\.json is not valid JSON"):
         register_coco_dataset(name, path, tmp_path)
     assert name not in DatasetCatalog
+
+
+def test_an_rle_with_a_negative_run(name, write, tmp_path):
+    """Older versions of numpy accept it as a run of four billion pixels."""
+    rle = {"size": [40, 60], "counts": [605, -10, 1805]}
+    crowd = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 1}
+    path = write([1], annotations=[{**crowd, "segmentation": rle}])
+    with pytest.raises(UserError, match=r"annotation of id 7 in .*own\.json has an RLE with a negative number"):
+        register_coco_dataset(name, path, tmp_path)
