@@ -150,8 +150,8 @@ def _check_runs(annotations: list, json_file: str) -> None:
         counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
         if isinstance(counts, list) and any(isinstance(x, int) and x < 0 for x in counts):
             raise UserError(
-                f"The annotation of id {item.get('id')!r} in {json_file} has an RLE with a negative number in 'counts': "
-                "correct or remove it."
+                f"The annotation of id {item.get('id')!r} in {json_file} has an RLE with a negative number in "
+                "'counts': correct or remove it."
             )
 
 
