@@ -131,13 +131,16 @@ def _read_categories(json_file: str) -> dict[int, str]:
 
 
 def check_image_ids(images: list, json_file: str) -> None:
-    """Raise a UserError for an image without an id, or with another's: it would silently be left out."""
+    """Raise a UserError for an image without an id, with another's, or without pixels: it would be left out."""
     ids = [x.get("id") if isinstance(x, dict) else None for x in images]
     if wrong := [(i, x) for i, x in enumerate(ids) if type(x) not in (int, str)]:
         number, value = wrong[0]
         raise UserError(
             f"Image number {number} (counted from 0) in {json_file} has the 'id' {value!r}: give an integer."
         )
+    for x in images:
+        if any(type(x.get(key)) is int and x[key] <= 0 for key in ("width", "height")):
+            raise UserError(f"Image {x.get('file_name')!r} in {json_file} has a width or height under 1: correct it.")
     number, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise UserError(f"{json_file} has {count} images of id {number}: give each image its own, and its annotations.")

@@ -138,6 +138,13 @@ def test_wrong_paths(name, write, tmp_path):
     assert name not in DatasetCatalog
 
 
+@pytest.mark.parametrize("width", [0, -3])
+def test_an_image_without_pixels(name, write, tmp_path, width):
+    path = write([1], images=[{"id": 1, "file_name": "a.png", "width": width, "height": 40}])
+    with pytest.raises(UserError, match=r"Image 'a\.png' in .*own\.json has a width or height under 1"):
+        register_coco_dataset(name, path, tmp_path)
+
+
 def test_an_rle_with_a_negative_run(name, write, tmp_path):
     """Older versions of numpy accept it as a run of four billion pixels."""
     rle = {"size": [40, 60], "counts": [605, -10, 1805]}
