@@ -11,6 +11,7 @@ from detr_d2.data.formats.records import (
     AnnotatedObject,
     Source,
     read_numbers,
+    read_size,
     split_of,
 )
 from detr_d2.data.registration import check_image_ids, read_coco_content
@@ -113,9 +114,8 @@ def _file_name(item: Mapping, file: Path) -> str:
 
 
 def _read_size(item: Mapping, file: Path) -> tuple[int, int]:
-    size = [item.get("height"), item.get("width")]
-    height, width = read_numbers(size, f"The height and width of image {item['id']} in {file}", 2)
-    return int(height), int(width)
+    what = f"The height and width of image {item['id']} in {file}"
+    return read_size([item.get("height"), item.get("width")], what)
 
 
 def _read_object(item: Mapping, names: dict[int, str], name: str, source: Source) -> AnnotatedObject:

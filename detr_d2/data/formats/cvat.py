@@ -10,6 +10,7 @@ from detr_d2.data.formats.records import (
     Source,
     read_numbers,
     read_points,
+    read_size,
     split_of,
 )
 from detr_d2.data.formats.xml_file import read_xml, text_of
@@ -66,8 +67,7 @@ def _read_image(element: Element, number: int, file: Path, source: Source) -> An
     where = f"image {file_name} in {file}"
     size = None
     if element.get("width") and element.get("height"):
-        height, width = read_numbers([element.get("height"), element.get("width")], f"The size of {where}", 2)
-        size = int(height), int(width)
+        size = read_size([element.get("height"), element.get("width")], f"The size of {where}")
     shapes = (_read_shape(x, f"shape {i} (counted from 0) of {where}", source) for i, x in enumerate(element))
     subset = element.get("subset") or ""
     names = (file_name, f"{subset}/{file_name}") if subset else (file_name,)

@@ -12,6 +12,7 @@ from detr_d2.data.formats.records import (
     Source,
     read_numbers,
     read_points,
+    read_size,
 )
 from detr_d2.utils.errors import UserError
 
@@ -28,13 +29,13 @@ _PREFIX_LENGTH = 8
 
 def detect(source: Source) -> str | None:
     """Return what looks like an export of Label Studio at the path of a source; None if nothing does."""
-    file = _find_file(source)
+    file = source.find_json(_is_export)
     return file and f"{file} with a list of tasks that have 'data' and 'annotations'"
 
 
 def read(source: Source) -> AnnotatedDataset:
     """Read an export, a list of tasks; of each, one annotation that was not cancelled."""
-    file = _find_file(source)
+    file = source.find_json(_is_export)
     if file is None:
         raise UserError(
             f"{source.path} is no export of Label Studio as JSON, a list of tasks with 'data' and 'annotations': "
@@ -45,12 +46,6 @@ def read(source: Source) -> AnnotatedDataset:
         _read_task(task, f"task {number} (counted from 0) in {file}", source) for number, task in enumerate(tasks)
     ]
     return AnnotatedDataset(images, [file.parent, file.parent / "images"])
-
-
-def _find_file(source: Source) -> Path | None:
-    path = source.path
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))[:1]
-    return next((file for file in files if file.suffix.lower() == ".json" and _is_export(source.json(file))), None)
 
 
 def _is_export(content: Any) -> bool:
@@ -110,8 +105,7 @@ def _read_size(result: Mapping[str, Any], name: str) -> tuple[int, int] | None:
     size = [result.get(key) for key in ("original_height", "original_width")]
     if None in size:
         return None
-    height, width = read_numbers(size, f"The image's size in {name}", 2)
-    return int(height), int(width)
+    return read_size(size, f"The image's size in {name}")
 
 
 def _read_result(result: Mapping[str, Any], name: str, source: Source) -> AnnotatedObject | None:

@@ -13,6 +13,7 @@ from detr_d2.data.formats.records import (
     corners,
     read_numbers,
     read_points,
+    read_size,
     split_of,
 )
 from detr_d2.utils.errors import UserError
@@ -63,7 +64,7 @@ def _read_image(file: Path, content: Any, source: Source) -> AnnotatedImage:
     # LabelMe on Windows writes backslashes.
     path = content["imagePath"].replace("\\", "/")
     size = [content.get(key) for key in ("imageHeight", "imageWidth")]
-    known = None if None in size else tuple(int(x) for x in read_numbers(size, f"The image's size in {file}", 2))
+    known = None if None in size else read_size(size, f"The image's size in {file}")
     groups: dict[Any, AnnotatedObject] = {}
     for number, shape in enumerate(content["shapes"]):
         item = _read_shape(shape, f"shape {number} (counted from 0) in {file}", source)

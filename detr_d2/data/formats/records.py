@@ -1,7 +1,7 @@
 """What every reader of an annotation format returns, and what it is given."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,11 @@ class Source:
             self._contents[path] = read_json(path, "a JSON file of annotations")
         return self._contents[path]
 
+    def find_json(self, is_valid: Callable[[Any], bool]) -> Path | None:
+        """Return the JSON file that the path is, or the first of the folder, if its content is valid; else None."""
+        files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.json"))[:1]
+        return next((x for x in files if x.suffix.lower() == ".json" and is_valid(self.json(x))), None)
+
     def drop(self, what: str, name: str) -> None:
         """Count something that is left out, such as "objects were dropped, since …"."""
         self.notes.add(what, name)
@@ -108,6 +113,12 @@ def read_numbers(values: Any, what: str, count: int | None = None) -> list[float
     if not all(map(math.isfinite, numbers)):
         raise UserError(f"{what} has numbers that are not finite: correct it.")
     return numbers
+
+
+def read_size(values: Any, what: str) -> tuple[int, int]:
+    """Return height and width from two numbers or their texts; errors as of :func:`read_numbers`."""
+    height, width = read_numbers(values, what, 2)
+    return int(height), int(width)
 
 
 def read_points(values: Any, what: str) -> list[float]:

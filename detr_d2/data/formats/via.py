@@ -26,13 +26,13 @@ class ViaClasses:
 
 def detect(source: Source) -> str | None:
     """Return what looks like a file of VIA at the path of a source; None if nothing does."""
-    file = _find_file(source)
+    file = source.find_json(_is_via)
     return file and f"{file} with images that have 'filename' and 'regions'"
 
 
 def read(source: Source) -> AnnotatedDataset:
     """Read a project of VIA, or annotations that it exported as JSON; shapes without an outline are dropped."""
-    file = _find_file(source) or source.path
+    file = source.find_json(_is_via) or source.path
     classes = ViaClasses(source.class_attribute, source.default_class)
     return _to_dataset(read_via(str(file)), file.parent, classes, True, source.notes)
 
@@ -58,12 +58,6 @@ def via_to_coco(
     for line in source.notes.lines():
         logger.warning("%s", line)
     return coco
-
-
-def _find_file(source: Source) -> Path | None:
-    path = source.path
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))[:1]
-    return next((file for file in files if file.suffix.lower() == ".json" and _is_via(source.json(file))), None)
 
 
 def _is_via(content: Any) -> bool:
