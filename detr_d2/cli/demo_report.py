@@ -1,15 +1,12 @@
 """Report of the demo on the results of training: one HTML file that holds its images."""
 
-import base64
 import io
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from detr_d2.cli.html import data_uri, render_template
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.data.images import read_image
 from detr_d2.engine.trainer import Trainer
@@ -49,7 +47,7 @@ class ReportImage:
             self.content.savefig(buffer, format="png", dpi=150)
         else:
             Image.fromarray(self.content).save(buffer, format="png", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return data_uri(buffer.getvalue(), "png")
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ def render_report(title: str, lead: str, statistics: Sequence[tuple[str, str]], 
 
     ``lead`` states the result in a sentence or two, ``statistics`` are the most important numbers, as (number, name).
     """
-    template = resources.files("detr_d2.cli").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(title=title, lead=lead, statistics=statistics, sections=sections)
+    return render_template("report.html", title=title, lead=lead, statistics=statistics, sections=sections)
 
 
 def write_report(trainer: Trainer, results: dict, minutes: float, command: str) -> Path:

@@ -13,12 +13,10 @@ Examples:
 """
 
 import argparse
-import base64
 import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from detr_d2.cli.arguments import CommandParser, add_annotated_flags, at_least
@@ -72,8 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 def render_report(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str, name: str) -> str:
     """Return HTML that needs no other file, with an image of every suggestion."""
-    import jinja2
-
+    from detr_d2.cli.html import render_template
     from detr_d2.evaluation.label_errors import KINDS
     from detr_d2.visualization.label_errors import ANNOTATED, PREDICTED
 
@@ -82,9 +79,8 @@ def render_report(coco: "COCO", suggestions: Sequence["Suggestion"], image_root:
         {"kind": kind, "title": text, "cards": [_card(coco, x, crops[x.number]) for x in suggestions if x.kind == kind]}
         for kind, text in KINDS.items()
     ]
-    template = resources.files("detr_d2.cli").joinpath("doctor.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(
+    return render_template(
+        "doctor.html",
         name=name,
         images=len(coco.imgs),
         annotations=len(coco.anns),
@@ -99,6 +95,7 @@ def _draw(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str) ->
     """Yield the number of every suggestion and the address of its image, reading every file once."""
     from tqdm import tqdm
 
+    from detr_d2.cli.html import data_uri
     from detr_d2.data.images import read_image
     from detr_d2.visualization.label_errors import draw_label_error
 
@@ -112,7 +109,7 @@ def _draw(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str) ->
             buffer = io.BytesIO()
             crop = draw_label_error(pixels, x.annotation and x.annotation["bbox"], x.predicted, others)
             crop.save(buffer, format="jpeg", quality=80)
-            yield x.number, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+            yield x.number, data_uri(buffer.getvalue(), "jpeg")
 
 
 def _card(coco: "COCO", suggestion: "Suggestion", source: str) -> dict[str, Any]:

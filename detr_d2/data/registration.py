@@ -111,7 +111,7 @@ def read_coco_content(json_file: str) -> dict[str, Any]:
 def _read_categories(json_file: str) -> dict[int, str]:
     """Return the class names by category id, in the order of the ids."""
     content = read_coco_content(json_file)
-    check_image_ids(content["images"], json_file)
+    check_images(content["images"], json_file)
     _check_runs(content.get("annotations", []), json_file)
     items = content["categories"]
     if not items:
@@ -130,7 +130,7 @@ def _read_categories(json_file: str) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def check_image_ids(images: list, json_file: str) -> None:
+def check_images(images: list, json_file: str) -> None:
     """Raise a UserError for an image without an id, with another's, or without pixels: it would be left out."""
     ids = [x.get("id") if isinstance(x, dict) else None for x in images]
     if wrong := [(i, x) for i, x in enumerate(ids) if type(x) not in (int, str)]:

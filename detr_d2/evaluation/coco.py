@@ -11,7 +11,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_d2.data.registration import check_image_ids, read_coco_content
+from detr_d2.data.registration import check_images, read_coco_content
 from detr_d2.utils.errors import UserError, abbreviate
 from detr_d2.utils.files import read_json
 
@@ -41,7 +41,7 @@ def evaluate_results(annotations: COCO, results: list[dict[str, Any]], task: str
 def load_annotations(path: Path) -> COCO:
     """Read a COCO file of annotations. If it is not one, or has no annotated objects, raise a UserError."""
     content = read_coco_content(str(path))
-    check_image_ids(content["images"], str(path))
+    check_images(content["images"], str(path))
     try:
         coco = _create_coco(content)
         unknown = [x["id"] for x in coco.anns.values() if x["category_id"] not in coco.cats]

@@ -14,7 +14,7 @@ from detr_d2.data.formats.records import (
     read_size,
     split_of,
 )
-from detr_d2.data.registration import check_image_ids, read_coco_content
+from detr_d2.data.registration import check_images, read_coco_content
 from detr_d2.utils.errors import UserError
 
 # Files of a folder that are opened to recognize the format.
@@ -90,7 +90,7 @@ def _read_categories(items: list, file: Path) -> dict[int, str]:
 def _read_images(
     content: dict, names: dict[int, str], file: Path, splits: frozenset[str], source: Source
 ) -> list[AnnotatedImage]:
-    check_image_ids(content["images"], str(file))
+    check_images(content["images"], str(file))
     objects: dict[Any, list[AnnotatedObject]] = {item["id"]: [] for item in content["images"]}
     for number, item in enumerate(content.get("annotations", [])):
         name = f"annotation {number} (counted from 0) in {file}"
