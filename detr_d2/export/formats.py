@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +114,23 @@ def _write_openvino(program: Program, path: Path, texts: Mapping[str, str]) -> N
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
+@cache
+def openvino_core() -> Any:
+    """Return the ``openvino.Core`` of this process.
+
+    Each that is used gives the main thread a stack for signal handlers, and unmaps it when it ends: of several that end
+    in any order, one can leave an unmapped stack behind, and the next signal that Python handles ends the process.
+    """
+    return importlib.import_module("openvino").Core()
+
+
 def _read_openvino(path: Path, precision: str) -> tuple[Run, dict[str, str]]:
-    openvino = importlib.import_module("openvino")
-    model = openvino.Core().read_model(str(path))
+    core = openvino_core()
+    model = core.read_model(str(path))
     texts = {name: str(model.get_rt_info(name).value) for name in (INFO, GOLDEN) if model.has_rt_info(name)}
     # By default processors with bfloat16 use it.
     hints = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
-    compiled = openvino.compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    compiled = core.compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         results = compiled(dict(inputs))

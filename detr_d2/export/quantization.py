@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from detr_d2.data import DetrDatasetMapper
 from detr_d2.export.exported_model import ExportedModel
-from detr_d2.export.formats import Format, check_runtime, quiet
+from detr_d2.export.formats import Format, check_runtime, openvino_core, quiet
 from detr_d2.export.graph import INPUTS
 from detr_d2.export.info import GOLDEN, INFO, pack_arrays
 from detr_d2.export.verification import GOLDEN_SIZES, Verification, unmatched, verify_golden
@@ -169,7 +169,7 @@ def _in_scope(module: str) -> bool:
 def _quantize_openvino(source: Path, target: Path, inputs: Sequence[Inputs]) -> None:
     openvino, nncf = importlib.import_module("openvino"), importlib.import_module("nncf")
     nncf.set_log_level(logging.ERROR)
-    model = openvino.Core().read_model(str(source))
+    model = openvino_core().read_model(str(source))
     # Operations are called __module.network.backbone.0.backbone.stem.conv1/aten::_convolution/Convolution.
     modules = {x: x.get_friendly_name().partition("/")[0].removeprefix("__module.") for x in model.get_ordered_ops()}
     others = [x.get_friendly_name() for x, module in modules.items() if not _in_scope(module) or _is_of_mask(x)]

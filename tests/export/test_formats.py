@@ -1,5 +1,9 @@
 """Every kind of model in every format, compared with the model itself, which computes each image alone."""
 
+import gc
+import os
+import signal
+
 import pytest
 import torch
 from detectron2.utils.env import TORCH_VERSION
@@ -36,6 +40,20 @@ def test_results_are_those_of_the_model(export, make_inputs, kind, format):
         inputs[-1].update(height=40, width=150)
         for found, x in zip(exported(inputs), inputs, strict=True):
             assert_same_results(found, model([x])[0])
+
+
+def test_signals_are_handled_after_models_of_openvino(export):
+    """OpenVINO's own signal stack must not be unmapped: the next signal, such as a worker's end, would be a crash."""
+    path = export("detr", "openvino").path
+    models = [ExportedModel(path) for _ in range(2)]
+    while models:
+        del models[0]
+        gc.collect()
+    received = []
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: received.append(True))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, earlier)
+    assert received
 
 
 def assert_same_results(found: dict, expected: dict) -> None:
