@@ -8,6 +8,7 @@ holds those of docs/TRAINING_RECIPES.md:
   "groups": {MODEL.DETR.QUERY_GROUPS: 5, MODEL.DETR.NUM_OBJECT_QUERIES: 30}
 
 With --minutes every run takes the same time: its number of iterations is chosen by the time of some of its steps.
+With --resume the runs that have ended in the output folder are not repeated.
 
 Examples:
   does SMCA reach in 300 iterations what DETR reaches in 3000?
@@ -26,7 +27,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from detectron2.config import CfgNode
@@ -40,10 +41,13 @@ from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_trainin
 from detr_d2.cli.command import Command, launch
 from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, setup
+from detr_d2.utils.files import atomic_file, read_json
 from detr_d2.visualization import plot_training
 
 # Steps that are made, and of these those at the end that are timed, to tell how many fit into some minutes.
 _STEPS, _TIMED_STEPS = 15, 10
+# In the folder of a run that has ended.
+_RESULT = "result.json"
 
 
 class Run(NamedTuple):
@@ -87,15 +91,16 @@ def compare(args: argparse.Namespace) -> None:
     folders, rows = {}, []
     for run in runs:
         label = run.name if args.seeds == 1 else f"{run.name}, seed {run.seed}"
-        folders[label] = output / label.replace(" ", "_")
-        seconds, iterations = None, run.iterations
-        if args.minutes:
-            seconds = seconds_per_step(run.cfg)
-            iterations = max(1, round(60 * args.minutes / seconds))
-        cfg = schedule(run.cfg, folders[label], iterations, args.every)
-        curve, results = train(cfg, run.seed, args.metric)
+        folder = output / label.replace(" ", "_")
+        ended = folder / _RESULT
+        result = read_json(ended) if args.resume and ended.exists() else _run(args, run, folder)
+        curve = {int(iteration): value for iteration, value in result["curve"].items()}
+        # Seeds follow each other, and the curve of one shows enough.
+        if run.name not in curves:
+            folders[run.name] = folder
         curves.setdefault(run.name, []).append(curve)
-        rows.append([label, cfg.SOLVER.MAX_ITER, seconds, *(results.get(x) for x in ("AP", "AP50", "AP75"))])
+        metrics = (result["metrics"].get(x) for x in ("AP", "AP50", "AP75"))
+        rows.append([label, result["iterations"], result["seconds"], *metrics])
     if not comm.is_main_process():
         return
     headers = ["run", "iterations", "s per iteration", "AP", "AP50", "AP75"]
@@ -104,6 +109,21 @@ def compare(args: argparse.Namespace) -> None:
     (output / "convergence.md").write_text(text)
     plot_training(folders, [f"bbox/{args.metric}", "total_loss"]).savefig(output / "convergence.png", dpi=150)
     print(text, end="")
+
+
+def _run(args: argparse.Namespace, run: Run, folder: Path) -> dict[str, Any]:
+    """Train, write what the tables need to a file in the folder, and return it."""
+    seconds, iterations = None, run.iterations
+    if args.minutes:
+        seconds = seconds_per_step(run.cfg)
+        iterations = max(1, round(60 * args.minutes / seconds))
+    cfg = schedule(run.cfg, folder, iterations, args.every)
+    curve, metrics = train(cfg, run.seed, args.metric)
+    result = {"iterations": cfg.SOLVER.MAX_ITER, "seconds": seconds, "curve": curve, "metrics": metrics}
+    if comm.is_main_process():
+        with atomic_file(folder / _RESULT) as file:
+            file.write(json.dumps(result).encode())
+    return result
 
 
 def list_runs(args: argparse.Namespace) -> list[Run]:

@@ -1,7 +1,9 @@
 """Loader of training batches whose order and random numbers depend on a seed and on the iteration only."""
 
 import operator
+import os
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -17,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_d2.utils.seeding import SAMPLE, seed_all
 
-# Signals that end a job. They are sent to all of its processes, and the training still needs its workers to stop.
-_IGNORED_BY_WORKERS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+# Signals that end a job beside SIGTERM; not every system has them.
+_SIGNALS = tuple(getattr(signal, x) for x in ("SIGUSR1", "SIGUSR2") if hasattr(signal, x))
 
 
 class TrainingLoader:
@@ -95,11 +97,26 @@ def choose_seed(seed: int) -> int:
 
 
 def init_worker(worker: int) -> None:
-    """Prepare a process of a loader: its own random numbers, and no end before the process that it works for."""
+    """Prepare a process of a loader: its own random numbers, and no end before the process that it works for.
+
+    Signals that end a job are sent to all of its processes, and the training still needs its workers to stop.
+    """
     worker_init_reset_seed(worker)
-    for name in _IGNORED_BY_WORKERS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # A handler can't tell who sent a signal. Not every system can wait for one: there SIGTERM ends a worker.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(sender: int) -> None:
+    """End this process at a SIGTERM of one sender, which is how a process that ends stops those that it started."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+        pass
+    # Any other code would be an error of the loader.
+    os._exit(0)
 
 
 class _SampleOrder(Sampler):

@@ -50,6 +50,10 @@ class TrainingStep(SimpleTrainer):
         # Seed of the run, from which every step gets its random numbers; None: those follow from the step before.
         self.seed: int | None = None
 
+    def end_loading(self) -> None:
+        """End the processes that load images, for which a process that exits would wait some seconds."""
+        self._data_loader_iter_obj = None
+
     def run_step(self) -> None:
         """Load a batch, compute its gradients, update the weights."""
         started = time.perf_counter()

@@ -136,6 +136,7 @@ class Trainer(DefaultTrainer):
             finally:
                 self._write_last_losses()
                 self.after_train()
+                self._trainer.end_loading()
         # A run that was killed after its last checkpoint and before the final one has no step left to write it after.
         done = self.start_iter >= self.max_iter
         if done:

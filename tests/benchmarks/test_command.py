@@ -55,6 +55,7 @@ def test_implementations_have_their_own_processes(capsys, monkeypatch):
     assert [x.split()[0] for x in lines[-2:]] == ["python-detr", "ours"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_loading(capsys, monkeypatch, real_data):
     monkeypatch.setattr("benchmarks.loading._CHECKED", 6)

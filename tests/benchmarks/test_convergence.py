@@ -37,18 +37,24 @@ def compare(tmp_path, repository, real_coco, monkeypatch):
 
 
 @pytest.mark.slow
-def test_variants_in_equal_time(compare, tmp_path, capsys):
+def test_variants_in_equal_time(compare, tmp_path, monkeypatch):
     variants = tmp_path / "variants.yaml"
     variants.write_text("groups: {MODEL.DETR.QUERY_GROUPS: 3, MODEL.DETR.NUM_OBJECT_QUERIES: 8}\n")
     smca = ("--configs", "smca_128_2_3_cpu", "--variants", str(variants))
     small = ("--every", "1000", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", "False")
-    assert compare(*smca, "--minutes", "0.01", "--seeds", "2", *small) == 0
-    rows = [row.split("|") for row in (tmp_path / "convergence.md").read_text().splitlines()[2:]]
+    arguments = (*smca, "--minutes", "0.01", "--seeds", "2", *small)
+    assert compare(*arguments) == 0
+    table = (tmp_path / "convergence.md").read_text()
+    rows = [row.split("|") for row in table.splitlines()[2:]]
     assert [row[1].strip() for row in rows] == ["groups, seed 1", "groups, seed 2"]
     for _, _, iterations, seconds, *metrics in (row[:-1] for row in rows):
         assert int(iterations) == pytest.approx(0.6 / float(seconds), rel=0.2)
         assert len(metrics) == 3
     assert (tmp_path / "convergence.png").stat().st_size > 10_000
+
+    monkeypatch.setattr("benchmarks.convergence.train", None)
+    assert compare("--resume", *arguments) == 0
+    assert (tmp_path / "convergence.md").read_text() == table
 
 
 @pytest.mark.parametrize(

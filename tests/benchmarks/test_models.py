@@ -58,6 +58,7 @@ def test_inference_results_depend_on_images(monkeypatch, model):
     assert max(differences(other, expected).values()) > 10 * inference.TOLERANCES["float32"]
 
 
+@pytest.mark.slow
 def test_training():
     names = ("python-detr", "ours", "ours-checkpoints", "ours-bf16")
     result = compare(Training(names=names, size=(64, 96), options=SMALL), 1, warmup=0)
@@ -90,6 +91,7 @@ def test_training_steps_learn():
     assert losses[1] < losses[0] - 0.01
 
 
+@pytest.mark.slow
 def test_transformers(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pytest.importorskip("transformers")

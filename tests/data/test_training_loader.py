@@ -1,8 +1,10 @@
 """The order of images and random numbers of the training loader, compared with Detectron2's loader."""
 
+import multiprocessing
 import os
 import random
 import signal
+import subprocess
 from itertools import chain
 
 import numpy as np
@@ -103,14 +105,27 @@ def test_records_that_can_not_be_mapped_are_replaced(make_loader):
     assert take(make_loader(mapper=only_even), 6) == replaced
 
 
-def ignored_signals(record: dict) -> dict:
-    return {"ignored": [signal.getsignal(x) == signal.SIG_IGN for x in (signal.SIGTERM, signal.SIGUSR1)]}
+def signalled(record: dict) -> dict:
+    """Send this worker what the processes of a job receive."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        subprocess.run(["kill", f"-{number}", str(os.getpid())], check=True)
+    return {"survived": True}
 
 
 def test_workers_survive_the_signals_that_end_a_job(make_loader):
     """The process that they work for ends them, when it has saved a checkpoint."""
-    loader = make_loader("DATALOADER.NUM_WORKERS", 1, mapper=ignored_signals)
-    assert take(loader, 1, "ignored") == [[[True, True]] * 4]
+    loader = make_loader("DATALOADER.NUM_WORKERS", 1, mapper=signalled)
+    assert take(loader, 1, "survived") == [[True] * 4]
+
+
+def test_the_process_that_they_work_for_ends_workers(make_loader):
+    """As one that exits does: it would wait for them forever."""
+    batches = iter(make_loader("DATALOADER.NUM_WORKERS", 1))
+    worker = next(batches)[0]["process"]
+    (process,) = (x for x in multiprocessing.active_children() if x.pid == worker)
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
 
 
 def test_random_seed(make_loader):

@@ -52,7 +52,7 @@ def test_accumulated_gradients_are_those_of_the_batch(take_step, make_inputs, co
     ("options", "sizes"),
     [
         (INVARIANT, [(64, 96), (80, 64), (64, 64), (48, 70)]),
-        ((*MASKS, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)]),
+        pytest.param((*MASKS, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)], marks=pytest.mark.slow),
         (MASKS, [SIZE] * 4),
         ((*MASKS, *TRAINING_QUERIES, *INVARIANT), [(64, 96), (80, 64), (64, 64), (48, 70)]),
     ],

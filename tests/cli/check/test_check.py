@@ -21,6 +21,7 @@ def test_good_data_are_silent(check, dataset, problems, notes):
     assert "0 errors, 0 warnings, 0 notes" in printed
 
 
+@pytest.mark.slow
 def test_real_data_are_silent(check, real_data, tmp_path, problems):
     """Both splits of the sample; statistics counted independently in the json."""
     coco = real_data / "coco"

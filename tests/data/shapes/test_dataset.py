@@ -165,8 +165,8 @@ def registered(tmp_path, monkeypatch):
         MetadataCatalog.remove(name)
 
 
-def test_the_package_registers_two_splits_without_generating_them():
-    for name in ("shapes_train", "shapes_val"):
+def test_the_package_registers_splits_without_generating_them():
+    for name in ("shapes_train", "shapes_val", "shapes_hard_train", "shapes_hard_val"):
         assert name in DatasetCatalog
         assert MetadataCatalog.get(name).thing_classes == ["disc", "square", "triangle", "star", "ring", "cross"]
 
