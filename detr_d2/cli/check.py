@@ -57,11 +57,15 @@ def _add_flags(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print the report and write it."""
+    from detr_d2.config import file_channels
     from detr_d2.data.checks import check_loaded, format_result
 
     start_process()
     datasets, cfg = load(args)
-    result = check_loaded(datasets, args.num_classes, args.num_queries, open_images=not args.skip_images)
+    channels = 3 if cfg is None else file_channels(cfg)
+    result = check_loaded(
+        datasets, args.num_classes, args.num_queries, open_images=not args.skip_images, channels=channels
+    )
     text = format_result(result)
     print(text, end="")
     if args.output:
@@ -107,16 +111,17 @@ def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None") -> dict[str, by
     """Draw a preview of every dataset and, with a config, of its training images; PNG by name of the file."""
     from detectron2.utils.env import seed_all_rng
 
+    from detr_d2.config import file_channels
     from detr_d2.data import build_training_mapper
     from detr_d2.visualization.dataset_preview import draw_preview
 
-    images = {}
+    images, channels = {}, 3 if cfg is None else file_channels(cfg)
     seed_all_rng(0)
     for number, dataset in enumerate(datasets, start=1):
         if not dataset.records:
             continue
         suffix = "" if number == 1 else f"_{number}"
-        images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes))
+        images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes, channels=channels))
         if cfg is not None and dataset.train:
             mapper = build_training_mapper(cfg, dataset.records)
             figure = draw_preview(dataset.records, dataset.classes, mapper, cfg.INPUT.FORMAT)
