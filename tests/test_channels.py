@@ -103,8 +103,8 @@ def test_prediction_normalizes_the_values_of_the_file(trained, make_cfg):
     np.testing.assert_allclose(batch.tensor[0].permute(1, 2, 0).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_check_prints_statistics(trained, capsys, catalogs):
-    words = ["--config-file", trained.config, "DATASETS.TRAIN", "('bands',)", "DATASETS.TEST", "()"]
+def test_the_check_prints_statistics(trained, capsys, catalogs, tmp_path):
+    words = ["--config-file", trained.config, "--output", tmp_path, "DATASETS.TRAIN", "('bands',)", "DATASETS.TEST", "()"]
     register_coco_dataset("bands", str(trained.json), str(trained.images))
     assert check(list(map(str, words))) == 0
     sampled = trained.pixels[:, ::4, ::4].reshape(-1, trained.channels)
@@ -112,7 +112,9 @@ def test_the_check_prints_statistics(trained, capsys, catalogs):
     text = " ".join(capsys.readouterr().out.split())
     found = text.partition('MODEL.PIXEL_MEAN "[')[2].partition("]")[0].split(", ")
     np.testing.assert_allclose(np.float64(found), np.float64(expected), rtol=1e-4)
-    assert check([*map(str, words), "INPUT.CHANNELS", "2", "MODEL.PIXEL_MEAN", "[1.0, 1.0]"]) == 1
+    assert {x.name for x in tmp_path.glob("*.png")} == {"preview.png", "training.png"}
+    files = ["--train-json", trained.json, "--train-images", trained.images, "--channels", 2]
+    assert check(list(map(str, files))) == 1
     assert f"has {trained.channels} band" in " ".join(capsys.readouterr().out.split())
 
 

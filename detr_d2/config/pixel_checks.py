@@ -57,7 +57,7 @@ def check_channels(cfg: CfgNode) -> None:
         if (count := len(cfg.MODEL[key])) != channels:
             raise UserError(
                 f"MODEL.{key} has {count} value{'s' if count != 1 else ''}, but {reason}: set {channels}, in the units "
-                "of the files. `detr-d2 check --config-file` prints those of your images."
+                "of the files. `detr-d2 check --channels` prints those of your images."
             )
     if not all(x > 0 for x in cfg.MODEL.PIXEL_STD):
         raise UserError(f"MODEL.PIXEL_STD is {list(cfg.MODEL.PIXEL_STD)}: set positive values.")
