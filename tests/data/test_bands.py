@@ -53,6 +53,7 @@ def test_a_png_of_four_bands_and_16_bits(tmp_path, rng):
     pixels = rng.integers(0, 65536, (7, 9, 4), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), pixels[:, :, [2, 1, 0, 3]])
     np.testing.assert_array_equal(read(tmp_path / "a.png", 4), pixels.astype(np.float32))
+    np.testing.assert_array_equal(read(tmp_path / "a.png", 3), pixels[:, :, :3] >> 8)
 
 
 def test_a_png_of_gray_and_alpha_and_16_bits(tmp_path, rng):
