@@ -38,6 +38,8 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
         "openvino": ["openvino>=2025.0"],
         "openvino-int8": ["openvino>=2025.0", "nncf>=2.14"],
+        # TIFF files of several bands, docs/OWN_DATA.md; the second decompresses most of them.
+        "multispectral": ["tifffile>=2023.1", "imagecodecs>=2023.1"],
     },
     packages=[*find_packages(include=["detr_d2", "detr_d2.*"]), "detr_d2.configs"],
     package_dir={"detr_d2.configs": "configs"},

@@ -1,7 +1,7 @@
 """The tensors of a file that a model is loaded with, and whether they fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -54,6 +54,7 @@ class WeightsAdapter:
         Raises:
             UserError: the weights do not fit, and what differs may not differ.
         """
+        weights = replace(weights, tensors=self._adapt_channels(weights.tensors))
         if weights.format.backbone_only:
             tensors = self._adapt_backbone(weights)
         else:
@@ -74,6 +75,26 @@ class WeightsAdapter:
                 + (" MODEL.DETR.LOAD.QUERIES resize loads as many queries as fit." if only_queries else "")
             )
         return {name: x for name, x in tensors.items() if name in self.model}
+
+    def _adapt_channels(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the first convolution of a backbone for RGB to the model's number of channels."""
+        adapted = {}
+        for name, x in tensors.items():
+            expected = self.model.get(name)
+            if not name.startswith(BACKBONE) or x.dim() != 4 or x.shape[1] != 3 or expected is None:
+                continue
+            channels = expected.shape[1]
+            if channels == 3 or expected.shape != (x.shape[0], channels, *x.shape[2:]):
+                continue
+            if not self.allowed.new_head:
+                raise UserError(
+                    f"{self.source} is for images of 3 channels; the model has {channels} (INPUT.CHANNELS). It can be "
+                    "adapted to train, not to evaluate or resume: set INPUT.CHANNELS 3, or MODEL.WEIGHTS to a "
+                    f"checkpoint for {channels}."
+                )
+            adapted[name] = adapt_channels(x, channels)
+            self.notes.append(f"{name} adapted from 3 to {channels} channels")
+        return tensors | adapted
 
     def _adapt_backbone(self, weights: NativeWeights) -> dict[str, Tensor]:
         if not self.allowed.new_head:
@@ -203,6 +224,17 @@ class WeightsAdapter:
         self.notes.append(f"class_embed re-initialized, {change}")
         self.expected = {name: x for name, x in self.expected.items() if name not in HEAD}
         return {name: x for name, x in tensors.items() if name not in HEAD}
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return the (O, 3, h, w) weight of a convolution for another number of channels, as timm does.
+
+    For one channel, the sum: a gray image has the features that it has as RGB, if normalized alike. Otherwise the three
+    channels in turn, times 3 / ``channels``, which keeps the size of the features.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [i % 3 for i in range(channels)]] * (3 / channels)
 
 
 def _stage(name: str) -> str:

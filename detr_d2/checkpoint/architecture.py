@@ -133,7 +133,7 @@ def _infer_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         settings["OUT_FEATURES"] = list(dict.fromkeys(widths[x] for x in projections if x in widths))
     if depth := _DEPTHS.get((last is not None, blocks)):
         settings["DEPTH"] = depth
-    return {f"MODEL.RESNETS.{key}": value for key, value in settings.items()}
+    return {"INPUT.CHANNELS": stem.shape[1]} | {f"MODEL.RESNETS.{key}": value for key, value in settings.items()}
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

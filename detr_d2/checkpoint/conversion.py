@@ -127,6 +127,9 @@ def target_config(architecture: dict[str, Any]) -> CfgNode:
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     cfg.merge_from_list([x for item in architecture.items() for x in item])
+    if cfg.INPUT.CHANNELS != 3:
+        # The file does not hold them.
+        cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [1.0] * cfg.INPUT.CHANNELS
     hidden_dim = cfg.MODEL.DETR.HIDDEN_DIM
     # The number of heads changes no shape: any that divides the channels will do.
     cfg.MODEL.DETR.NHEADS = next(n for n in (cfg.MODEL.DETR.NHEADS, 4, 2, 1) if hidden_dim % n == 0)

@@ -103,7 +103,7 @@ def count(model: "nn.Module", size: tuple[int, int], activations: bool = True) -
         counts = analysis.by_module().items()
         return {name.removeprefix("model").removeprefix("."): int(x) for name, x in counts if name}
 
-    inputs = [{"image": torch.zeros(3, *size, dtype=torch.uint8)}]
+    inputs = [{"image": torch.zeros(len(model.pixel_mean), *size, dtype=torch.uint8)}]
     with torch.no_grad():
         flops = FlopCountAnalysis(model, inputs).set_op_handle(ATTENTION, attention_flops)
         statistics = {

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from detr_d2.config import file_channels
+    from detr_d2.data.bands import to_display
     from detr_d2.data.images import read_image
     from detr_d2.inference.predictor import Predictor, prediction_config
     from detr_d2.modeling import record_attention
@@ -51,11 +53,13 @@ def run(args: argparse.Namespace) -> None:
     if Path(args.output).suffix.lower() != ".png" or not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output is {args.output}: give the path of a .png file in a folder that exists.")
     try:
-        image = read_image(args.input, "RGB")
+        cfg = prediction_config(args.config_file, args.opts, trust=args.trust)
+        image = read_image(args.input, "RGB", channels=file_channels(cfg))
         points = relative_points(args.encoder_point or [], *image.shape[:2])
-        predictor = Predictor.from_config(prediction_config(args.config_file, args.opts, trust=args.trust))
+        predictor = Predictor.from_config(cfg)
         with record_attention(predictor.model, points) as record, torch.no_grad():
             (instances,) = predictor([image])
+        image = to_display(image)
         style = {"layer": args.layer, "per_head": args.per_head}
         if points:
             maps = draw_encoder_attention(image, record, **style)

@@ -46,6 +46,9 @@ def _add_flags(parser: CommandParser) -> None:
         parser.add_argument(
             f"--num-{name}", type=int, metavar="N", help=f"{name} of the model (default: the config's, or not checked)"
         )
+    parser.add_argument(
+        "--channels", type=int, metavar="N", help="bands of the images, INPUT.CHANNELS (default: the config's, or 3)"
+    )
     parser.add_argument("--skip-images", action="store_true", help="don't open the image files: seconds, not minutes")
     parser.add_argument(
         "--output",
@@ -57,16 +60,21 @@ def _add_flags(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print the report and write it."""
+    from detr_d2.config import file_channels
     from detr_d2.data.checks import check_loaded, format_result
 
     start_process()
     datasets, cfg = load(args)
-    result = check_loaded(datasets, args.num_classes, args.num_queries, open_images=not args.skip_images)
+    if args.channels is None:
+        args.channels = 3 if cfg is None else file_channels(cfg)
+    result = check_loaded(
+        datasets, args.num_classes, args.num_queries, open_images=not args.skip_images, channels=args.channels
+    )
     text = format_result(result)
     print(text, end="")
     if args.output:
         reports = {"report.json": json.dumps(result.to_dict(), indent=1).encode(), "report.txt": text.encode()}
-        write(args.output, {**draw(datasets, cfg), **reports})
+        write(args.output, {**draw(datasets, cfg, args.channels), **reports})
     return 1 if any(finding.severity == "error" for finding in result.findings()) else 0
 
 
@@ -103,7 +111,7 @@ def load(args: argparse.Namespace) -> tuple[list["LoadedDataset"], "CfgNode | No
     return [load_coco(file, images, train=train) for file, images, train in files if file], None
 
 
-def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None") -> dict[str, bytes]:
+def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None", channels: int = 3) -> dict[str, bytes]:
     """Draw a preview of every dataset and, with a config, of its training images; PNG by name of the file."""
     from detectron2.utils.env import seed_all_rng
 
@@ -116,7 +124,7 @@ def draw(datasets: list["LoadedDataset"], cfg: "CfgNode | None") -> dict[str, by
         if not dataset.records:
             continue
         suffix = "" if number == 1 else f"_{number}"
-        images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes))
+        images[f"preview{suffix}.png"] = _to_png(draw_preview(dataset.records, dataset.classes, channels=channels))
         if cfg is not None and dataset.train:
             mapper = build_training_mapper(cfg, dataset.records)
             figure = draw_preview(dataset.records, dataset.classes, mapper, cfg.INPUT.FORMAT)

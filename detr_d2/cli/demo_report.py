@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_d2.cli.html import data_uri, render_template
+from detr_d2.config import file_channels
 from detr_d2.data import DetrDatasetMapper
+from detr_d2.data.bands import to_display
 from detr_d2.data.images import read_image
 from detr_d2.engine.trainer import Trainer
 from detr_d2.modeling import record_attention
@@ -106,7 +108,7 @@ def write_report(trainer: Trainer, results: dict, minutes: float, command: str) 
 
 
 def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
-    image, detected, truth = read_image(record["file_name"], "RGB"), _detect(trainer, record), record["annotations"]
+    image, detected, truth = _read(trainer, record), _detect(trainer, record), record["annotations"]
     scale = max(1, round(_SHORT_SIDE / min(image.shape[:2])))
     left, right = (draw_instances(image, x, classes, SCORE_THRESHOLD, scale) for x in (truth, detected))
     gap = np.full((len(left), 12, 3), 255, dtype=np.uint8)
@@ -117,7 +119,11 @@ def _prediction(trainer: Trainer, record: dict, classes: list[str]) -> ReportIma
 def _attention(trainer: Trainer, record: dict, classes: list[str]) -> ReportImage:
     with record_attention(trainer.trained_model) as attention:
         detected = _detect(trainer, record)
-    return ReportImage(draw_query_attention(read_image(record["file_name"], "RGB"), detected, attention, classes))
+    return ReportImage(draw_query_attention(_read(trainer, record), detected, attention, classes))
+
+
+def _read(trainer: Trainer, record: dict) -> np.ndarray:
+    return to_display(read_image(record["file_name"], "RGB", channels=file_channels(trainer.cfg)))
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
             suggestions = to_suggestions(coco, [x for kind in KINDS for x in ranked[kind][: args.top]])
             text = json.dumps(apply_suggestions(coco.dataset, suggestions), ensure_ascii=False)
             (folder / SUGGESTIONS).write_text(text, encoding="utf-8")
-            html = render_report(coco, suggestions, args.images, os.path.basename(args.annotations))
+            html = render_report(coco, suggestions, args.images, os.path.basename(args.annotations), predictor.channels)
             (folder / REPORT).write_text(html, encoding="utf-8")
     except OSError as e:
         raise UserError(f"--output {args.output} can't be written ({e}): make space, or name another.") from e
@@ -68,13 +68,15 @@ def run(args: argparse.Namespace) -> None:
     print(f"written to {args.output}")
 
 
-def render_report(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str, name: str) -> str:
-    """Return HTML that needs no other file, with an image of every suggestion."""
+def render_report(
+    coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str, name: str, channels: int = 3
+) -> str:
+    """Return HTML that needs no other file, with an image of every suggestion; files have as many ``channels``."""
     from detr_d2.cli.html import render_template
     from detr_d2.evaluation.label_errors import KINDS
     from detr_d2.visualization.label_errors import ANNOTATED, PREDICTED
 
-    crops = dict(_draw(coco, suggestions, image_root))
+    crops = dict(_draw(coco, suggestions, image_root, channels))
     sections = [
         {"kind": kind, "title": text, "cards": [_card(coco, x, crops[x.number]) for x in suggestions if x.kind == kind]}
         for kind, text in KINDS.items()
@@ -91,11 +93,14 @@ def render_report(coco: "COCO", suggestions: Sequence["Suggestion"], image_root:
     )
 
 
-def _draw(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str) -> Iterator[tuple[int, str]]:
+def _draw(
+    coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str, channels: int
+) -> Iterator[tuple[int, str]]:
     """Yield the number of every suggestion and the address of its image, reading every file once."""
     from tqdm import tqdm
 
     from detr_d2.cli.html import data_uri
+    from detr_d2.data.bands import to_display
     from detr_d2.data.images import read_image
     from detr_d2.visualization.label_errors import draw_label_error
 
@@ -103,7 +108,8 @@ def _draw(coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str) ->
     for x in suggestions:
         by_image.setdefault(x.image["id"], []).append(x)
     for image_id, of_image in tqdm(by_image.items(), "drawing", unit="image", disable=None):
-        pixels = read_image(os.path.join(image_root, coco.imgs[image_id]["file_name"]), "RGB")
+        path = os.path.join(image_root, coco.imgs[image_id]["file_name"])
+        pixels = to_display(read_image(path, "RGB", channels=channels))
         for x in of_image:
             others = [y["bbox"] for y in coco.imgToAnns.get(image_id, ()) if y is not x.annotation]
             buffer = io.BytesIO()

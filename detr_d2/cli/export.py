@@ -56,7 +56,9 @@ def _add_flags(parser: CommandParser) -> None:
         help="the N best detections of each image (default: as many as there are object queries)",
     )
     group.add_argument(
-        "--dtype", choices=("uint8", "float32"), default="uint8", help="type of the images, 0 to 255 (default: uint8)"
+        "--dtype",
+        choices=("uint8", "float32"),
+        help="type of the images (default: uint8, or float32 if INPUT.CHANNELS is not 3)",
     )
     group = parser.add_argument_group("8 bits", "formats onnx and openvino; docs/EXPORT.md")
     group.add_argument(
@@ -107,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> "Verification":
+    from detr_d2.config import file_channels
     from detr_d2.export import GraphOptions, export_model
     from detr_d2.inference.predictor import Predictor, prediction_config
 
@@ -120,7 +123,7 @@ def _export(args: argparse.Namespace) -> "Verification":
         args.outputs or ("raw" if model.panoptic is not None else "detections"),
         masks=model.has_masks and not args.no_masks,
         max_detections=args.max_detections,
-        dtype=args.dtype,
+        dtype=args.dtype or ("uint8" if file_channels(cfg) == 3 else "float32"),
     )
     return export_model(
         model,

@@ -10,7 +10,7 @@ from detr_d2.config.checks import (
 from detr_d2.config.defaults import add_detr_config
 from detr_d2.config.lazy import load_lazy_config
 from detr_d2.config.loading import find_config, load_config, packaged_config
-from detr_d2.config.pixel_checks import check_pixel_statistics, log_pixel_warnings
+from detr_d2.config.pixel_checks import check_pixel_statistics, file_channels, log_pixel_warnings
 
 __all__ = [
     "PRECISIONS",
@@ -20,6 +20,7 @@ __all__ = [
     "check_precision",
     "check_training_config",
     "choice",
+    "file_channels",
     "find_config",
     "load_config",
     "load_lazy_config",

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from detr_d2.config.pixel_checks import check_channels
 from detr_d2.utils.errors import UserError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -40,6 +41,7 @@ _MODEL_RANGES: dict[str, _Range] = {
     "MODEL.DETR.TEST.TILE_THRESHOLD": ("a share over 0, at most 1", lambda x: 0 < x <= 1),
     "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": ("a probability from 0 to 1", lambda x: 0 <= x <= 1),
     "MODEL.DETR.PANOPTIC.MIN_AREA": ("0 or more, in pixels", lambda x: x >= 0),
+    "INPUT.CHANNELS": _POSITIVE,
     "DATALOADER.CACHE_MEGABYTES": _NOT_NEGATIVE,
     "TEST.BATCH_SIZE": _POSITIVE,
 }
@@ -80,6 +82,7 @@ def check_model_config(cfg: CfgNode) -> None:
     _check_name(BACKENDS, "MODEL.DETR.TEST.BACKEND", cfg.MODEL.DETR.TEST.BACKEND)
     detr = cfg.MODEL.DETR
     check_class_thresholds(cfg)
+    check_channels(cfg)
     if detr.HIDDEN_DIM % detr.NHEADS:
         raise UserError(
             f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} is not a multiple of MODEL.DETR.NHEADS {detr.NHEADS}: "

@@ -203,6 +203,10 @@ def add_detr_config(cfg: CN) -> None:
     # Images per batch of the evaluation, sorted by shape for little padding.
     cfg.TEST.BATCH_SIZE = 1
 
+    # Number of bands of the image files: 3, RGB, to which any file is converted; 1, grayscale; more, multispectral.
+    # Unless it is 3, values are those of the files, 0 to 65535 with 16 bits, and MODEL.PIXEL_MEAN and PIXEL_STD have
+    # one in the same units for each band. See docs/OWN_DATA.md.
+    cfg.INPUT.CHANNELS = 3
     # What follows the flip in training. "detr": as the paper. "light": for small datasets whose images may be
     # flipped vertically.
     # "lsj": large scale jitter, to squares of the largest MIN_SIZE_TRAIN. See docs/TRAINING_RECIPES.md.

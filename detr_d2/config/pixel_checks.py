@@ -41,6 +41,28 @@ _FAMILIES_BY_PATH = (
 _TOLERANCE = 0.51
 
 
+def file_channels(cfg: CfgNode) -> int:
+    """Return the number of bands that image files must have; 3: any, files are converted to ``INPUT.FORMAT``."""
+    return 3 if cfg.INPUT.FORMAT == "L" else cfg.INPUT.CHANNELS
+
+
+def check_channels(cfg: CfgNode) -> None:
+    """Raise a UserError if the pixel statistics are not those of as many channels as images have."""
+    channels, reason = cfg.INPUT.CHANNELS, f"INPUT.CHANNELS is {cfg.INPUT.CHANNELS}"
+    if cfg.INPUT.FORMAT == "L":
+        if channels not in (1, 3):
+            raise UserError(f"INPUT.FORMAT L converts images to gray, but {reason}: set INPUT.CHANNELS 1.")
+        channels, reason = 1, "INPUT.FORMAT is L"
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if (count := len(cfg.MODEL[key])) != channels:
+            raise UserError(
+                f"MODEL.{key} has {count} value{'s' if count != 1 else ''}, but {reason}: set {channels}, in the units "
+                "of the files. `detr-d2 check --channels` prints those of your images."
+            )
+    if not all(x > 0 for x in cfg.MODEL.PIXEL_STD):
+        raise UserError(f"MODEL.PIXEL_STD is {list(cfg.MODEL.PIXEL_STD)}: set positive values.")
+
+
 def check_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Find contradictions between the image format, the pixel statistics and the weights of a config.
 
@@ -48,6 +70,9 @@ def check_pixel_statistics(cfg: CfgNode) -> list[str]:
     names the keys and their correct values. Nothing is downloaded.
     """
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if file_channels(cfg) != 3:
+        # Their units are those of the files, and no published weights are for them.
+        return []
     if len(mean) != len(std):
         return [
             f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: set one per channel in both."

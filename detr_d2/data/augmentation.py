@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform, Transform
+from fvcore.transforms.transform import BlendTransform, NoOpTransform, Transform
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from detr_d2.config import choice
+from detr_d2.config import choice, file_channels
 from detr_d2.data.images import to_tensor
 from detr_d2.utils.errors import UserError
 
@@ -27,7 +27,7 @@ class FastResizeTransform(T.ResizeTransform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         method = self.interp if interp is None else interp
-        if img.dtype != np.uint8 or img.ndim != 3 or method != Image.BILINEAR:
+        if img.ndim != 3 or method != Image.BILINEAR or (img.dtype != np.uint8 and img.shape[2] == 3):
             return super().apply_image(img, interp)
         size = (self.new_h, self.new_w)
         resized = interpolate(to_tensor(img)[None], size=size, mode="bilinear", antialias=True)[0]
@@ -66,7 +66,9 @@ class DetrResizeShortestEdge(T.ResizeShortestEdge):
         new_height, new_width = self.get_output_shape(height, width, int(size), self.max_size)
         if (new_height, new_width) == (height, width):
             return NoOpTransform()
-        transform = FastResizeTransform if self.fast else T.ResizeTransform
+        # Pillow takes a fourth band for alpha, and reads neither five nor more than 8 bits.
+        is_rgb = image.shape[2:] in ((), (3,))
+        transform = FastResizeTransform if self.fast or not is_rgb else T.ResizeTransform
         return transform(height, width, new_height, new_width, self.interp)
 
     @staticmethod
@@ -100,8 +102,14 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         raise UserError(f"INPUT.RANDOM_FLIP is {flip!r}: set it to horizontal, vertical or none.")
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    is_rgb = file_channels(cfg) == 3
+    if keys.AUGMENTATION == "lsj" and not is_rgb:
+        raise UserError(
+            f"INPUT.AUGMENTATION lsj resizes and pads RGB images, but INPUT.CHANNELS is {keys.CHANNELS}: set detr or "
+            "light."
+        )
     augmentations += choice(AUGMENTATIONS, "INPUT.AUGMENTATION", keys.AUGMENTATION)(keys)
-    return augmentations + _build_color_jitter(keys.COLOR_JITTER)
+    return augmentations + _build_color_jitter(keys.COLOR_JITTER, is_rgb)
 
 
 def _build_detr(keys: CfgNode) -> list[T.Augmentation]:
@@ -134,12 +142,24 @@ AUGMENTATIONS = {"detr": _build_detr, "light": _build_light, "lsj": _build_large
 """Values of ``INPUT.AUGMENTATION``: from the node ``INPUT`` to what follows the flip."""
 
 
-def _build_color_jitter(strength: float) -> list[T.Augmentation]:
-    """Return changes of brightness, contrast and saturation by factors from 1 - strength to 1 + strength."""
+class BandContrast(T.RandomContrast):
+    """Change of the contrast of every band around its own mean, by one random factor."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        factor = np.random.uniform(self.intensity_min, self.intensity_max)
+        means = image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+        return BlendTransform(src_image=means, src_weight=1 - factor, dst_weight=factor)
+
+
+def _build_color_jitter(strength: float, is_rgb: bool) -> list[T.Augmentation]:
+    """Return changes of brightness, contrast and saturation by factors from 1 - strength to 1 + strength.
+
+    Bands other than RGB have no saturation.
+    """
     if not 0 <= strength < 1:
         raise UserError(f"INPUT.COLOR_JITTER is {strength}: set a share of at least 0 and less than 1.")
-    kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation) if strength else ()
-    return [kind(1 - strength, 1 + strength) for kind in kinds]
+    contrast = (T.RandomContrast, T.RandomSaturation) if is_rgb else (BandContrast,)
+    return [kind(1 - strength, 1 + strength) for kind in (T.RandomBrightness, *contrast)] if strength else []
 
 
 def _build_crop(keys: CfgNode) -> T.AugmentationList:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from detr_d2.data.bands import EXIF_ORIENTATION, check_bands, decode_bands, is_tiff, tiff_size
 from detr_d2.utils.errors import UserError
 
 IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
@@ -20,27 +21,34 @@ IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 # Errors of Pillow's decoders, depending on the format, for a damaged file.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
-_EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
-def read_image(file_name: str, image_format: str, content: bytes | None = None) -> np.ndarray:
+def read_image(file_name: str, image_format: str, content: bytes | None = None, channels: int = 3) -> np.ndarray:
     """Read an image file, upright.
 
-    The orientation in its EXIF data is applied. Grayscale is repeated over the channels, a palette is looked up,
-    alpha is dropped, and 16 bits are scaled to 8.
+    The orientation in its EXIF data is applied. With 3 ``channels`` grayscale is repeated over the channels, a palette
+    is looked up, alpha is dropped, and 16 bits are scaled to 8. With another number, values are those of the file, see
+    :func:`~detr_d2.data.bands.decode_bands`.
 
     Args:
         file_name: a path or URL that Detectron2's ``PathManager`` supports.
         image_format: one of ``IMAGE_FORMATS``.
         content: bytes of the file, of which ``file_name`` is only the name then.
+        channels: number of bands of the file, unless it is 3.
 
     Returns:
-        (H, W, C) array; uint8 in [0, 255], or float for "YUV-BT.601".
+        (H, W, C) array; uint8 in [0, 255], or float for "YUV-BT.601" and for files of more than 8 bits with
+        ``channels`` other than 3.
 
     Raises:
-        UserError: the file is missing, damaged or of a format that can't be read.
+        UserError: the file is missing, damaged, of a format that can't be read, or of another number of bands.
     """
+    if channels != 3:
+        with explain_errors(f"Image {file_name}", "the dataset's image folder"):
+            pixels = decode_bands(_read_content(file_name) if content is None else content)
+        check_bands(f"Image {file_name}", pixels.shape[2], channels)
+        return pixels
     with explain_errors(f"Image {file_name}", "the dataset's image folder"):
         content, image = open_image(file_name, content)
         if image_format in ("RGB", "BGR") and (pixels := _decode_jpeg(image, content)) is not None:
@@ -58,12 +66,18 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         UserError: the file is missing, is no image, or claims more pixels than Pillow's limit.
     """
     with explain_errors(f"Image {file_name}", "the dataset's image folder"), PathManager.open(file_name, "rb") as file:
-        image = Image.open(file)
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            if not is_tiff(content := file.read()):
+                raise
+            return tiff_size(content)
         if image.format == "PNG":
             # Its EXIF data may follow the pixels.
             image.load()
         try:
-            is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_QUARTER_TURNS
+            is_rotated = image.getexif().get(EXIF_ORIENTATION, 1) in _EXIF_QUARTER_TURNS
         except Exception:
             # Damaged EXIF data can raise any error; then nothing is rotated, as by read_image.
             is_rotated = False
@@ -73,9 +87,18 @@ def read_image_size(file_name: str) -> tuple[int, int]:
 def open_image(file_name: str, content: bytes | None = None) -> tuple[bytes, Image.Image]:
     """Return the content of an image file, if not given, and the image that Pillow will decode from it."""
     if content is None:
-        with PathManager.open(file_name, "rb") as file:
-            content = file.read()
-    return content, Image.open(io.BytesIO(content))
+        content = _read_content(file_name)
+    try:
+        return content, Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        if not is_tiff(content):
+            raise
+        raise OSError(f"{error}; if it has other bands than RGB, set INPUT.CHANNELS to their number") from error
+
+
+def _read_content(file_name: str) -> bytes:
+    with PathManager.open(file_name, "rb") as file:
+        return file.read()
 
 
 @contextmanager
@@ -97,7 +120,7 @@ def _decode_jpeg(image: Image.Image, content: bytes) -> np.ndarray | None:
     if image.format != "JPEG" or image.mode != "RGB":
         return None
     try:
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             return None
         decoded = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except Exception:
@@ -158,9 +181,10 @@ class ImageCache:
     would gain nothing. Files are assumed not to change.
     """
 
-    def __init__(self, image_format: str, megabytes: float) -> None:
+    def __init__(self, image_format: str, megabytes: float, channels: int = 3) -> None:
         """Create an empty cache, limited to 10^6 bytes times ``megabytes`` in this process; 0 turns it off."""
         self.image_format = image_format
+        self.channels = channels
         self.free_bytes = megabytes * 1e6
         self._images: dict[str, np.ndarray] = {}
 
@@ -168,7 +192,7 @@ class ImageCache:
         """Read an image as :func:`read_image` does; a cached image is read-only."""
         if file_name in self._images:
             return self._images[file_name]
-        image = read_image(file_name, self.image_format)
+        image = read_image(file_name, self.image_format, channels=self.channels)
         if image.nbytes <= self.free_bytes:
             self.free_bytes -= image.nbytes
             image.flags.writeable = False

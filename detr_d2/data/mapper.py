@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
+from detr_d2.config import file_channels
 from detr_d2.data.annotations import ImageTargets, annotations_of, build_instances, is_panoptic, read_targets
 from detr_d2.data.augmentation import build_augmentation
 from detr_d2.data.images import IMAGE_FORMATS, ImageCache, check_image_size, to_tensor
@@ -37,6 +38,7 @@ class DetrDatasetMapper:
         image_format: str = "RGB",
         with_masks: bool = False,
         cache_megabytes: float = 0,
+        channels: int = 3,
     ):
         """Store the values, which ``DetrDatasetMapper(cfg, is_train)`` reads from a config.
 
@@ -46,12 +48,13 @@ class DetrDatasetMapper:
             image_format: one of Detectron2's, as the backbone's weights expect it.
             with_masks: whether targets have masks.
             cache_megabytes: the memory for decoded images in each process, in 10^6 bytes.
+            channels: number of bands that files must have; 3: any, converted to ``image_format``.
         """
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"INPUT.FORMAT is {image_format!r}: set it to one of {', '.join(IMAGE_FORMATS)}.")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.images = ImageCache(image_format, cache_megabytes)
+        self.images = ImageCache(image_format, cache_megabytes, channels)
         self.dropped = ExampleCounter()
         self.with_masks = with_masks
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
@@ -64,6 +67,7 @@ class DetrDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "with_masks": cfg.MODEL.MASK_ON,
             "cache_megabytes": cfg.DATALOADER.CACHE_MEGABYTES if is_train else 0,
+            "channels": file_channels(cfg),
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -75,7 +79,8 @@ class DetrDatasetMapper:
         Returns:
             The record, without "annotations" and "segments_info", with
 
-            - "image": (C, H, W) uint8 tensor, augmented;
+            - "image": (C, H, W) tensor, augmented; uint8, or float if the file has other bands than RGB and more
+              than 8 bits;
             - "height", "width": of the file, before augmentation;
             - "instances", in training: ``gt_boxes``, absolute XYXY in the augmented image, ``gt_classes`` and,
               with masks, ``gt_masks``, (N, H, W) ``BitMasks``; empty if nothing is annotated.

@@ -9,11 +9,12 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from detr_d2.config import file_channels
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.utils.errors import UserError
 
-# Gray level around the images of a mosaic, as in YOLOv5.
-_GRAY = 114
+# Around the images of a mosaic, as in YOLOv5.
+_GRAY = (114,)
 # Probability with which each object is pasted.
 _PASTED_SHARE = 0.5
 
@@ -27,6 +28,7 @@ class MixingMapper:
         mosaic: probability with which a sample becomes a mosaic of four, each at half its size (arXiv 2004.10934).
         copy_paste: probability with which about half of the objects of another image are pasted over those of a sample
             (arXiv 2012.07177); requires masks.
+        background: value of every channel, or one for all, around the images of a mosaic.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class MixingMapper:
         *,
         mosaic: float = 0.0,
         copy_paste: float = 0.0,
+        background: Sequence[float] = _GRAY,
     ):
         self.mapper = mapper
         self.records = records
         self.mosaic = mosaic
         self.copy_paste = copy_paste
+        self.background = background
 
     def __call__(self, record: dict) -> dict:
         """Map one record; the sample keeps its file name."""
@@ -48,7 +52,7 @@ class MixingMapper:
         if np.random.random() < self.copy_paste:
             sample = paste_objects(sample, self._map_another())
         if np.random.random() < self.mosaic:
-            sample = make_mosaic([sample, *(self._map_another() for _ in range(3))])
+            sample = make_mosaic([sample, *(self._map_another() for _ in range(3))], self.background)
         return sample
 
     def _map_another(self) -> dict:
@@ -65,19 +69,22 @@ def build_training_mapper(cfg: CfgNode, records: Sequence[dict]) -> DetrDatasetM
         raise UserError("INPUT.COPY_PASTE needs masks: set MODEL.MASK_ON True, or INPUT.COPY_PASTE 0.")
     if not keys.MOSAIC and not keys.COPY_PASTE:
         return mapper
-    return MixingMapper(mapper, records, mosaic=keys.MOSAIC, copy_paste=keys.COPY_PASTE)
+    background = _GRAY if file_channels(cfg) == 3 else tuple(cfg.MODEL.PIXEL_MEAN)
+    return MixingMapper(mapper, records, mosaic=keys.MOSAIC, copy_paste=keys.COPY_PASTE, background=background)
 
 
-def make_mosaic(samples: Sequence[dict]) -> dict:
+def make_mosaic(samples: Sequence[dict], background: Sequence[float] = _GRAY) -> dict:
     """Return the first of four samples with the images of all, at half their size, in two rows of two.
 
-    Rows and columns are as large as their largest image. Images meet in one point; what they leave free is gray.
+    Rows and columns are as large as their largest image. Images meet in one point; what they leave free has the
+    ``background``'s values.
     """
     images = [_resize(x["image"], 0.5) for x in samples]
     sizes = [tuple(x.shape[1:]) for x in images]
     top, left = (max(sizes[i][0] for i in (0, 1)), max(sizes[i][1] for i in (0, 2)))
     size = top + max(sizes[i][0] for i in (2, 3)), left + max(sizes[i][1] for i in (1, 3))
-    canvas = images[0].new_full((len(images[0]), *size), _GRAY)
+    canvas = images[0].new_empty((len(images[0]), *size))
+    canvas[:] = images[0].new_tensor(background)[:, None, None]
     parts = []
     for i, (sample, image, (height, width)) in enumerate(zip(samples, images, sizes, strict=True)):
         y, x = (top if i >= 2 else top - height), (left if i % 2 else left - width)
@@ -136,6 +143,6 @@ def _nonempty(instances: Instances) -> Instances:
 
 
 def _resize(image: Tensor, scale: float) -> Tensor:
-    """Resize a (C, H, W) uint8 image."""
+    """Resize a (C, H, W) image."""
     size = [max(1, round(scale * x)) for x in image.shape[1:]]
     return interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]

@@ -56,7 +56,8 @@ def predict_annotated(
     rows = match_classes(predictor.categories, coco)
     images = coco.loadImgs(coco.getImgIds())
     with tqdm(total=len(images), unit="image", disable=None) as bar:
-        inputs = ((x["id"], read_image(os.path.join(image_root, x["file_name"]), "RGB")) for x in images)
+        files = ((x["id"], os.path.join(image_root, x["file_name"])) for x in images)
+        inputs = ((key, read_image(file, "RGB", channels=predictor.channels)) for key, file in files)
         for key, _, result in predictor.predict(inputs, batch_size):
             instances = result["instances"]
             instances.pred_classes = instances.pred_classes.new_tensor(rows)[instances.pred_classes]

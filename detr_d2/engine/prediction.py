@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from detr_d2.data.bands import check_bands, to_display
 from detr_d2.data.images import read_image
 from detr_d2.data.inputs import InputFile
 from detr_d2.data.panoptic.segments import write_segment_map
@@ -67,7 +68,8 @@ def predict_files(
     - ``images.json``: a COCO dataset without annotations, which maps ``image_id`` to file (and frame), and
       ``category_id`` to name: ``COCO("images.json").loadRes("predictions.json")`` opens the two;
     - ``panoptic.json`` and ``panoptic/``, of a panoptic model: COCO's panoptic format, one PNG per image or frame;
-    - ``overlays/``: the images and videos (as mp4) with the detections or segments, under their names;
+    - ``overlays/``: the images and videos (as mp4) with the detections or segments, under their names; of images with
+      other bands than RGB, see :func:`~detr_d2.data.bands.to_display`;
     - ``summary.json``: counts, speed, the files that could not be read, which are left out, and ``run``.
 
     Raises:
@@ -119,7 +121,7 @@ class _Writer:
         for file in files:
             bar.update()
             try:
-                image = read_image(file.source, "RGB", file.content)
+                image = read_image(file.source, "RGB", file.content, self.predictor.channels)
             except UserError as e:
                 self._add_failure(file, e)
             else:
@@ -135,6 +137,7 @@ class _Writer:
     def add_video(self, file: InputFile, batch_size: int) -> None:
         writer = None
         try:
+            check_bands(f"Video {file.source}", 3, self.predictor.channels)
             video = VideoReader(file.source, file.is_live)
             if self.overlays:
                 writer = VideoWriter(self._overlay_path(file, _VIDEOS), video.frames_per_second)
@@ -203,7 +206,7 @@ class _Writer:
         """Draw and show an image; None if it is neither written nor shown."""
         if not (self.overlays or self.show):
             return None
-        names = self.categories.names
+        names, image = self.categories.names, to_display(image)
         if "panoptic_seg" in result:
             drawn = draw_panoptic(image, *result["panoptic_seg"], names)
         else:

@@ -78,7 +78,12 @@ class ExportedModel(nn.Module):
     def pad(self, images: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Return the file's inputs for (C, height, width) images."""
         batch = PaddedBatch.from_images(images, self.info.size_divisibility, self.info.square_size)
-        tensor = batch.tensor.to(DTYPES[self.info.dtype])
+        dtype = DTYPES[self.info.dtype]
+        if batch.tensor.is_floating_point() and not dtype.is_floating_point:
+            raise UserError(
+                f"{self.path} takes images of 8 bits, and these have more: export the model with --dtype float32."
+            )
+        tensor = batch.tensor.to(dtype)
         return tensor.contiguous().numpy(), np.array(batch.image_sizes, dtype=np.int64)
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from detr_d2.config import choice
+from detr_d2.config import choice, file_channels
 from detr_d2.export.exported_model import ExportedModel
 from detr_d2.export.formats import FORMATS, Format, Program, check_runtime, format_of
 from detr_d2.export.graph import DTYPES, INPUTS, ExportGraph, GraphOptions
@@ -47,7 +47,7 @@ def export_model(
         class_names: one name for each foreground class.
         category_ids: ids of the classes in result files. None: counted from 1.
         options: inputs and outputs. None: the defaults, with masks if the model has them, and raw outputs of a
-            panoptic model.
+            panoptic model; images in float32 if files are not RGB.
         format: key of :data:`FORMATS`. None: the one with the suffix of ``output``.
         overwrite: True to replace a file.
         quantization: how to quantize to 8 bits, "onnx" and "openvino" only. None: the file computes in float32.
@@ -63,7 +63,8 @@ def export_model(
     if quantization is not None:
         check_quantizable(kind)
     if options is None:
-        options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks)
+        dtype = "uint8" if file_channels(cfg) == 3 else "float32"
+        options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks, dtype=dtype)
     model = _on_cpu(model)
     graph = ExportGraph(model, options).eval()
     ids = range(1, len(class_names) + 1) if category_ids is None else category_ids

@@ -21,7 +21,7 @@ INPUTS = ("images", "sizes")
 OUTPUTS = {"detections": ("boxes", "scores", "labels"), "raw": ("logits", "boxes")}
 """Kinds of outputs and their names; with masks "masks" is added."""
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-"""Data types of the images; the range of values is 0 to 255 in both."""
+"""Data types of the images, whose values are those that the model was trained with: 0 to 255 of RGB."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class GraphOptions:
     max_detections: int | None = None
     """Number of detections of each image, those with the highest scores. None: as many as there are queries."""
     dtype: str = "uint8"
-    """A key of :data:`DTYPES`."""
+    """A key of :data:`DTYPES`; "float32" for images of more than 8 bits."""
 
     def check(self, model: Detr) -> None:
         """Raise a UserError that names the option that ``model`` does not support."""
@@ -70,7 +70,7 @@ class ExportGraph(nn.Module):
         self.network = copy.deepcopy(model.detr).eval()
         self.class_loss = model.class_loss
         self.count = options.max_detections or model.detr.num_queries
-        self.serves_padding = keep_padding_out(self.network.backbone[0])
+        self.serves_padding = keep_padding_out(self.network.backbone[0], len(model.pixel_mean))
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
 

@@ -33,7 +33,7 @@ class ExportInfo:
     fast_resize: bool  # False: resized with Pillow, bilinearly. True: with PyTorch.
     pixel_mean: list[float]  # Applied in the file; here for information.
     pixel_std: list[float]
-    dtype: str  # Data type of the images, whose values are 0 to 255.
+    dtype: str  # Data type of the images.
     outputs: str  # "detections" or "raw".
     masks: bool
     class_loss: str  # Decides how raw logits become scores.
@@ -80,6 +80,11 @@ class ExportInfo:
             class_thresholds=model.class_thresholds,
             nms_threshold=model.nms_threshold,
         )
+
+    @property
+    def file_channels(self) -> int:
+        """Number of bands that image files must have; 3: any, see :func:`~detr_d2.config.file_channels`."""
+        return 3 if self.image_format == "L" else len(self.pixel_mean)
 
     @property
     def panoptic_rules(self) -> PanopticRules | None:

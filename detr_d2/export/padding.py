@@ -53,8 +53,10 @@ class PlainForward(nn.Module):
         return self.backbone(pixels)
 
 
-def keep_padding_out(masked: MaskedBackbone) -> bool:
+def keep_padding_out(masked: MaskedBackbone, channels: int = 3) -> bool:
     """Change ``masked``, in place, to compute padded batches with the masked forward alone.
+
+    Images have ``channels``.
 
     Returns:
         True if each image of a padded batch gets the features that it has alone. False if the backbone mixes all
@@ -72,8 +74,8 @@ def keep_padding_out(masked: MaskedBackbone) -> bool:
         return False
     divisor = max(1, backbone.size_divisibility)
     try:
-        zeroed = MaskedForward(backbone, _input_strides(backbone, divisor))
-        if divisor > 1 or not _is_invariant(zeroed):
+        zeroed = MaskedForward(backbone, _input_strides(backbone, divisor, channels))
+        if divisor > 1 or not _is_invariant(zeroed, channels):
             return False
     except (AssertionError, RuntimeError, ValueError) as e:
         raise UserError(
@@ -85,7 +87,7 @@ def keep_padding_out(masked: MaskedBackbone) -> bool:
 
 
 @no_grad()
-def _input_strides(backbone: Backbone, divisor: int) -> dict[str, int]:
+def _input_strides(backbone: Backbone, divisor: int, channels: int) -> dict[str, int]:
     """Return the stride of the input of each layer that mixes positions, as the ratio of sizes in a trial.
 
     Sides of images are multiples of ``divisor``.
@@ -102,7 +104,7 @@ def _input_strides(backbone: Backbone, divisor: int) -> dict[str, int]:
     layers = [(name, x) for name, x in backbone.named_modules() if isinstance(x, _SPATIAL) and _mixes_positions(x)]
     hooks = [x.register_forward_pre_hook(record(name)) for name, x in layers]
     try:
-        backbone(randn(1, 3, height, width))
+        backbone(randn(1, channels, height, width))
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,9 +116,9 @@ def _mixes_positions(layer: nn.Module) -> bool:
 
 
 @no_grad()
-def _is_invariant(backbone: MaskedForward) -> bool:
+def _is_invariant(backbone: MaskedForward, channels: int) -> bool:
     """Check on a padded image whether its features are those that it has alone."""
-    pixels = randn(2, 3, *_TRIAL[0])
+    pixels = randn(2, channels, *_TRIAL[0])
     height, width = _TRIAL[1]
     alone = backbone.backbone(pixels[1:, :, :height, :width].contiguous())
     sizes = pixels.new_tensor(_TRIAL).long()

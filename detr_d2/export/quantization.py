@@ -67,7 +67,7 @@ class Quantization:
     """How an export is quantized, and what it may cost."""
 
     images: Sequence[Tensor]
-    """(C, H, W) uint8 images to calibrate on, as the model gets them."""
+    """(C, H, W) images to calibrate on, as the model gets them."""
     evaluate: Callable[[nn.Module], float] | None = None
     """Function that returns the box AP of an exported model, in percent. None: AP is not compared."""
     max_ap_drop: float = 0.5
@@ -144,7 +144,7 @@ def _golden(quantized: ExportedModel, images: Sequence[Tensor]) -> Inputs:
         F.interpolate(images[i % len(images)][None].float(), [2 * x for x in size], mode="bilinear", antialias=True)[0]
         for i, size in enumerate(sizes)
     ]
-    inputs = dict(zip(INPUTS, quantized.pad([x.round().byte() for x in small]), strict=True))
+    inputs = dict(zip(INPUTS, quantized.pad([x.round().to(images[0].dtype) for x in small]), strict=True))
     return {**inputs, **quantized.run(**inputs)}
 
 

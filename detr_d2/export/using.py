@@ -48,7 +48,7 @@ def build_predictor(
     cfg = load_config(config_file, options, trust=trust)
     model = use_exported(cfg)
     categories = Categories(model.info.class_names, model.info.category_ids)
-    return Predictor(*with_tiles(model, cfg), model.info.image_format, categories), cfg
+    return Predictor(*with_tiles(model, cfg), model.info.image_format, categories, model.info.file_channels), cfg
 
 
 def default_score(cfg: CfgNode) -> float:
@@ -64,6 +64,8 @@ def use_exported(cfg: CfgNode) -> ExportedModel:
     cfg.defrost()
     cfg.INPUT.FORMAT, cfg.INPUT.FAST_RESIZE_TEST = info.image_format, info.fast_resize
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = info.min_size, info.max_size
+    cfg.INPUT.CHANNELS = info.file_channels
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(info.pixel_mean), list(info.pixel_std)
     cfg.MODEL.DETR.NUM_CLASSES = len(info.class_names)
     cfg.MODEL.DETR.CLASS_LOSS = info.class_loss
     # Those of the config were calibrated with the file.

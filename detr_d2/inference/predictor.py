@@ -20,7 +20,8 @@ from torch import nn
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.class_head import coco_head_by_ids, coco_head_contiguous, head_rows
 from detr_d2.checkpoint.formats import to_native
-from detr_d2.config import load_config, log_pixel_warnings
+from detr_d2.config import file_channels, load_config, log_pixel_warnings
+from detr_d2.data.bands import check_bands
 from detr_d2.data.images import to_tensor
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
 from detr_d2.inference.tiled_model import with_tiles
@@ -49,16 +50,23 @@ class Predictor:
     """Detector of the objects in images, several at a time.
 
     Images are batched with images of similar size. The results do not depend on the batch, unless
-    ``MODEL.DETR.BATCH_INVARIANT`` is False. ``image_format`` is "RGB" or "BGR", ``INPUT.FORMAT``.
+    ``MODEL.DETR.BATCH_INVARIANT`` is False. ``image_format`` is "RGB" or "BGR", ``INPUT.FORMAT``; ``channels`` is
+    ``INPUT.CHANNELS``. Unless it is 3, images have as many bands as :func:`~detr_d2.data.images.read_image` returns.
     """
 
     def __init__(
-        self, model: nn.Module, augmentations: Sequence[T.Augmentation], image_format: str, categories: Categories
+        self,
+        model: nn.Module,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        categories: Categories,
+        channels: int = 3,
     ):
         self.model = model.eval()
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.categories = categories
+        self.channels = channels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, prepare: Prepare | None = None) -> "Predictor":
@@ -81,12 +89,14 @@ class Predictor:
             model = optimize_for_inference(model, **inference_options(cfg))
         else:
             model = prepare(model, cfg, categories.names)
-        return cls(*with_tiles(model, cfg), cfg.INPUT.FORMAT, categories)
+        return cls(*with_tiles(model, cfg), cfg.INPUT.FORMAT, categories, file_channels(cfg))
 
     def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:
         """Return the model's input for a (H, W, 3) image, as :class:`DetrDatasetMapper` makes it in inference."""
         image = image_rgb
-        if self.image_format != "RGB":
+        if self.channels != 3:
+            check_bands("An image", image.shape[2], self.channels)
+        elif self.image_format != "RGB":
             image = detection_utils.convert_PIL_to_numpy(Image.fromarray(image_rgb), self.image_format)
         augmented = T.AugInput(image)
         self.augmentations(augmented)

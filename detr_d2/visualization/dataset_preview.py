@@ -9,6 +9,7 @@ from detectron2.structures import BoxMode
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from detr_d2.data.bands import to_display
 from detr_d2.data.checks.annotation_table import AnnotationTable
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
@@ -27,12 +28,13 @@ def draw_preview(
     classes: Sequence[str] | None,
     mapper: Callable[[dict], dict] | None = None,
     image_format: str = "RGB",
+    channels: int = 3,
 ) -> Figure:
     """Draw some images with their boxes and the names of their classes.
 
     Without a ``mapper``: upright, as training reads them, with boxes as annotated. With the mapper of the training: as
     the model will see them, augmented and resized, with the boxes and masks that it will learn from;
-    ``image_format`` is the mapper's.
+    ``image_format`` is the mapper's. ``channels`` is the number of bands of the files.
 
     The same records give the same choice of images. For an image that can't be read, the error is shown.
     """
@@ -47,7 +49,7 @@ def draw_preview(
         name = os.path.basename(records[index]["file_name"])
         try:
             if mapper is None:
-                drawn, count = _draw_as_annotated(records[index], table, index, classes)
+                drawn, count = _draw_as_annotated(records[index], table, index, classes, channels)
             else:
                 drawn, count = _draw_as_mapped(mapper(records[index]), image_format, classes)
             axes.set_title(f"{name}: {count} objects", fontsize=9)
@@ -88,11 +90,11 @@ def choose_images(table: AnnotationTable, count: int) -> list[int]:
 
 
 def _draw_as_annotated(
-    record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None
+    record: dict, table: AnnotationTable, index: int, classes: Sequence[str] | None, channels: int
 ) -> tuple[np.ndarray, int]:
     """Return the image with its boxes, (H, W, 3) RGB, and the number of boxes."""
     rows = np.flatnonzero((table.image_index == index) & table.is_readable())
-    pixels = read_image(record["file_name"], "RGB")
+    pixels = to_display(read_image(record["file_name"], "RGB", channels=channels))
     image = ImageOps.contain(Image.fromarray(pixels), (SIDE, SIDE))
     scale = image.width / pixels.shape[1]
     annotations = [
@@ -104,6 +106,7 @@ def _draw_as_annotated(
 
 def _draw_as_mapped(sample: dict, image_format: str, classes: Sequence[str] | None) -> tuple[np.ndarray, int]:
     """Return an image of the mapper with its targets, (H, W, 3) RGB, and the number of targets."""
-    image, targets = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format), sample["instances"]
+    image, targets = sample["image"].permute(1, 2, 0), sample["instances"]
+    image = convert_image_to_rgb(image, image_format) if image.shape[2] == 3 else to_display(image.numpy())
     scale = SIDE / max(image.shape[:2])
     return draw_instances(image, targets, classes, scale=scale), len(targets)

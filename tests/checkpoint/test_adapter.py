@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detr_d2.checkpoint import DetrCheckpointer
+from detr_d2.checkpoint.adapter import adapt_channels
 from detr_d2.checkpoint.class_head import COCO_CLASSES
 from detr_d2.checkpoint.formats import to_native
 from detr_d2.utils.errors import UserError
@@ -145,3 +146,51 @@ def test_a_resumed_run_gets_what_it_saved(make_model, tmp_path):
     fewer = make_model("MODEL.DETR.NUM_CLASSES", 2, "MODEL.DETR.NUM_OBJECT_QUERIES", 3)
     with pytest.raises(UserError, match=r"NUM_OBJECT_QUERIES: 7 in the file, 3 in the model"):
         DetrCheckpointer(fewer, str(tmp_path), **surgery).resume_or_load("", resume=True)
+
+
+STEM = "detr.backbone.0.backbone.stem.conv1.weight"
+
+
+def channels(count: int) -> tuple:
+    return ("INPUT.CHANNELS", count, "MODEL.PIXEL_MEAN", [100.0] * count, "MODEL.PIXEL_STD", [50.0] * count)
+
+
+@torch.no_grad()
+def test_a_gray_image_has_the_results_that_it_has_as_rgb(make_model, tmp_path, caplog):
+    statistics = ("MODEL.PIXEL_MEAN", [100.0] * 3, "MODEL.PIXEL_STD", [50.0] * 3)
+    rgb, gray = make_model(*statistics), make_model(*channels(1), seed=1)
+    torch.save({"model": rgb.state_dict()}, tmp_path / "rgb.pth")
+    DetrCheckpointer(gray).load(str(tmp_path / "rgb.pth"))
+    assert f"{STEM} adapted from 3 to 1 channels" in caplog.text
+    image = torch.randint(256, (1, 64, 80), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (expected,), (found,) = rgb([{"image": image.repeat(3, 1, 1)}]), gray([{"image": image}])
+    torch.testing.assert_close(
+        found["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor, atol=1e-3, rtol=1e-4
+    )
+    torch.testing.assert_close(found["instances"].scores, expected["instances"].scores, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_the_first_convolution_is_adapted_as_timm_does(make_model, count):
+    """Of one channel timm sums in the same way; of two its repeats are cut in the same order."""
+    timm = pytest.importorskip("timm.models")
+    weight = torch.randn(8, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adapt_channels(weight, count), timm.adapt_input_conv(count, weight.clone()))
+
+
+def test_backbone_weights_are_adapted(make_model, torchvision_resnet, tmp_path):
+    weights = torchvision_resnet
+    torch.save(weights, tmp_path / "resnet18.pth")
+    model = make_model(*channels(5))
+    DetrCheckpointer(model).load(str(tmp_path / "resnet18.pth"))
+    conv = weights["conv1.weight"]
+    torch.testing.assert_close(model.state_dict()[STEM], torch.cat((conv, conv[:, :2]), dim=1) * 3 / 5)
+
+
+def test_weights_of_more_channels_are_for_them(make_model, tmp_path):
+    torch.save({"model": make_model(*channels(4)).state_dict()}, tmp_path / "four.pth")
+    with pytest.raises(UserError, match=r"INPUT\.CHANNELS: 4 in the file, 3 in the model"):
+        DetrCheckpointer(make_model()).load(str(tmp_path / "four.pth"))
+    torch.save({"model": make_model().state_dict()}, tmp_path / "three.pth")
+    with pytest.raises(UserError, match=r"three\.pth is for images of 3 channels; the model has 4 \(INPUT\.CHANNELS\)"):
+        DetrCheckpointer(make_model(*channels(4)), allow_new_head=False).load(str(tmp_path / "three.pth"))

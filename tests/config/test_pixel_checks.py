@@ -1,7 +1,8 @@
 import pytest
 
-from detr_d2.config import check_pixel_statistics
+from detr_d2.config import check_model_config, check_pixel_statistics, file_channels
 from detr_d2.engine import Trainer
+from detr_d2.utils.errors import UserError
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 BGR_MEAN = RGB_MEAN[::-1]
@@ -97,3 +98,30 @@ def test_contradictions_are_logged_once_when_a_trainer_builds_the_model(make_cfg
     Trainer.build_model(cfg)
     assert [x.getMessage() for x in caplog.records if x.levelname == "WARNING"] == check_pixel_statistics(cfg)
     assert len(check_pixel_statistics(cfg)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("INPUT.CHANNELS", 4), r"MODEL\.PIXEL_MEAN has 3 values, but INPUT\.CHANNELS is 4: set 4"),
+        (("INPUT.CHANNELS", 1, "MODEL.PIXEL_MEAN", [9.0]), r"MODEL\.PIXEL_STD has 3 values, but INPUT\.CHANNELS is 1"),
+        (("MODEL.PIXEL_STD", [9.0]), r"MODEL\.PIXEL_STD has 1 value, but INPUT\.CHANNELS is 3"),
+        (("INPUT.FORMAT", "L"), r"MODEL\.PIXEL_MEAN has 3 values, but INPUT\.FORMAT is L: set 1"),
+        (("INPUT.FORMAT", "L", "INPUT.CHANNELS", 4), r"INPUT\.FORMAT L converts images to gray.*set INPUT\.CHANNELS 1"),
+        (("MODEL.PIXEL_STD", [9.0, 9.0, 0.0]), r"MODEL\.PIXEL_STD is .*: set positive values"),
+        (("INPUT.CHANNELS", 0), r"INPUT\.CHANNELS is 0: set 1 or more"),
+    ],
+)
+def test_statistics_of_another_number_of_channels_are_refused(make_cfg, options, message):
+    with pytest.raises(UserError, match=message):
+        check_model_config(make_cfg(*options))
+
+
+def test_bands_of_any_scale_are_accepted(check, make_cfg):
+    bands = ("INPUT.CHANNELS", 2, "MODEL.PIXEL_MEAN", [0.2, 0.3], "MODEL.PIXEL_STD", [0.1, 0.1], "MODEL.WEIGHTS", R50)
+    check_model_config(make_cfg(*bands))
+    assert check(*bands) == []
+    gray = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [100.0], "MODEL.PIXEL_STD", [50.0])
+    for options in (gray, (*gray, "INPUT.CHANNELS", 1)):
+        check_model_config(make_cfg(*options))
+        assert file_channels(make_cfg(*options)) == 3

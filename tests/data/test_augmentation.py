@@ -13,7 +13,13 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from detr_d2.data.annotations import build_instances
-from detr_d2.data.augmentation import AUGMENTATIONS, DetrResizeShortestEdge, FastResizeTransform, build_augmentation
+from detr_d2.data.augmentation import (
+    AUGMENTATIONS,
+    BandContrast,
+    DetrResizeShortestEdge,
+    FastResizeTransform,
+    build_augmentation,
+)
 from detr_d2.utils.errors import UserError
 
 SAMPLES = 5000
@@ -363,3 +369,39 @@ def test_lsj_gives_one_size(make_cfg):
         data = T.AugInput(np.zeros((*size, 3), dtype=np.uint8))
         T.AugmentationList(augmentations)(data)
         assert data.image.shape == (800, 800, 3)
+
+
+GRAY = ("INPUT.CHANNELS", 1, "MODEL.PIXEL_MEAN", [100.0], "MODEL.PIXEL_STD", [50.0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("bands", [1, 4, 6])
+def test_bands_are_resized_one_by_one(make_cfg, bands, dtype):
+    """As Pillow resizes each alone, though it takes a fourth band of 8 bits for alpha, by which it multiplies."""
+    image = np.random.default_rng(0).random((40, 60, bands)) * (255 if dtype == np.uint8 else 65535)
+    image = image.astype(dtype)
+    (resize,) = build_augmentation(make_cfg(*GRAY, "INPUT.MIN_SIZE_TEST", 24), is_train=False)
+    item = T.AugInput(image)
+    resize(item)
+    expected = [
+        Image.fromarray(image[:, :, i].astype(np.float32)).resize((36, 24), Image.BILINEAR) for i in range(bands)
+    ]
+    assert item.image.dtype == dtype
+    tolerance = 1.01 if dtype == np.uint8 else 0.1
+    np.testing.assert_allclose(item.image, np.stack(expected, axis=2), atol=tolerance, rtol=0)
+
+
+def test_bands_have_brightness_and_a_contrast_of_their_own():
+    image = np.random.default_rng(0).random((8, 9, 5), dtype=np.float32) * np.float32([1, 10, 100, 1e3, 6e4])
+    changed = BandContrast(0.5, 0.5).get_transform(image).apply_image(image)
+    assert changed.dtype == np.float32
+    np.testing.assert_allclose(changed.mean((0, 1)), image.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(changed.std((0, 1)), 0.5 * image.std((0, 1)), rtol=1e-4)
+
+
+def test_augmentations_of_rgb_are_left_out_or_refused(make_cfg):
+    kinds = [type(x) for x in build_augmentation(make_cfg(*GRAY, "INPUT.COLOR_JITTER", 0.1), is_train=True)]
+    assert T.RandomSaturation not in kinds
+    assert kinds[-2:] == [T.RandomBrightness, BandContrast]
+    with pytest.raises(UserError, match=r"INPUT\.AUGMENTATION lsj .*INPUT\.CHANNELS is 1: set detr or light"):
+        build_augmentation(make_cfg(*GRAY, "INPUT.AUGMENTATION", "lsj"), is_train=True)

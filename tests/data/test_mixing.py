@@ -111,3 +111,10 @@ def test_built_from_a_config(make_cfg):
         build_training_mapper(make_cfg("INPUT.COPY_PASTE", 0.5), [])
     with pytest.raises(UserError, match=r"INPUT\.MOSAIC is 2\.0: set a probability from 0 to 1\."):
         build_training_mapper(make_cfg("INPUT.MOSAIC", 2.0), [])
+
+
+def test_the_background_of_a_mosaic_has_a_value_per_band():
+    """The lower right image is smaller than its quarter of the mosaic."""
+    samples = [make_sample(9, (8, 8)) for _ in range(3)] + [make_sample(9, (4, 4))]
+    found = make_mosaic(samples, (1.0, 2.0, 3.0))["image"]
+    assert found[:, -1, -1].tolist() == [1, 2, 3]

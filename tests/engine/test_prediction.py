@@ -35,6 +35,7 @@ def predictor():
     result = {"instances": instances, "panoptic_seg": (ids, segments)}
     return SimpleNamespace(
         categories=Categories(["cat", "dog", "sky"], [3, 7, 187]),
+        channels=3,
         model=SimpleNamespace(panoptic=SimpleNamespace(is_thing=[True, True, False])),
         predict=lambda images, batch_size: ((file, image, result) for file, image in images),
     )

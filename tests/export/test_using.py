@@ -12,6 +12,7 @@ from detr_d2.cli.export import FORMATS as FLAG_VALUES
 from detr_d2.cli.export import main as export_command
 from detr_d2.cli.predict import main as predict
 from detr_d2.export import FORMATS, ExportedModel, is_exported, prepare_for_inference, use_exported
+from detr_d2.utils.errors import UserError
 
 from .conftest import NAMES
 from .test_formats import assert_same_results
@@ -138,3 +139,10 @@ def test_formats_are_those_of_the_flag():
     assert is_exported("a/b.onnx")
     assert not is_exported("detr://detr-r50")
     assert not is_exported("")
+
+
+def test_images_of_more_than_8_bits_need_a_file_that_takes_them(export):
+    """Where the file takes 8 bits, their values would wrap around."""
+    exported = ExportedModel(export("detr", "torchscript").path)
+    with pytest.raises(UserError, match=r"takes images of 8 bits.*--dtype float32"):
+        exported([{"image": torch.full((3, 64, 64), 1000.0)}])

@@ -178,6 +178,7 @@ def check_loaded(
     num_queries: int | None = None,
     open_images: bool = False,
     masks: bool = False,
+    channels: int = 3,
 ) -> CheckResult:
     """Check datasets, and whether they fit each other and the model.
 
@@ -187,6 +188,7 @@ def check_loaded(
         num_classes, num_queries: numbers of the model; None if unknown.
         open_images: True to open and decode all image files, which takes minutes for 100,000.
         masks: True if the model learns masks.
+        channels: number of bands of the image files; 3: any.
     """
     lists = [x for x in datasets if isinstance(x.records, list)]
     named = list({x.name: x for x in datasets if x.classes is not None}.values())
@@ -199,7 +201,7 @@ def check_loaded(
             *check_files_exist(x.records),
             *check_files_exist(x.records, "pan_seg_file_name", "panoptic map"),
             *check_annotations(table, x.train, num_classes, num_queries, x.classes, masks and x.train),
-            *(check_image_files(x.records, x.name) if open_images else ()),
+            *(check_image_files(x.records, x.name, channels) if open_images else ()),
         ]
         findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
         reports.append(DatasetReport(x.name, num_queries, compute_statistics(table, x.classes), findings))

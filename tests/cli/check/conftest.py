@@ -64,7 +64,7 @@ def check(tmp_path, capsys, monkeypatch):
 
     def run(*arguments, preview=False):
         if not preview:
-            monkeypatch.setattr("detr_d2.visualization.dataset_preview.draw_preview", lambda *_: Figure((1, 1)))
+            monkeypatch.setattr("detr_d2.visualization.dataset_preview.draw_preview", lambda *_, **__: Figure((1, 1)))
         output = tmp_path / "checked"
         code = main([*map(str, arguments), "--output", str(output)])
         printed = capsys.readouterr()

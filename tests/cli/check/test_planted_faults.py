@@ -235,3 +235,14 @@ def test_everything_wrong_at_once(check, dataset, problems):
     exit_code, report, _ = check(*dataset.arguments(), preview=True)
     assert exit_code == 1
     assert len(problems(report)) > 5
+
+
+def test_images_of_different_depths(dataset, check, problems):
+    """Values of 16 bits are 257 times those of 8 bits, and nothing scales them."""
+    gray = np.full((40, 60), 100, np.uint8)
+    for number, pixels in ((1, gray), (2, gray), (3, 257 * gray.astype(np.uint16))):
+        Image.fromarray(pixels).save(dataset.images / f"{number}.png")
+    code, report, printed = check(*dataset.arguments(), "--channels", 1)
+    assert code == 0
+    assert problems(report) == [("warning", "image-depths")]
+    assert 'MODEL.PIXEL_MEAN "[8633.3]"' in " ".join(printed.split())
