@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
 from detr_d2.data.checks.findings import Finding, Severity
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.progress import progress_bar
 
 # EXIF orientations that swap the sides, of eight.
 _SIDEWAYS = (5, 6, 7, 8)
@@ -74,7 +74,7 @@ def check_image_files(records: Sequence[dict], name: str) -> list[Finding]:
     records = [x for x in records if x.get("file_name") and not is_missing(x["file_name"])]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         faults = pool.map(_inspect_image, records)
-        faults = list(tqdm(faults, f"images of {name}", len(records), disable=None, unit="image"))
+        faults = list(progress_bar(faults, f"images of {name}", total=len(records), unit="image"))
     by_kind: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record, faults_of_image in zip(records, faults, strict=True):
         for kind, example in faults_of_image.items():
