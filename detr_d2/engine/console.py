@@ -113,8 +113,8 @@ def console_beside_bar(quiet: bool = False) -> Iterator[None]:
     replaced = []
     for logger in map(logging.getLogger, ("detectron2", "detr_d2", "fvcore")):
         for i, handler in enumerate(logger.handlers):
-            # A file's handler is a stream's handler too.
-            if type(handler) is logging.StreamHandler:
+            # Detectron2's handler of log.txt is a StreamHandler, too.
+            if type(handler) is logging.StreamHandler and handler.stream in (sys.stdout, sys.stderr):
                 replaced.append((logger, i, handler))
                 logger.handlers[i] = _BesideBar(handler, quiet)
     try:

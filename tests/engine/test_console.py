@@ -84,14 +84,21 @@ def trainer():
 
 
 @pytest.fixture
-def console(monkeypatch):
+def log_file():
+    """Return the content of log.txt, to which Detectron2 writes with the same kind of handler as to the console."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def console(monkeypatch, log_file):
     """Return a function that replaces standard output, on which the log is printed, and error, and returns the two."""
 
     def replace(stdout: io.StringIO, stderr: io.StringIO) -> tuple[io.StringIO, io.StringIO]:
         monkeypatch.setattr(sys, "stdout", stdout)
         monkeypatch.setattr(sys, "stderr", stderr)
         for name in ("detr_d2", "detectron2"):
-            monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.StreamHandler(stdout)])
+            handlers = [logging.StreamHandler(stdout), logging.StreamHandler(log_file)]
+            monkeypatch.setattr(logging.getLogger(name), "handlers", handlers)
             logging.getLogger(name).setLevel(logging.INFO)
         return stdout, stderr
 
@@ -113,7 +120,7 @@ def train(hook, trainer):
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_a_terminal_shows_a_bar_in_the_place_of_lines_of_progress(console, trainer, quiet):
+def test_a_terminal_shows_a_bar_in_the_place_of_lines_of_progress(console, log_file, trainer, quiet):
     log, bar = console(Terminal(), Terminal())
     train(ProgressBar(quiet=quiet), trainer)
     assert "training: 100%" in bar.getvalue()
@@ -122,6 +129,7 @@ def test_a_terminal_shows_a_bar_in_the_place_of_lines_of_progress(console, train
     assert "loss=3.25, AP=12.5" in bar.getvalue()
     lines = re.sub(r"\r *\r", "", log.getvalue()).split("\n")
     assert lines == [*([] if quiet else ["AP is 12.5"]), "beware", "after", ""]
+    assert log_file.getvalue().split("\n") == ["iter: 19", "AP is 12.5", "beware", "after", ""]
 
 
 @pytest.mark.parametrize("streams", [(Terminal, io.StringIO), (io.StringIO, Terminal)])
