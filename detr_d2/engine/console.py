@@ -93,13 +93,18 @@ class ProgressBar(HookBase):
             return
         self.bar.update()
         if (self.trainer.iter + 1) % self.period == 0:
-            latest = self.trainer.storage.latest()
-            self.bar.set_postfix({name: f"{latest[key][0]:.3g}" for name, key in _SHOWN.items() if key in latest})
+            self._show_metrics()
 
     def after_train(self) -> None:
         if self.bar is not None:
+            # With those of the last evaluation.
+            self._show_metrics()
             self.bar.close()
         self._console.close()
+
+    def _show_metrics(self) -> None:
+        latest = self.trainer.storage.latest()
+        self.bar.set_postfix({name: f"{latest[key][0]:.3g}" for name, key in _SHOWN.items() if key in latest})
 
 
 def is_on_terminal() -> bool:

@@ -112,6 +112,7 @@ def train(hook, trainer):
     for iteration in range(trainer.max_iter):
         trainer.iter = iteration
         hook.after_step()
+    trainer.storage.latest()["segm/AP"] = (7.25, 20)
     logging.getLogger("detectron2.utils.events").info("iter: 19")
     logging.getLogger("detr_d2.evaluation").info("AP is 12.5")
     logging.getLogger("detr_d2.engine").warning("beware")
@@ -126,7 +127,8 @@ def test_a_terminal_shows_a_bar_in_the_place_of_lines_of_progress(console, log_f
     assert "training: 100%" in bar.getvalue()
     assert "20/20 [" in bar.getvalue()
     assert "ETA 00:" in bar.getvalue()
-    assert "loss=3.25, AP=12.5" in bar.getvalue()
+    assert "loss=3.25, AP=12.5]" in bar.getvalue()
+    assert "loss=3.25, AP=12.5, mask AP=7.25]" in bar.getvalue()
     lines = re.sub(r"\r *\r", "", log.getvalue()).split("\n")
     assert lines == [*([] if quiet else ["AP is 12.5"]), "beware", "after", ""]
     assert log_file.getvalue().split("\n") == ["iter: 19", "AP is 12.5", "beware", "after", ""]
