@@ -33,6 +33,9 @@ setup(
     extras_require={
         "timm": ["timm>=1.0.15"],
         "slurm": ["submitit>=1.5"],
+        # Experiment trackers, docs/TRACKING.md.
+        "wandb": ["wandb>=0.18"],
+        "mlflow": ["mlflow>=2.20"],
         "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
         # To write and to run exported models, docs/EXPORT.md.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],

@@ -31,6 +31,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{x.name}" for x in (REPOSITORY / "docs").glob("*.md"))]
 NOT_PARSED = {
     "pip": "installs",
+    "wandb": "of Weights & Biases",
+    "mlflow": "of MLflow",
+    "tensorboard": "of TensorBoard",
     "scontrol": "of Slurm",
     "export": "of the shell",
     "exit": "of the shell",

@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
     from detr_d2.engine import ProgressBar, Trainer, setup
 
     trainer = Trainer(setup(args))
-    trainer.register_hooks([ProgressBar()])
+    trainer.register_hooks([ProgressBar(quiet=True)])
     trainer.resume_or_load(resume=args.resume)
     started = time.perf_counter()
     results = trainer.train()

@@ -97,17 +97,16 @@ def _draw(
     coco: "COCO", suggestions: Sequence["Suggestion"], image_root: str, channels: int
 ) -> Iterator[tuple[int, str]]:
     """Yield the number of every suggestion and the address of its image, reading every file once."""
-    from tqdm import tqdm
-
     from detr_d2.cli.html import data_uri
     from detr_d2.data.bands import to_display
     from detr_d2.data.images import read_image
+    from detr_d2.utils.progress import progress_bar
     from detr_d2.visualization.label_errors import draw_label_error
 
     by_image: dict[Any, list[Suggestion]] = {}
     for x in suggestions:
         by_image.setdefault(x.image["id"], []).append(x)
-    for image_id, of_image in tqdm(by_image.items(), "drawing", unit="image", disable=None):
+    for image_id, of_image in progress_bar(by_image.items(), "drawing", unit="image"):
         path = os.path.join(image_root, coco.imgs[image_id]["file_name"])
         pixels = to_display(read_image(path, "RGB", channels=channels))
         for x in of_image:

@@ -39,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> None:
     """Train in one of the processes."""
     from detr_d2.config.lazy import is_lazy_config
-    from detr_d2.engine import Trainer, setup
+    from detr_d2.engine import ProgressBar, Trainer, setup
     from detr_d2.engine.lazy_trainer import LazyTrainer, setup_lazy
 
     trainer = LazyTrainer(setup_lazy(args)) if is_lazy_config(args.config_file) else Trainer(setup(args))
+    trainer.register_hooks([ProgressBar()])
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

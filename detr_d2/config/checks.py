@@ -53,6 +53,7 @@ _TRAINING_RANGES: dict[str, _Range] = {
     "SOLVER.LAYER_DECAY": ("a factor over 0, at most 1", lambda x: 0 < x <= 1),
     "TEST.PATIENCE": _NOT_NEGATIVE,
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "LOGGING.IMAGES": _NOT_NEGATIVE,
 }
 # Those of Detectron2.
 _TRAINING_NAMES = {

@@ -225,3 +225,15 @@ def add_detr_config(cfg: CN) -> None:
     cfg.INPUT.FAST_RESIZE_TEST = False
     # Memory of every worker for decoded training images, in 10^6 bytes: for small datasets. An image of COCO takes 0.9.
     cfg.DATALOADER.CACHE_MEGABYTES = 0
+
+    # Experiment trackers, see docs/TRACKING.md: "tensorboard", "csv", "wandb", "mlflow", or (). The log and
+    # metrics.json are always written.
+    log = cfg.LOGGING = CN()
+    log.TRACKERS = ("tensorboard",)
+    # Names of the project, or experiment, and of the run. "": detr_d2, and the name of OUTPUT_DIR.
+    log.PROJECT = ""
+    log.RUN = ""
+    # Number of images of DATASETS.TEST whose predictions the trackers show for every evaluation.
+    log.IMAGES = 0
+    # Send model_final.pth and model_best.pth to the trackers that keep files: "wandb" and "mlflow".
+    log.ARTIFACTS = False

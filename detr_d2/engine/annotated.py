@@ -9,13 +9,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
-from tqdm import tqdm
 
 from detr_d2.data.images import read_image
 from detr_d2.evaluation import load_annotations
 from detr_d2.export import build_predictor
 from detr_d2.inference.predictor import Categories, Predictor
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.progress import progress_bar
 
 
 def open_annotated(args: Namespace) -> tuple[Predictor, CfgNode, COCO]:
@@ -55,7 +55,7 @@ def predict_annotated(
     """
     rows = match_classes(predictor.categories, coco)
     images = coco.loadImgs(coco.getImgIds())
-    with tqdm(total=len(images), unit="image", disable=None) as bar:
+    with progress_bar(description="predicting", total=len(images), unit="image") as bar:
         files = ((x["id"], os.path.join(image_root, x["file_name"])) for x in images)
         inputs = ((key, read_image(file, "RGB", channels=predictor.channels)) for key, file in files)
         for key, _, result in predictor.predict(inputs, batch_size):

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, TrainerBase, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from omegaconf import DictConfig, OmegaConf
@@ -18,11 +17,13 @@ from detr_d2.config import choice, find_config
 from detr_d2.config.checks import AMP_DTYPES, check_device_name
 from detr_d2.config.lazy import check_parts_given, load_lazy_config
 from detr_d2.data.checks import check_registered
+from detr_d2.engine.console import evaluate_dataset
 from detr_d2.engine.hooks import WeightAverage
 from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.launching import start_run
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
+from detr_d2.engine.tracking import Tracking
 from detr_d2.engine.trainer import LOG_PERIOD, Trainer, distribute, folded_writers, share_buffers
 from detr_d2.utils.errors import UserError
 
@@ -63,6 +64,7 @@ class LazyTrainer(Trainer):
                 f"processes, {world_size}: every process takes an equal share of the batch."
             )
         check_lazy_datasets(cfg, train=True)
+        self.tracking = Tracking.from_lazy_config(cfg)
         model = instantiate(cfg.model).to(train.device)
         average = WeightAverage(model, train.ema.decay) if train.ema.enabled else None
         cfg.optimizer.params.model = model
@@ -111,6 +113,7 @@ class LazyTrainer(Trainer):
             StopOnSignal(),
             hooks.EvalHook(train.eval_period, self._evaluate),
             hooks.PeriodicWriter(self.build_writers(), period=train.log_period) if is_main else None,
+            self.tracking,
         ]
         return [x for x in built if x is not None]
 
@@ -119,6 +122,9 @@ class LazyTrainer(Trainer):
 
     def _evaluate(self) -> dict:
         self._last_eval_results = evaluate_lazy(self.cfg, self.trained_model)
+        if self.tracking.num_images and "test" in self.cfg.dataloader:
+            loader = instantiate(self.cfg.dataloader.test)
+            self.tracking.add_predictions(self.trained_model, loader, lazy_class_names(self.cfg))
         return self._last_eval_results
 
 
@@ -128,10 +134,8 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict:
         return {}
     share_buffers(model)
     evaluator = instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
-    if comm.is_main_process():
-        print_csv_format(results)
-    return results
+    name = next(iter(_names(cfg, "test.dataset.dataset_name")), "the test data")
+    return evaluate_dataset(model, instantiate(cfg.dataloader.test), evaluator, name)
 
 
 def evaluate_checkpoint(cfg: DictConfig, resume: bool = False) -> dict:

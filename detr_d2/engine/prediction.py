@@ -23,6 +23,7 @@ from detr_d2.data.videos import VideoReader, VideoWriter
 from detr_d2.inference.predictor import Predictor
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import output_folder
+from detr_d2.utils.progress import progress_bar
 from detr_d2.visualization import draw_instances, draw_panoptic
 
 SUMMARY = "summary.json"
@@ -79,7 +80,7 @@ def predict_files(
     with output_folder(output, marker=SUMMARY, overwrite=overwrite) as folder:
         writer = _Writer(folder, predictor, score_thresh, overlays, show)
         summary = writer.summary
-        with tqdm(total=len(inputs), unit="file", disable=None) as bar:
+        with progress_bar(description="predicting", total=len(inputs), unit="file") as bar:
             images = writer.read_images((x for x in inputs if not x.is_video), bar)
             for file, image, result in predictor.predict(images, batch_size):
                 writer.add_image(file, image, result)
@@ -141,7 +142,7 @@ class _Writer:
             video = VideoReader(file.source, file.is_live)
             if self.overlays:
                 writer = VideoWriter(self._overlay_path(file, _VIDEOS), video.frames_per_second)
-            frames = tqdm(video, file.source, video.frame_count, leave=False, unit="frame", disable=None)
+            frames = progress_bar(video, file.source, total=video.frame_count, unit="frame", keep=False)
             # Ctrl-C is the only end of a stream.
             with suppress(KeyboardInterrupt) if file.is_live else nullcontext():
                 for number, image, result in self.predictor.predict(enumerate(frames), batch_size):

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader, build_
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import distributed, nn
@@ -31,12 +31,13 @@ from detr_d2.data import (
     load_training_records,
 )
 from detr_d2.data.training_loader import TrainingLoader, init_worker
-from detr_d2.engine.console import FoldedMetricPrinter
+from detr_d2.engine.console import FoldedMetricPrinter, evaluate_dataset
 from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
 from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.optimizer import build_optimizer
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
+from detr_d2.engine.tracking import Tracking
 from detr_d2.evaluation import build_evaluator, check_evaluation
 from detr_d2.inference import with_tiles
 from detr_d2.modeling.activation_checkpoints import checkpoint_activations
@@ -67,6 +68,7 @@ class Trainer(DefaultTrainer):
         check_datasets(cfg)
         for name in cfg.DATASETS.TEST:
             check_evaluation(cfg, name)
+        self.tracking = Tracking.from_config(cfg)
         model = self.build_model(cfg)
         average = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         if cfg.SOLVER.COMPILE:
@@ -111,6 +113,10 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> dict | None:
         """Train, and return the results of the last evaluation."""
+        with self.tracking:
+            return self._train()
+
+    def _train(self) -> dict | None:
         logger.info(f"Starting training from iteration {self.start_iter}")
         self.iter = self.start_iter
         # The loop of TrainerBase.train, which can't end early.
@@ -189,13 +195,18 @@ class Trainer(DefaultTrainer):
                     built.insert(i + 1, best)
         # A stopped run does not wait for an evaluation.
         evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        return [*built[:evaluation], StopOnSignal(), *built[evaluation:]]
+        return [*built[:evaluation], StopOnSignal(), *built[evaluation:], self.tracking]
 
     def _evaluate(self) -> dict:
         self._last_eval_results = self.test(self.cfg, self.trained_model)
+        if self.tracking.num_images and self.cfg.DATASETS.TEST:
+            model = with_tiles(self.trained_model, self.cfg)[0]
+            loader = self.build_test_loader(self.cfg, self.cfg.DATASETS.TEST[0])
+            self.tracking.add_predictions(model, loader, class_names(self.cfg.DATASETS.TEST))
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
+        """Return the writers of the console and of metrics.json; LOGGING.TRACKERS has further ones."""
         return folded_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     @classmethod
@@ -234,7 +245,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None) -> dict:
         share_buffers(model)
-        return super().test(cfg, with_tiles(model, cfg)[0], evaluators)
+        model = with_tiles(model, cfg)[0]
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        if given is not None and len(given) != len(cfg.DATASETS.TEST):
+            raise ValueError(f"{len(given)} evaluators for the {len(cfg.DATASETS.TEST)} datasets of DATASETS.TEST")
+        results = {}
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = cls.build_evaluator(cfg, name) if given is None else given[i]
+            results[name] = evaluate_dataset(model, loader, evaluator, name)
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -242,8 +262,8 @@ class Trainer(DefaultTrainer):
 
 
 def folded_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """Return Detectron2's writers, of which the one for the console folds the losses of all layers."""
-    writers = default_writers(output_dir, max_iter)
+    """Return Detectron2's writers except TensorBoard's; the one for the console folds the losses of all layers."""
+    writers = [x for x in default_writers(output_dir, max_iter) if not isinstance(x, TensorboardXWriter)]
     return [FoldedMetricPrinter(max_iter) if isinstance(x, CommonMetricPrinter) else x for x in writers]
 
 

@@ -3,13 +3,18 @@
 import io
 import json
 import logging
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 
-from detr_d2.engine.console import FoldedMetricPrinter, ProgressBar
+from detr_d2.engine.console import FoldedMetricPrinter, ProgressBar, evaluate_dataset
+from detr_d2.utils.progress import progress_bar
 
 
 @pytest.fixture
@@ -78,28 +83,97 @@ def trainer():
     return SimpleNamespace(max_iter=20, start_iter=0, iter=0, storage=SimpleNamespace(latest=lambda: latest))
 
 
+@pytest.fixture
+def log_file():
+    """Return the content of log.txt, to which Detectron2 writes with the same kind of handler as to the console."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def console(monkeypatch, log_file):
+    """Return a function that replaces standard output, on which the log is printed, and error, and returns the two."""
+
+    def replace(stdout: io.StringIO, stderr: io.StringIO) -> tuple[io.StringIO, io.StringIO]:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        for name in ("detr_d2", "detectron2"):
+            handlers = [logging.StreamHandler(stdout), logging.StreamHandler(log_file)]
+            monkeypatch.setattr(logging.getLogger(name), "handlers", handlers)
+            logging.getLogger(name).setLevel(logging.INFO)
+        return stdout, stderr
+
+    return replace
+
+
 def train(hook, trainer):
+    """Train as Detectron2's trainer does, with a line of progress, one of results and a warning, and a line after."""
     hook.trainer = trainer
     hook.before_train()
     for iteration in range(trainer.max_iter):
         trainer.iter = iteration
         hook.after_step()
+    trainer.storage.latest()["segm/AP"] = (7.25, 20)
+    logging.getLogger("detectron2.utils.events").info("iter: 19")
+    logging.getLogger("detr_d2.evaluation").info("AP is 12.5")
+    logging.getLogger("detr_d2.engine").warning("beware")
     hook.after_train()
+    logging.getLogger("detectron2.utils.events").info("after")
 
 
-def test_a_terminal_shows_a_bar_and_only_warnings(monkeypatch, trainer):
-    handler = logging.StreamHandler(io.StringIO())
-    monkeypatch.setattr(logging.getLogger("detr_d2"), "handlers", [handler])
-    monkeypatch.setattr(sys, "stderr", Terminal())
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_shows_a_bar_in_the_place_of_lines_of_progress(console, log_file, trainer, quiet):
+    log, bar = console(Terminal(), Terminal())
+    train(ProgressBar(quiet=quiet), trainer)
+    assert "training: 100%" in bar.getvalue()
+    assert "20/20 [" in bar.getvalue()
+    assert "ETA 00:" in bar.getvalue()
+    assert "loss=3.25, AP=12.5]" in bar.getvalue()
+    assert "loss=3.25, AP=12.5, mask AP=7.25]" in bar.getvalue()
+    lines = re.sub(r"\r *\r", "", log.getvalue()).split("\n")
+    assert lines == [*([] if quiet else ["AP is 12.5"]), "beware", "after", ""]
+    assert log_file.getvalue().split("\n") == ["iter: 19", "AP is 12.5", "beware", "after", ""]
+
+
+@pytest.mark.parametrize("streams", [(Terminal, io.StringIO), (io.StringIO, Terminal)])
+def test_no_bar_and_every_line_without_a_terminal(console, trainer, streams):
+    """Standard output may be a file or a pipe, which keeps all lines."""
+    log, bar = console(*(x() for x in streams))
     train(ProgressBar(), trainer)
-    shown = sys.stderr.getvalue()
-    assert "20/20" in shown
-    assert "loss=3.2" in shown
-    assert "AP=12.5" in shown
-    assert handler.level == logging.WARNING
+    assert bar.getvalue() == ""
+    assert log.getvalue().split("\n") == ["iter: 19", "AP is 12.5", "beware", "after", ""]
 
 
-def test_no_bar_without_a_terminal(monkeypatch, trainer):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+def test_only_the_first_process_shows_bars(console, monkeypatch, trainer):
+    _, bar = console(Terminal(), Terminal())
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     train(ProgressBar(), trainer)
-    assert sys.stderr.getvalue() == ""
+    assert list(progress_bar(range(3), "counting", unit="number")) == [0, 1, 2]
+    assert bar.getvalue() == ""
+
+
+class Counter(DatasetEvaluator):
+    def reset(self):
+        self.count = 0
+
+    def process(self, inputs, outputs):
+        self.count += len(outputs)
+
+    def evaluate(self):
+        return {"bbox": {"AP": float(self.count)}}
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_an_evaluation_shows_its_progress(console, monkeypatch, stream):
+    """The results are in the log all the same."""
+    log, bar = console(Terminal(), stream())
+    # Detectron2 logs a line of progress if it has not for five seconds.
+    monkeypatch.setattr("detectron2.utils.logger._LOG_TIMER", {})
+    batches = [[torch.zeros(1)] * 2] * 12
+    results = evaluate_dataset(torch.nn.Identity(), batches, Counter(), "photos")
+    assert results == {"bbox": {"AP": 24.0}}
+    assert "Evaluation results for photos in csv format:" in log.getvalue()
+    assert "copypaste: 24.0000" in log.getvalue()
+    shown = stream is Terminal
+    assert ("evaluating photos: " in bar.getvalue()) is shown
+    assert ("/12 [" in bar.getvalue()) is shown
+    assert ("Inference done 11/12" in log.getvalue()) is not shown

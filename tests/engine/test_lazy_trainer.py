@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_d2.cli.train import main
 from detr_d2.config import load_config, load_lazy_config
@@ -92,11 +93,20 @@ def test_losses_are_those_of_the_yaml_config(noise, weights, tmp_path):
 def test_trains_averages_resumes_and_evaluates(noise, tmp_path):
     output = ("--output", str(tmp_path / "run"))
     options = ("train.ema.enabled=True", "train.amp.enabled=True", "train.accumulate=2")
+    options += ("train.logging.trackers=[csv,tensorboard]", "train.logging.images=2")
     assert run(*output, *options, "train.max_iter=1", "train.eval_period=0") == 0
     assert run(*output, *options, "--resume", "train.eval_period=2") == 0
     lines = metrics(tmp_path / "run")
     assert [x["iteration"] for x in lines if "total_loss" in x] == [0, 1]
     assert "bbox/AP" in lines[-1]
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [x.split(",")[0] for x in rows] == ["iteration", "0", "1", "2"]
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    # Of the first training, and of the one that continues it.
+    assert [x.step for x in events.Scalars("bbox/AP")] == [1, 2]
+    assert events.Scalars("bbox/AP")[1].value == pytest.approx(lines[-1]["bbox/AP"])
+    assert len(events.Tags()["images"]) == 2
     saved = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=True)
     averaged, trained = saved["model"], saved["trainer"]["hooks"]["WeightAverage"]["weights"]
     assert not torch.equal(averaged["detr.query_embed.weight"], trained["detr.query_embed.weight"])

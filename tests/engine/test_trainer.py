@@ -5,6 +5,7 @@ from detectron2.engine import HookBase, TrainerBase
 
 from detr_d2.engine import Trainer, build_optimizer, loading_options
 from detr_d2.engine.step import TrainingStep
+from detr_d2.engine.tracking import Tracking
 from detr_d2.utils.errors import UserError
 
 
@@ -30,6 +31,7 @@ def make_trainer(make_cfg, make_model, make_inputs):
         inputs = make_inputs([(64, 64)] * 2, [1, 2])
         trainer = Trainer.__new__(Trainer)
         TrainerBase.__init__(trainer)
+        trainer.tracking = Tracking.from_config(cfg)
         trainer.checkpoint_period, trainer.expected_results = checkpoint_period, ()
         trainer.cfg, trainer.start_iter, trainer.max_iter = cfg, 0, max_iter
         trainer._trainer = TrainingStep(model, [inputs] * max_iter, build_optimizer(cfg, model), log_period=20)

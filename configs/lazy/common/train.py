@@ -23,6 +23,8 @@ train = dict(
     ema=dict(enabled=False, decay=0.9998),
     # A checkpoint whose box model is kept fixed, with model.freeze_boxes=True.
     frozen_weights="",
+    # As LOGGING of YAML configs, see docs/TRACKING.md.
+    logging=dict(trackers=["tensorboard"], project="", run="", images=0, artifacts=False),
 )
 
 optimizer = L(clipped_optimizer)(

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
 from detr_d2.data.checks.findings import Finding, Severity
 from detr_d2.data.images import read_image
 from detr_d2.utils.errors import UserError
+from detr_d2.utils.progress import progress_bar
 
 # EXIF orientations that swap the sides, of eight.
 _SIDEWAYS = (5, 6, 7, 8)
@@ -82,7 +82,7 @@ def check_image_files(records: Sequence[dict], name: str, channels: int = 3) -> 
     records = [x for x in records if x.get("file_name") and not is_missing(x["file_name"])]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         inspected = pool.map(partial(_inspect_image, channels=channels), records)
-        inspected = list(tqdm(inspected, f"images of {name}", len(records), disable=None, unit="image"))
+        inspected = list(progress_bar(inspected, f"images of {name}", total=len(records), unit="image"))
     faults, sums = ([x[i] for x in inspected] for i in range(2))
     by_kind: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record, faults_of_image in zip(records, faults, strict=True):

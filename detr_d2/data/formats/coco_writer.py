@@ -6,13 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detr_d2.data.formats.image_files import ImageFinder, check_sizes, image_root
 from detr_d2.data.formats.outlines import describe
 from detr_d2.data.formats.records import AnnotatedDataset, AnnotatedImage, Source
 from detr_d2.data.images import read_image_size
 from detr_d2.utils.errors import ExampleCounter, UserError, abbreviate
+from detr_d2.utils.progress import progress_bar
 
 
 def to_coco(
@@ -65,7 +64,7 @@ def _convert(
     images: Sequence[AnnotatedImage], paths: Sequence[str], classes: Sequence[str], root: str, notes: ExampleCounter
 ) -> dict[str, Any]:
     ids = {name: number for number, name in enumerate(classes, start=1)}
-    sizes = [read_image_size(path) for path in tqdm(paths, "images", disable=None, unit="image")]
+    sizes = [read_image_size(path) for path in progress_bar(paths, "images", unit="image")]
     check_sizes(images, sizes)
     coco_images, annotations = [], []
     for image_id, (image, path, (height, width)) in enumerate(zip(images, paths, sizes, strict=True), start=1):

@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 from PIL import Image
-from tqdm import tqdm
 
 from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.registration import EVALUATION_METADATA, load_panoptic_json
@@ -21,6 +20,7 @@ from detr_d2.data.panoptic.segments import segment_ids_to_rgb
 from detr_d2.data.shapes.scene import STUFF_CLASSES, THING_CLASSES, Scene, ShapesSpec, sample_scene
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import output_folder
+from detr_d2.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def write_dataset(spec: ShapesSpec, folder: Path) -> None:
     image_root.mkdir()
     panoptic_root.mkdir()
     images, annotations, panoptic = [], [], []
-    indices = tqdm(range(spec.num_images), desc="generating shapes", unit="image", disable=None, leave=False)
+    indices = progress_bar(range(spec.num_images), "generating shapes", unit="image", keep=False)
     for image_id, index in enumerate(indices, start=1):
         scene = sample_scene(spec, index)
         name = f"{image_id:06d}"
