@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detr_d2.config import choice
+from detr_d2.data.bands import to_display
 from detr_d2.data.images import read_image
 from detr_d2.engine.tracking.backends import TRACKERS
 from detr_d2.engine.tracking.tracker import RunInfo, Tracker
@@ -111,7 +112,8 @@ class Tracking(hooks.PeriodicWriter):
                 model.eval()
                 for i in range(min(self.num_images, len(loader.dataset))):
                     record = loader.dataset[i]
-                    pixels = read_image(record["file_name"], "RGB")
+                    channels = record["image"].shape[0]
+                    pixels = to_display(read_image(record["file_name"], "RGB", channels=channels))
                     (result,) = model([record])
                     scale = min(1.0, _MAX_SIDE / max(pixels.shape[:2]))
                     drawn = draw_instances(pixels, result["instances"], class_names, scale=scale)
