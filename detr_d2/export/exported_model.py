@@ -79,7 +79,7 @@ class ExportedModel(nn.Module):
         """Return the file's inputs for (C, height, width) images."""
         batch = PaddedBatch.from_images(images, self.info.size_divisibility, self.info.square_size)
         dtype = DTYPES[self.info.dtype]
-        if batch.tensor.is_floating_point() and not dtype.is_floating_point:
+        if batch.tensor.is_floating_point() and not dtype.is_floating_point and batch.tensor.max() > 255:
             raise UserError(
                 f"{self.path} takes images of 8 bits, and these have more: export the model with --dtype float32."
             )

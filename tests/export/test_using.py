@@ -146,3 +146,7 @@ def test_images_of_more_than_8_bits_need_a_file_that_takes_them(export):
     exported = ExportedModel(export("detr", "torchscript").path)
     with pytest.raises(UserError, match=r"takes images of 8 bits.*--dtype float32"):
         exported([{"image": torch.full((3, 64, 64), 1000.0)}])
+    # As Detectron2's DefaultPredictor gives images of 8 bits.
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    a, b = exported([{"image": image}, {"image": image.float()}])
+    assert torch.equal(a["instances"].scores, b["instances"].scores)
