@@ -6,9 +6,11 @@ import signal
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.utils.env import TORCH_VERSION
 from torch.testing import assert_close
 
+from detr_d2.data import DetrDatasetMapper
 from detr_d2.export import ExportedModel, GraphOptions
 
 from .conftest import KINDS
@@ -38,6 +40,24 @@ def test_results_are_those_of_the_model(export, make_inputs, kind, format):
         inputs = [{"image": x["image"]} for x in make_inputs(sizes, [0] * len(sizes))]
         # As a prediction on a photograph that was resized.
         inputs[-1].update(height=40, width=150)
+        for found, x in zip(exported(inputs), inputs, strict=True):
+            assert_same_results(found, model([x])[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@torch.no_grad()
+def test_results_on_photographs(export, real_coco, format):
+    """Of all real images of COCO, as the loader of a test set gives them, in batches of five with padding."""
+    if TORCH_VERSION < (2, 6) and format == "onnx":
+        pytest.skip("an early version of torch.export")
+    real_coco()
+    model, cfg, path, _ = export("detr", format)
+    exported, mapper = ExportedModel(path), DetrDatasetMapper(cfg, is_train=False)
+    records = DatasetCatalog.get("coco_2017_val")
+    assert len(records) == 50
+    for first in range(0, 50, 5):
+        inputs = [mapper(x) for x in records[first : first + 5]]
         for found, x in zip(exported(inputs), inputs, strict=True):
             assert_same_results(found, model([x])[0])
 
