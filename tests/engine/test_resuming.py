@@ -115,6 +115,14 @@ def test_resumed_run_equals_the_straight_run(make_trainer, tmp_path, options):
     assert_equal_runs(straight, resumed)
 
 
+def test_workers_end_with_the_training(make_trainer, tmp_path):
+    """A process that exits while they run would wait some seconds for each."""
+    others = set(multiprocessing.active_children())
+    trainer = make_trainer(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 1)
+    trainer.train()
+    assert set(multiprocessing.active_children()) <= others
+
+
 def test_killed_between_the_last_checkpoint_and_the_final_one(make_trainer, tmp_path):
     """No step is left, and the final checkpoint is written all the same."""
     straight = tmp_path / "straight"
