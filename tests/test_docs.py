@@ -30,6 +30,7 @@ from tests.robustness import __main__ as robustness
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{x.name}" for x in (REPOSITORY / "docs").glob("*.md"))]
 NOT_PARSED = {
+    "jupyter": "of nbclient",
     "pip": "installs",
     "wandb": "of Weights & Biases",
     "mlflow": "of MLflow",
