@@ -7,7 +7,9 @@ Variants are the entries of a YAML file, each a name with the config keys that d
 holds those of docs/TRAINING_RECIPES.md:
   "groups": {MODEL.DETR.QUERY_GROUPS: 5, MODEL.DETR.NUM_OBJECT_QUERIES: 30}
 
-With --minutes every run takes the same time: its number of iterations is chosen by the time of some of its steps.
+With --minutes every run takes the same time: its number of iterations is chosen by the time of some steps of its
+variant. All variants are timed before the first run, twice in turn, and the faster time counts: another program that
+starts meanwhile slows a run down, and changes no result.
 With --resume the runs that have ended in the output folder are not repeated.
 
 Examples:
@@ -25,6 +27,7 @@ Examples:
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +49,8 @@ from detr_d2.visualization import plot_training
 
 # Steps that are made, and of these those at the end that are timed, to tell how many fit into some minutes.
 _STEPS, _TIMED_STEPS = 15, 10
-# In the folder of a run that has ended.
-_RESULT = "result.json"
+# In the folder of a run that has ended; and in the output folder.
+_RESULT, _STEP_TIMES = "result.json", "step_times.json"
 
 
 class Run(NamedTuple):
@@ -84,18 +87,19 @@ def _add_flags(parser: CommandParser) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Train one run after the other, in one of the processes."""
+    """Train the runs one after the other; every process executes this."""
     runs = list_runs(args)
     output = Path(runs[0].cfg.OUTPUT_DIR)
     curves: dict[str, list[dict[int, float]]] = {}
     folders, rows = {}, []
+    steps = step_times(runs, output / _STEP_TIMES, args.resume) if args.minutes else {}
     for run in runs:
         label = run.name if args.seeds == 1 else f"{run.name}, seed {run.seed}"
         folder = output / label.replace(" ", "_")
         ended = folder / _RESULT
-        result = read_json(ended) if args.resume and ended.exists() else _run(args, run, folder)
+        result = read_json(ended) if args.resume and ended.exists() else _run(args, run, folder, steps.get(run.name))
         curve = {int(iteration): value for iteration, value in result["curve"].items()}
-        # Seeds follow each other, and the curve of one shows enough.
+        # The plot has the first seed only.
         if run.name not in curves:
             folders[run.name] = folder
         curves.setdefault(run.name, []).append(curve)
@@ -111,18 +115,14 @@ def compare(args: argparse.Namespace) -> None:
     print(text, end="")
 
 
-def _run(args: argparse.Namespace, run: Run, folder: Path) -> dict[str, Any]:
-    """Train, write what the tables need to a file in the folder, and return it."""
-    seconds, iterations = None, run.iterations
-    if args.minutes:
-        seconds = seconds_per_step(run.cfg)
-        iterations = max(1, round(60 * args.minutes / seconds))
+def _run(args: argparse.Namespace, run: Run, folder: Path, seconds: float | None) -> dict[str, Any]:
+    """Train, write what the tables need to a file in the folder, and return it; ``seconds``: time of a step."""
+    iterations = max(1, round(60 * args.minutes / seconds)) if seconds else run.iterations
     cfg = schedule(run.cfg, folder, iterations, args.every)
     curve, metrics = train(cfg, run.seed, args.metric)
     result = {"iterations": cfg.SOLVER.MAX_ITER, "seconds": seconds, "curve": curve, "metrics": metrics}
     if comm.is_main_process():
-        with atomic_file(folder / _RESULT) as file:
-            file.write(json.dumps(result).encode())
+        _write(folder / _RESULT, result)
     return result
 
 
@@ -182,6 +182,23 @@ def schedule(cfg: CfgNode, folder: Path, iterations: int | None, every: int | No
     return cfg
 
 
+def step_times(runs: Sequence[Run], file: Path, resume: bool) -> dict[str, float]:
+    """Return the seconds per step by the name of a run; those that ``file`` holds are kept if ``resume``."""
+    times = read_json(file) if resume and file.exists() else {}
+    cfgs = {run.name: run.cfg for run in runs if run.name not in times}
+    rounds = [{name: seconds_per_step(cfg) for name, cfg in cfgs.items()} for _ in range(2)]
+    times |= {name: min(x[name] for x in rounds) for name in cfgs}
+    comm.synchronize()
+    if comm.is_main_process():
+        _write(file, times)
+    return times
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    with atomic_file(file) as stream:
+        stream.write(json.dumps(content).encode())
+
+
 def seconds_per_step(cfg: CfgNode) -> float:
     """Return the mean time of a training step, loading included, in the slowest of the processes."""
     trainer = Trainer(cfg)
@@ -193,7 +210,9 @@ def seconds_per_step(cfg: CfgNode) -> float:
                 comm.synchronize()
                 started = time.perf_counter()
             trainer.run_step()
-    return max(comm.all_gather((time.perf_counter() - started) / _TIMED_STEPS))
+    seconds = (time.perf_counter() - started) / _TIMED_STEPS
+    trainer._trainer.end_loading()
+    return max(comm.all_gather(seconds))
 
 
 def train(cfg: CfgNode, seed: int, metric: str) -> tuple[dict[int, float], dict[str, float]]:

@@ -180,7 +180,7 @@ def print_differences(verification: "Verification") -> None:
 
     names = list(verification.rows[0][1])
     rows = [(batch, *(f"{x[name]:.1e}" for name in names)) for batch, x in verification.rows]
-    print(tabulate(rows, headers=("largest differences", *names)))
+    print(tabulate(rows, headers=("unmatched" if verification.is_share else "largest differences", *names)))
 
 
 main = Command("export", __doc__, _add_flags, run)

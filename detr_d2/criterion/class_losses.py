@@ -80,7 +80,7 @@ class ClassLoss(Protocol):
         """Return the cost of matching a query with an object of each class, in the shape of ``logits``."""
 
     def rank(self, logits: Tensor) -> Ranking:
-        """Return as many detections per image as there are queries, from (B, Q, K + 1) logits."""
+        """Return as many detections per image as there are queries, from (B, Q, K + 1) logits; in no defined order."""
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (Q,) score and class of each query from (Q, K + 1) logits; score 0 for no-object."""

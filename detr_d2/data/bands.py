@@ -17,7 +17,7 @@ _SAMPLES_PER_PIXEL = 277
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Of a PNG of 16 bits, by its color type: the order of the bands in what OpenCV returns. Pillow reads 8 of the 16 bits.
 _PNG_BANDS = {2: (2, 1, 0), 4: (2, 3), 6: (2, 1, 0, 3)}
-# Modes of Pillow whose bands are those of the file. Others, such as palettes, are converted to RGB.
+# Modes of Pillow whose bands are those of the file. Others, such as palettes, are converted to RGB or RGBA.
 _MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "I", "F")
 _UPRIGHT = {
     2: lambda x: x[:, ::-1],
@@ -43,8 +43,9 @@ def decode_bands(content: bytes) -> np.ndarray:
         to 65535 of 16 bits. Bands are in the order of the file, alpha included.
 
     Raises:
-        UserError: tifffile, which reads several bands of a TIFF, is missing; or values are not finite.
-        OSError, ValueError, SyntaxError: the file is damaged or of a format that can't be read.
+        UserError: tifffile, which reads several bands of a TIFF, is missing.
+        OSError, ValueError, SyntaxError: the file is damaged, of a format that can't be read, or has values that are
+            not finite.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -60,7 +61,7 @@ def decode_bands(content: bytes) -> np.ndarray:
 
 def tiff_size(content: bytes) -> tuple[int, int]:
     """Return height and width, upright, of a TIFF that Pillow can't open; errors are those of :func:`decode_bands`."""
-    # A file of several bands is read for little else than its pixels: their decoding is rarely for nothing.
+    # Decodes the whole file: callers nearly always need the pixels as well.
     return decode_bands(content).shape[:2]
 
 

@@ -106,6 +106,8 @@ def explain_errors(name: str, folder: str) -> Iterator[None]:
     """Turn errors of opening and decoding an image file into a UserError with its name and the folder to check."""
     try:
         yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{name} does not exist: check {folder}.") from error
     except _DECODING_ERRORS as error:

@@ -113,20 +113,25 @@ def _read_categories(json_file: str) -> dict[int, str]:
     content = read_coco_content(json_file)
     check_images(content["images"], json_file)
     _check_runs(content.get("annotations", []), json_file)
-    items = content["categories"]
-    if not items:
-        raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
-    names = {}
-    for item in items:
-        number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
-        if type(number) is not int or not isinstance(name, str):
-            raise UserError(f"The category {item} in {json_file} lacks an integer 'id' or a string 'name'.")
-        if number in names:
-            raise UserError(f"{json_file} lists category id {number} twice, {names[number]!r} and {name!r}.")
-        names[number] = name
+    names = category_names(content["categories"], json_file)
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
         logger.warning("%s has classes of one name: %s. They count as different.", json_file, abbreviate(repeated))
+    return names
+
+
+def category_names(categories: list, json_file: str) -> dict[int, str]:
+    """Return the names of COCO's categories by id, in the order of the ids. If they are unusable, raise a UserError."""
+    if not categories:
+        raise UserError(f"{json_file} has no categories: list the classes in 'categories', each with 'id' and 'name'.")
+    names = {}
+    for item in categories:
+        number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
+        if type(number) is not int or not isinstance(name, str):
+            raise UserError(f"The category {item!r:.80} in {json_file} lacks an integer 'id' or a string 'name'.")
+        if number in names:
+            raise UserError(f"{json_file} lists category id {number} twice, {names[number]!r} and {name!r}.")
+        names[number] = name
     return dict(sorted(names.items()))
 
 

@@ -97,7 +97,7 @@ class ProgressBar(HookBase):
 
     def after_train(self) -> None:
         if self.bar is not None:
-            # With those of the last evaluation.
+            # The last evaluation came after the last step.
             self._show_metrics()
             self.bar.close()
         self._console.close()

@@ -90,7 +90,7 @@ def export_model(
             ) from e
         for suffix in (*kind.companions, kind.suffix):
             os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
-    logger.info(f"Exported to {output}: the largest difference is {verification.largest:.1e}.")
+    logger.info(f"Exported to {output}: {verification.summary}.")
     return verification
 
 

@@ -21,7 +21,8 @@ INPUTS = ("images", "sizes")
 OUTPUTS = {"detections": ("boxes", "scores", "labels"), "raw": ("logits", "boxes")}
 """Kinds of outputs and their names; with masks "masks" is added."""
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-"""Data types of the images, whose values are those that the model was trained with: 0 to 255 of RGB."""
+"""Data types of the images, whose values are those that the model was trained with: 0 to 255, or in the
+units of files with other bands than RGB."""
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from detr_d2.modeling.postprocessing import PanopticRules
 from detr_d2.utils.errors import UserError
 
 INFO, GOLDEN = "detr_d2_info", "detr_d2_golden"
-"""Names under which a file has its facts and its golden input, as text."""
+"""Names of a file's metadata and of its golden input, as text."""
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """Facts about an exported model, which are written as JSON."""
+    """Metadata of an exported model, which is written as JSON."""
 
     version: str  # Version of this package that exported the file.
     class_names: list[str]
     category_ids: list[int]  # Ids in result files, in the order of the classes.
-    image_format: str  # Order of the channels: "RGB" or "BGR".
+    image_format: str  # Order of the channels: "RGB" or "BGR"; "L": gray.
     min_size: int  # Pixels that the shorter side of an image is resized to; 0: images are not resized.
     max_size: int  # Maximum of the longer side, which wins.
     fast_resize: bool  # False: resized with Pillow, bilinearly. True: with PyTorch.
@@ -93,18 +93,17 @@ class ExportInfo:
         return PanopticRules(**self.panoptic) if usable else None
 
     def to_text(self) -> str:
-        """Return the facts as JSON."""
+        """Return the metadata as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_text(cls, text: str, source: str) -> "ExportInfo":
-        """Read the facts of the file ``source``; if they are missing or of another version, raise a UserError."""
+        """Read the metadata of the file ``source``; if it is missing or of another version, raise a UserError."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as e:
             raise UserError(
-                f"{source} does not tell how to use it ({e}): it was not exported by this version of detr_d2. Make it "
-                "with detr-d2 export."
+                f"{source} has no metadata ({INFO}) of this version of detr_d2 ({e}): make it with detr-d2 export."
             ) from e
 
 

@@ -30,7 +30,7 @@ def build_predictor(
 ) -> tuple[Predictor, CfgNode]:
     """Build the predictor of ``MODEL.WEIGHTS``, a checkpoint or an exported file, and return it with its config.
 
-    An exported file needs no config file. Its own facts replace those of the config. The model of a checkpoint leaves
+    An exported file needs no config file. Its metadata replaces what the config says. The model of a checkpoint leaves
     out detections with a score below ``min_score``, None: that of :func:`default_score`. ``trust`` is that of
     :func:`~detr_d2.config.load_config`.
 

@@ -42,10 +42,11 @@ BATCHES: tuple[tuple[Size, ...], ...] = (
 
 @dataclass
 class Verification:
-    """Largest differences by output, one row for each batch."""
+    """Largest differences by output, one row for each batch; of int8, the share of :func:`unmatched` detections."""
 
     rows: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     tolerance: float = TOLERANCE
+    is_share: bool = False
 
     def add(self, batch: str, differences: dict[str, float]) -> None:
         """Add a batch, described in words."""
@@ -53,17 +54,30 @@ class Verification:
 
     @property
     def largest(self) -> float:
-        """Largest difference of all."""
+        """Largest difference of all, or share."""
         return max(max(x.values()) for _, x in self.rows)
+
+    @property
+    def summary(self) -> str:
+        """The largest difference in words."""
+        if self.is_share:
+            return f"{self.largest:.1%} of the confident detections have no counterpart in float32"
+        return f"the largest difference is {self.largest:.1e}"
 
     def check(self, path: str | Path) -> None:
         """Raise a UserError that names the worst batch if a difference exceeds the tolerance or is not a number."""
         for batch, differences in self.rows:
             for name, x in differences.items():
                 if not x <= self.tolerance:
+                    found = (
+                        f"{x:.0%} of the confident {name} in {batch} have no counterpart"
+                        if self.is_share
+                        else f"{name} of {batch} differ by {x:.2g}"
+                    )
+                    limit = f"{self.tolerance:.0%}" if self.is_share else f"{self.tolerance:g}"
                     raise UserError(
-                        f"{path} does not agree with the model: {name} of {batch} differ by {x:.2g}, more than "
-                        f"{self.tolerance:g}. It is not usable; try another format."
+                        f"{path} does not agree with the model: {found}, more than {limit}. It is not usable; try "
+                        "another format."
                     )
 
 
@@ -113,7 +127,7 @@ def _verify_quantized(exported: ExportedModel) -> Verification:
         ]
         for outputs in (exported.run(images, sizes), golden)
     )
-    result = Verification(tolerance=INT8_TOLERANCE)
+    result = Verification(tolerance=INT8_TOLERANCE, is_share=True)
     result.add("the golden input", {"detections": unmatched(found, expected)})
     return result
 

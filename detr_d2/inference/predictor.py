@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
@@ -91,8 +90,8 @@ class Predictor:
             model = prepare(model, cfg, categories.names)
         return cls(*with_tiles(model, cfg), cfg.INPUT.FORMAT, categories, file_channels(cfg))
 
-    def prepare(self, image_rgb: NDArray[np.uint8]) -> dict:
-        """Return the model's input for a (H, W, 3) image, as :class:`DetrDatasetMapper` makes it in inference."""
+    def prepare(self, image_rgb: NDArray) -> dict:
+        """Return the model's input for a (H, W, C) image, as :class:`DetrDatasetMapper` makes it in inference."""
         image = image_rgb
         if self.channels != 3:
             check_bands("An image", image.shape[2], self.channels)
@@ -103,13 +102,13 @@ class Predictor:
         height, width = image_rgb.shape[:2]
         return {"image": to_tensor(augmented.image).contiguous(), "height": height, "width": width}
 
-    def __call__(self, images_rgb: Sequence[NDArray[np.uint8]], batch_size: int = 1) -> list[Instances]:
-        """Detect objects in (H, W, 3) images: as many as the model has queries, on the CPU, boxes in pixels."""
+    def __call__(self, images_rgb: Sequence[NDArray], batch_size: int = 1) -> list[Instances]:
+        """Detect objects in (H, W, C) images, RGB if C is 3: as many as queries, on the CPU, boxes in pixels."""
         return [result["instances"] for _, _, result in self.predict(enumerate(images_rgb), batch_size)]
 
     def predict(
-        self, images: Iterable[tuple[Key, NDArray[np.uint8]]], batch_size: int = 1
-    ) -> Iterator[tuple[Key, NDArray[np.uint8], dict[str, Any]]]:
+        self, images: Iterable[tuple[Key, NDArray]], batch_size: int = 1
+    ) -> Iterator[tuple[Key, NDArray, dict[str, Any]]]:
         """Predict for pairs of a key and an image, in their order, which are read as they are needed.
 
         Yields:

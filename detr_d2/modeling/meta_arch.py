@@ -34,7 +34,7 @@ class Detr(nn.Module):
     Args:
         network: network that maps images to predictions.
         criterion: criterion that maps predictions and targets to losses.
-        pixel_mean: one value per channel, in the order of the images' channels, on a scale of 255.
+        pixel_mean: one value per channel, in the order and the units of the images' channels.
         pixel_std: standard deviations, in the same form.
         deep_supervision: True to compute losses after every decoder layer, not only after the last.
         class_loss: name of the class loss of the training, which decides how detections are ranked.

@@ -47,6 +47,7 @@ def test_variants_in_equal_time(compare, tmp_path, monkeypatch):
     table = (tmp_path / "convergence.md").read_text()
     rows = [row.split("|") for row in table.splitlines()[2:]]
     assert [row[1].strip() for row in rows] == ["groups, seed 1", "groups, seed 2"]
+    assert rows[0][2:4] == rows[1][2:4]
     for _, _, iterations, seconds, *metrics in (row[:-1] for row in rows):
         assert int(iterations) == pytest.approx(0.6 / float(seconds), rel=0.2)
         assert len(metrics) == 3

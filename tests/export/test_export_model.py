@@ -96,5 +96,5 @@ def test_files_that_are_not_usable(export, tmp_path):
         ExportedModel(cut)
     foreign = tmp_path / "foreign.ts"
     torch.jit.trace(torch.nn.Identity(), torch.ones(1)).save(str(foreign))
-    with pytest.raises(UserError, match="does not tell how to use it"):
+    with pytest.raises(UserError, match=r"has no metadata .detr_d2_info"):
         ExportedModel(foreign)

@@ -14,7 +14,7 @@ from detr_d2.data.formats.records import (
     read_size,
     split_of,
 )
-from detr_d2.data.registration import check_images, read_coco_content
+from detr_d2.data.registration import category_names, check_images, read_coco_content
 from detr_d2.utils.errors import UserError
 
 # Files of a folder that are opened to recognize the format.
@@ -42,7 +42,7 @@ def read(source: Source) -> AnnotatedDataset:
     images, classes = [], {}
     for file in files:
         content = read_coco_content(str(file))
-        names = _read_categories(content["categories"], file)
+        names = category_names(content["categories"], str(file))
         classes |= dict.fromkeys(names.values())
         images += _read_images(content, names, file, split_of(file.stem) or split_of(file.parent.name), source)
     return AnnotatedDataset(images, image_roots(files), list(classes))
@@ -75,16 +75,6 @@ def _is_instances(content: Any) -> bool:
     items = content.get("annotations")
     first = items[0] if isinstance(items, list) and items else {}
     return isinstance(first, Mapping) and "segments_info" not in first
-
-
-def _read_categories(items: list, file: Path) -> dict[int, str]:
-    names = {}
-    for item in items:
-        number, name = (item.get("id"), item.get("name")) if isinstance(item, Mapping) else (None, None)
-        if type(number) is not int or not isinstance(name, str):
-            raise UserError(f"The category {item!r:.80} in {file} lacks an integer 'id' or a string 'name'.")
-        names[number] = name
-    return dict(sorted(names.items()))
 
 
 def _read_images(

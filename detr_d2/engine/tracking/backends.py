@@ -127,7 +127,7 @@ class MlflowTracker(Tracker):
         while batch := list(islice(values, _PARAMETERS)):
             parameters = [mlflow.entities.Param(key, value[:_PARAMETER_LENGTH]) for key, value in batch]
             self._client.log_batch(self.run_id, params=parameters)
-        # With the values that are too long for parameters.
+        # Parameters are cut off; the file has the whole values.
         self._client.log_dict(self.run_id, self.run.config, "config.yaml")
 
     def log(self, step: int, events: Events) -> None:

@@ -86,6 +86,7 @@ class Tracking(hooks.PeriodicWriter):
         state = read_json(path) if self.trainer.start_iter and self.trackers and path.exists() else {}
         for name, tracker in self.trackers.items():
             known = state.get(name, {})
+            # The hooks of iteration start_iter - 1 are repeated when a run is resumed: it is still to be sent.
             tracker.run_id, tracker.step = known.get("run"), known.get("step", self.trainer.start_iter - 2)
             tracker.start()
         self._save_state()

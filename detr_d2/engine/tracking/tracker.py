@@ -86,7 +86,7 @@ class Tracker(EventWriter):
         self._attempt(self.log_file, path)
 
     def start(self) -> None:
-        """Open the run, which the first of the other methods otherwise does."""
+        """Open the backend now, instead of at the first write."""
         self._attempt(lambda: None)
 
     def _attempt(self, method: Callable[..., None], *arguments: Any) -> None:
