@@ -201,6 +201,8 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 def seconds_per_step(cfg: CfgNode) -> float:
     """Return the mean time of a training step, loading included, in the slowest of the processes."""
+    # The same images for all variants, whose sizes differ.
+    seed_all_rng(1 + comm.get_rank())
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     with EventStorage():
