@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, x) for x in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, x))
 """Signals by which systems announce the end of a job."""
 _STUCK_SECONDS = 40
+# Those that blocks of :func:`handled` have set in this process.
+_handlers: list[Callable[[int, object], None]] = []
 
 
 @contextmanager
@@ -28,11 +30,24 @@ def handled(handler: Callable[[int, object], None]) -> Iterator[None]:
         yield
         return
     previous = {x: signal.signal(x, handler) for x in SIGNALS}
+    _handlers.append(handler)
     try:
         yield
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
+        _handlers.remove(handler)
+
+
+def _forget_handlers() -> None:
+    """Let signals end a process that was forked: its handler would note them, and its parent wait for its end."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in _handlers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_handlers)
 
 
 def forward_to(pids: Sequence[int]) -> Callable[[int, object], None]:

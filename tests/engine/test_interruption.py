@@ -191,3 +191,21 @@ def test_a_port_in_use():
         start = Start("flags", 0, 2, url=f"tcp://127.0.0.1:{s.getsockname()[1]}")
         with pytest.raises(UserError, match=r"The address tcp.* is in use.*--dist-url auto"):
             join_process_group(start, timedelta(seconds=5))
+
+
+def sleep(started) -> None:
+    started.set()
+    time.sleep(30)
+
+
+def test_processes_that_are_forked_meanwhile_can_be_ended():
+    """As those of a pool that an evaluator starts during training."""
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    with handled(lambda *_: None):
+        process = context.Process(target=sleep, args=(started,))
+        process.start()
+        started.wait()
+        process.terminate()
+        process.join(10)
+    assert process.exitcode == -signal.SIGTERM
