@@ -109,8 +109,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> "Verification":
-    from detr_d2.config import file_channels
-    from detr_d2.export import GraphOptions, export_model
+    from detr_d2.export import GraphOptions, default_dtype, export_model
     from detr_d2.inference.predictor import Predictor, prediction_config
 
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
@@ -123,7 +122,7 @@ def _export(args: argparse.Namespace) -> "Verification":
         args.outputs or ("raw" if model.panoptic is not None else "detections"),
         masks=model.has_masks and not args.no_masks,
         max_detections=args.max_detections,
-        dtype=args.dtype or ("uint8" if file_channels(cfg) == 3 else "float32"),
+        dtype=args.dtype or default_dtype(cfg),
     )
     return export_model(
         model,

@@ -1,7 +1,7 @@
 """Export of trained models to files that run without this package, and the use of these files."""
 
 from detr_d2.export.exported_model import ExportedModel
-from detr_d2.export.exporting import export_model
+from detr_d2.export.exporting import default_dtype, export_model
 from detr_d2.export.formats import FORMATS, is_exported
 from detr_d2.export.graph import ExportGraph, GraphOptions
 from detr_d2.export.quantization import CalibrationImages, Quantization
@@ -17,6 +17,7 @@ __all__ = [
     "Quantization",
     "Verification",
     "build_predictor",
+    "default_dtype",
     "default_score",
     "export_model",
     "is_exported",

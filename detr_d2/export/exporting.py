@@ -63,8 +63,8 @@ def export_model(
     if quantization is not None:
         check_quantizable(kind)
     if options is None:
-        dtype = "uint8" if file_channels(cfg) == 3 else "float32"
-        options = GraphOptions("raw" if model.panoptic else "detections", masks=model.has_masks, dtype=dtype)
+        outputs = "raw" if model.panoptic else "detections"
+        options = GraphOptions(outputs, masks=model.has_masks, dtype=default_dtype(cfg))
     model = _on_cpu(model)
     graph = ExportGraph(model, options).eval()
     ids = range(1, len(class_names) + 1) if category_ids is None else category_ids
@@ -92,6 +92,11 @@ def export_model(
             os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
     logger.info(f"Exported to {output}: {verification.summary}.")
     return verification
+
+
+def default_dtype(cfg: CfgNode) -> str:
+    """Return the data type of the images of an export, a key of :data:`~detr_d2.export.graph.DTYPES`."""
+    return "uint8" if file_channels(cfg) == 3 else "float32"
 
 
 def _check_output(output: Path, format: str | None, overwrite: bool) -> Format:

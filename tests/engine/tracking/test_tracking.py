@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.engine import hooks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_d2.engine import Trainer
+from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.tracking import TRACKERS, Tracker
 from detr_d2.utils.errors import UserError
+from tests.engine.test_resuming import start_trainer
 from tests.engine.tracking.stand_ins import Mlflow, Wandb
 
 ALL = ("tensorboard", "csv", "wandb", "mlflow")
@@ -50,12 +51,7 @@ def make_trainer(make_run_cfg, catalog, noise_records, monkeypatch):
             *(folder, "DATASETS.TEST", ("noise",), "INPUT.MIN_SIZE_TEST", 32, "TEST.EVAL_PERIOD", 3),
             *("SOLVER.CHECKPOINT_PERIOD", 2, *options),
         )
-        trainer = Trainer(cfg)
-        for hook in trainer._hooks:
-            if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = 2
-        trainer.resume_or_load(resume=resume)
-        return trainer
+        return start_trainer(cfg, resume)
 
     return make
 
@@ -125,6 +121,9 @@ def test_every_tracker_gets_everything_and_a_killed_run_goes_on(make_trainer, tm
     trainer.run_step, trainer.after_train = stop_at_the_fifth_step, lambda: None
     with pytest.raises(RuntimeError, match="killed"):
         trainer.train()
+    # A killed process leaves no handlers of signals behind; this one is that of all tests.
+    (stop,) = (x for x in trainer._hooks if isinstance(x, StopOnSignal))
+    stop.after_train()
     ((run_id, run),) = wandb.runs.items()
     assert (run["project"], run["name"], run["dir"], run["exit_codes"]) == ("noises", "run", str(folder), [1])
     assert run["config"]["SOLVER"]["MAX_ITER"] == 6
