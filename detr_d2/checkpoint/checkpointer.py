@@ -165,9 +165,9 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _resumed_training_only(self, in_file: dict[str, Tensor], in_model: dict[str, Tensor]) -> dict[str, Tensor]:
         if {name: x.shape for name, x in in_file.items()} != {name: x.shape for name, x in in_model.items()}:
             raise UserError(
-                f"{self._source} was saved by a run with other training queries: resume it with its own "
-                "MODEL.DETR.QUERY_GROUPS and MODEL.DETR.DENOISING, or start a new run from its weights (MODEL.WEIGHTS, "
-                "without --resume)."
+                f"{self._source} was saved by a run with other training-only parts: resume it with its own "
+                "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT, or start a new run from its "
+                "weights (MODEL.WEIGHTS, without --resume)."
             )
         return in_file
 

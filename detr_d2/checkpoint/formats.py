@@ -28,7 +28,7 @@ FORMATS = (
 EXPORTS = {"original": key_maps.ORIGINAL, "huggingface": HUGGINGFACE}
 """Every format that is written in addition to the native one, by its name on the command line."""
 
-_TRAINING_ONLY = "training_queries."
+_TRAINING_ONLY = ("training_queries.", "dense_supervision.")
 _MASK_HEAD = ("detr.bbox_attention.", "detr.mask_head.")
 
 

@@ -28,6 +28,7 @@ _MODEL_RANGES: dict[str, _Range] = {
     "MODEL.DETR.HIDDEN_DIM": _POSITIVE,
     "MODEL.DETR.DIM_FEEDFORWARD": _POSITIVE,
     "MODEL.DETR.QUERY_GROUPS": _POSITIVE,
+    "MODEL.DETR.DENSE_WEIGHT": _NOT_NEGATIVE,
     "MODEL.DETR.DENOISING.GROUPS": _NOT_NEGATIVE,
     "MODEL.DETR.DENOISING.BOX_NOISE": ("a share of half the box, from 0", lambda x: x >= 0),
     "MODEL.DETR.DENOISING.LABEL_NOISE": ("a probability from 0 to 1", lambda x: 0 <= x <= 1),
@@ -107,10 +108,11 @@ def check_model_config(cfg: CfgNode) -> None:
             "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model: set MODEL.MASK_ON True, or "
             "set MODEL.WEIGHTS to start from a checkpoint."
         )
-    if detr.FROZEN_WEIGHTS and (detr.QUERY_GROUPS > 1 or detr.DENOISING.GROUPS):
+    if detr.FROZEN_WEIGHTS and (detr.QUERY_GROUPS > 1 or detr.DENOISING.GROUPS or detr.DENSE_WEIGHT):
         raise UserError(
-            "MODEL.DETR.QUERY_GROUPS and MODEL.DETR.DENOISING train boxes, which MODEL.DETR.FROZEN_WEIGHTS keeps as "
-            "they are: set MODEL.DETR.QUERY_GROUPS 1 and MODEL.DETR.DENOISING.GROUPS 0."
+            "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT train boxes, which "
+            "MODEL.DETR.FROZEN_WEIGHTS keeps as they are: set MODEL.DETR.QUERY_GROUPS 1, MODEL.DETR.DENOISING.GROUPS 0 "
+            "and MODEL.DETR.DENSE_WEIGHT 0."
         )
     check_device(cfg)
 

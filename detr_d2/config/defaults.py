@@ -77,7 +77,10 @@ def add_detr_config(cfg: CN) -> None:
     # Losses after every decoder layer instead of the last only.
     detr.DEEP_SUPERVISION = True
 
-    # Training-only queries, see docs/TRAINING_RECIPES.md. Groups of NUM_OBJECT_QUERIES queries, each matched by itself;
+    # Training-only parts, see docs/TRAINING_RECIPES.md. Weight of the losses of a head at every location of the
+    # encoder's output; 0: none.
+    detr.DENSE_WEIGHT = 0.0
+    # Groups of NUM_OBJECT_QUERIES queries, each matched by itself;
     # the first is the model's own.
     detr.QUERY_GROUPS = 1
     # Groups of queries that are made from noised objects; 0: none.

@@ -142,13 +142,14 @@ def prediction_config(config_file: str, options: Sequence[str] = (), *, trust: b
     """Load the config of a trained model, as :func:`~detr_d2.config.loading.load_config`.
 
     Unless set in ``options``, ``MODEL.DETR.NUM_CLASSES`` is the checkpoint's, and ``MODEL.DEVICE`` is the CPU if there
-    is no GPU. The model has no queries that are for training alone.
+    is no GPU. The model has nothing that is for training alone.
 
     Raises:
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
     cfg = load_config(config_file, options, trust=trust)
-    cfg.MODEL.DETR.QUERY_GROUPS, cfg.MODEL.DETR.DENOISING.GROUPS = 1, 0
+    detr = cfg.MODEL.DETR
+    detr.QUERY_GROUPS, detr.DENOISING.GROUPS, detr.DENSE_WEIGHT = 1, 0, 0.0
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
         current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
         raise UserError(f"MODEL.WEIGHTS is {current}: to predict, add MODEL.WEIGHTS and the path of a trained model.")

@@ -8,11 +8,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from detr_d2.checkpoint import native_state_dict
+from detr_d2.checkpoint import native_state_dict, split_training_only
 from detr_d2.config import check_model_config
 from detr_d2.criterion import MASK_LOSSES, MatchedMasks, Normalizer, SetCriterion, get_class_loss, matched_pairs
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.modeling.backbone import BackboneWithPosition, build_masked_backbone
+from detr_d2.modeling.dense_supervision import DenseSupervision, build_dense_supervision
 from detr_d2.modeling.denoising import NoisedQueries
 from detr_d2.modeling.mask_head import build_mask_modules
 from detr_d2.modeling.network import DetrNetwork
@@ -46,6 +47,7 @@ class Detr(nn.Module):
         freeze_boxes: True to train the mask head alone. Nothing else has gradients, or dropout in training.
         panoptic: rules by which queries become segments. None: no panoptic results.
         training_queries: module that adds queries in training. None: no further queries.
+        dense_supervision: module that adds losses of the encoder's output in training. None: no further losses.
     """
 
     @configurable
@@ -65,6 +67,7 @@ class Detr(nn.Module):
         freeze_boxes: bool = False,
         panoptic: PanopticRules | None = None,
         training_queries: TrainingQueries | None = None,
+        dense_supervision: DenseSupervision | None = None,
     ):
         super().__init__()
         self.detr = network
@@ -81,6 +84,7 @@ class Detr(nn.Module):
                 module.requires_grad_(False)
         self.panoptic = panoptic
         self.training_queries = training_queries
+        self.dense_supervision = dense_supervision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -114,6 +118,7 @@ class Detr(nn.Module):
             "freeze_boxes": bool(detr.FROZEN_WEIGHTS),
             "panoptic": PanopticRules.from_config(cfg, things_of_model(cfg)) if detr.PANOPTIC.ENABLED else None,
             "training_queries": build_training_queries(cfg),
+            "dense_supervision": build_dense_supervision(cfg),
         }
 
     @property
@@ -229,6 +234,8 @@ class Detr(nn.Module):
             matches = self.criterion.match(own, all_targets)
             masks = self._matched_masks(output, batch, targets, matches[-1, : len(targets)]) if self.has_masks else None
             losses, metrics = self.criterion.losses(own, all_targets, matches, masks, normalizer, copies=groups)
+            if self.dense_supervision is not None:
+                losses.update(self.dense_supervision(output.memory, targets, normalizer))
             if noised is not None:
                 losses.update(self._denoising_losses(*others, noised, normalizer))
         except FloatingPointError as e:
@@ -281,10 +288,9 @@ class Detr(nn.Module):
             if native is not state_dict:
                 state_dict.clear()
                 state_dict.update(native)
-        if self.training_queries is not None:
-            # Checkpoints hold the plain model: training-only queries keep their values.
-            for name, x in self.training_queries.state_dict().items():
-                state_dict.setdefault(f"{prefix}training_queries.{name}", x)
+        # Checkpoints hold the plain model: what is for training alone keeps its values.
+        for name, x in split_training_only(self.state_dict())[1].items():
+            state_dict.setdefault(f"{prefix}{name}", x)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.layers import MLP
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
-from detr_d2.structures import FeatureLevel, MaskInputs, Output, PaddedBatch, Queries
+from detr_d2.structures import FeatureLevel, MaskInputs, Memory, Output, PaddedBatch, Queries
 from detr_d2.utils.precision import without_autocast
 
 _MASK_MODULES = ("bbox_attention", "mask_head")
@@ -99,7 +99,8 @@ class DetrNetwork(nn.Module):
             level = FeatureLevel(features.tensor, features.valid_sizes)
             own = hidden[-1][:, : self.num_queries]
             mask_inputs = MaskInputs(own, level, memory, features.padding_mask, features.finer)
-        return Output(logits, boxes.sigmoid(), mask_inputs)
+        encoded = Memory(memory, features.padding_mask, features.image_sizes) if self.training else None
+        return Output(logits, boxes.sigmoid(), mask_inputs, encoded)
 
     def masks(self, inputs: MaskInputs, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Compute the masks of chosen object queries.

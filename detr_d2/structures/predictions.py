@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from detr_d2.structures.padded_batch import Size
@@ -64,6 +65,24 @@ class Decoded(NamedTuple):
     """(B, C, H, W) output of the encoder."""
 
 
+class Memory(NamedTuple):
+    """The encoder's output, and where its features lie in the images."""
+
+    tensor: Tensor
+    """(B, C, H, W)"""
+    padding_mask: Tensor | None
+    """(B, H, W) bool, True where padded; None where nothing is."""
+    image_sizes: Tensor
+    """(B, 2) float32 width and height of the unpadded images, in features. On the host."""
+
+    def locations(self) -> Tensor:
+        """Return (B, H W, 2) x and y of the features' centers, relative to the images: over 1 where padded."""
+        height, width = self.tensor.shape[-2:]
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        centers = torch.stack((x, y), dim=-1).flatten(0, 1) + 0.5
+        return (centers / self.image_sizes[:, None]).to(self.tensor.device, non_blocking=True)
+
+
 class MaskInputs(NamedTuple):
     """Inputs of the masks of any query of B images."""
 
@@ -99,6 +118,8 @@ class Output(NamedTuple):
     """(L, B, Q, 4) center x, center y, width, height in [0, 1], relative to the unpadded image."""
     mask_inputs: MaskInputs | None = None
     """None without a mask head."""
+    memory: Memory | None = None
+    """In training."""
 
     @property
     def num_images(self) -> int:

@@ -11,7 +11,7 @@ from detr_d2.engine import Trainer
 from detr_d2.utils.errors import UserError
 
 AVERAGE = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5)
-TRAINING_QUERIES = ("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2)
+TRAINING_ONLY = ("MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.DENSE_WEIGHT", 0.3)
 NO_NOISE = ("MODEL.DETR.DENOISING.BOX_NOISE", 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE", 0.0)
 BEST = ("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 2)
 
@@ -76,7 +76,7 @@ def test_the_average_is_evaluated(make_trainer, monkeypatch):
     assert evaluated == [trainer.trained_model] * 2
 
 
-@pytest.mark.parametrize("options", [AVERAGE, TRAINING_QUERIES])
+@pytest.mark.parametrize("options", [AVERAGE, TRAINING_ONLY])
 def test_final_checkpoint_is_a_plain_model(make_trainer, make_model, tmp_path, options):
     """A plain model loads it strictly, with Detectron2's checkpointer too, and it has no state of the training."""
     trainer = make_trainer(*options)
@@ -97,7 +97,7 @@ def test_final_checkpoint_predicts_the_same_in_other_formats(
     make_trainer, make_cfg, make_original, make_inputs, original_batch, tmp_path
 ):
     """With every part of the training: the original and transformers load it, and their outputs are the model's."""
-    fast = (*AVERAGE, *TRAINING_QUERIES, "SOLVER.OPTIMIZER", "MUON", "MODEL.RESNETS.OUT_FEATURES", ["res5"])
+    fast = (*AVERAGE, *TRAINING_ONLY, "SOLVER.OPTIMIZER", "MUON", "MODEL.RESNETS.OUT_FEATURES", ["res5"])
     trainer = make_trainer(*fast, iterations=2)
     with torch.enable_grad():
         trainer.train()
@@ -125,7 +125,7 @@ def test_final_checkpoint_predicts_the_same_in_other_formats(
 
 @pytest.mark.parametrize(
     ("options", "first"),
-    [((*AVERAGE, *TRAINING_QUERIES), 3), ((*AVERAGE, *TRAINING_QUERIES), 4), (TRAINING_QUERIES, 4), (BEST, 3)],
+    [((*AVERAGE, *TRAINING_ONLY), 3), ((*AVERAGE, *TRAINING_ONLY), 4), (TRAINING_ONLY, 4), (BEST, 3)],
     ids=["average and queries", "average and queries, longer", "queries, longer", "best"],
 )
 def test_resumed_run_goes_on_as_if_uninterrupted(make_trainer, options, first):
@@ -150,19 +150,19 @@ def test_resumed_run_goes_on_as_if_uninterrupted(make_trainer, options, first):
     ):
         expected = a.state_dict()
         for name, x in b.state_dict().items():
-            # Queries of the training are not in the average that a checkpoint holds.
-            if not (b is resumed.trained_model and AVERAGE[0] in options and name.startswith("training_queries.")):
+            # What is for training alone is not in the average that a checkpoint holds.
+            if not (b is resumed.trained_model and AVERAGE[0] in options and name.startswith(("training_queries.", "dense_supervision."))):
                 assert_close(x, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_other_training_queries_are_not_resumed(make_trainer):
-    make_trainer(*TRAINING_QUERIES).train()
+    make_trainer(*TRAINING_ONLY).train()
     with pytest.raises(UserError, match=r"resume it with its own MODEL\.DETR\.QUERY_GROUPS"):
         make_trainer("MODEL.DETR.QUERY_GROUPS", 3).resume_or_load(resume=True)
 
 
 def test_weights_of_a_run_start_a_plain_run(make_trainer, tmp_path):
-    make_trainer(*AVERAGE, *TRAINING_QUERIES).train()
+    make_trainer(*AVERAGE, *TRAINING_ONLY).train()
     plain = make_trainer("MODEL.WEIGHTS", str(tmp_path / "run" / "model_0000005.pth"), folder="plain")
     plain.resume_or_load(resume=False)
     saved = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
@@ -171,7 +171,7 @@ def test_weights_of_a_run_start_a_plain_run(make_trainer, tmp_path):
 
 def test_plain_weights_fit_a_model_with_training_queries(make_model):
     """Also where Detectron2 loads them, with the config of the run."""
-    plain, model = make_model(seed=1), make_model(*TRAINING_QUERIES)
+    plain, model = make_model(seed=1), make_model(*TRAINING_ONLY)
     groups = model.training_queries.group_embed.weight.clone()
     model.load_state_dict(plain.state_dict())
     assert torch.equal(model.training_queries.group_embed.weight, groups)

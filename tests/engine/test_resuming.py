@@ -27,7 +27,9 @@ TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 AVERAGE = ("SOLVER.EMA.ENABLED", True)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
 CASES = {
-    "averaged, denoising": (*AVERAGE, "MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2),
+    "averaged, training-only parts": (
+        *(*AVERAGE, "MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.DENOISING.GROUPS", 2, "MODEL.DETR.DENSE_WEIGHT", 0.3),
+    ),
     "workers, accumulation": ("DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE", 2),
     "bfloat16, colors": ("SOLVER.AMP.ENABLED", True, "INPUT.COLOR_JITTER", 0.4, "INPUT.AUGMENTATION", "light"),
     "masks, workers": (*MASKS, "DATALOADER.NUM_WORKERS", 2),
