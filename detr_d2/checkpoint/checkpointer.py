@@ -166,8 +166,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         if {name: x.shape for name, x in in_file.items()} != {name: x.shape for name, x in in_model.items()}:
             raise UserError(
                 f"{self._source} was saved by a run with other training-only parts: resume it with its own "
-                "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT, or start a new run from its "
-                "weights (MODEL.WEIGHTS, without --resume)."
+                "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT, or start a new run from "
+                "its weights (MODEL.WEIGHTS, without --resume)."
             )
         return in_file
 

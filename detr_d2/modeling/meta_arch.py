@@ -13,8 +13,8 @@ from detr_d2.config import check_model_config
 from detr_d2.criterion import MASK_LOSSES, MatchedMasks, Normalizer, SetCriterion, get_class_loss, matched_pairs
 from detr_d2.data.panoptic import things_of_model
 from detr_d2.modeling.backbone import BackboneWithPosition, build_masked_backbone
-from detr_d2.modeling.dense_supervision import DenseSupervision, build_dense_supervision
 from detr_d2.modeling.denoising import NoisedQueries
+from detr_d2.modeling.dense_supervision import DenseSupervision, build_dense_supervision
 from detr_d2.modeling.mask_head import build_mask_modules
 from detr_d2.modeling.network import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding

@@ -49,9 +49,7 @@ def assigned_by_loops(memory: Memory, targets: Targets, image: int) -> dict[int,
     for index in range(targets.counts[image]):
         cx, cy, w, h = (x * y for x, y in zip(targets.boxes[image, index].tolist(), [width, height] * 2, strict=True))
         inside = [
-            i
-            for i, (x, y) in enumerate(places)
-            if abs(x - cx) < min(w / 2, 1.5) and abs(y - cy) < min(h / 2, 1.5)
+            i for i, (x, y) in enumerate(places) if abs(x - cx) < min(w / 2, 1.5) and abs(y - cy) < min(h / 2, 1.5)
         ]
         nearest = min(range(len(places)), key=lambda i: (places[i][0] - cx) ** 2 + (places[i][1] - cy) ** 2)
         for i in {*inside, nearest}:
