@@ -220,6 +220,11 @@ def add_detr_config(cfg: CN) -> None:
     cfg.INPUT.MOSAIC = 0.0
     # Probability with which objects of another training image are pasted over one; requires masks.
     cfg.INPUT.COPY_PASTE = 0.0
+    # Progressive resizing: scale of the training images at the start, which grows evenly to 1 until this share of
+    # the iterations. 1: off.
+    cfg.INPUT.PROGRESSIVE = CN()
+    cfg.INPUT.PROGRESSIVE.START = 1.0
+    cfg.INPUT.PROGRESSIVE.UNTIL = 0.7
     # Shortest sides, in pixels, from which the size of an image before cropping is sampled.
     cfg.INPUT.CROP.RESIZE_SIZES = (400, 500, 600)
     # Resize images with PyTorch, three times as fast as with Pillow: about one value in a thousand differs, by one of

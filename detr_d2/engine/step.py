@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from detr_d2.engine.progressive import ProgressiveSize
 from detr_d2.utils.seeding import STEP, seed_all
 
 
@@ -28,6 +29,7 @@ class TrainingStep(SimpleTrainer):
         dtype: data type of autocast; None: no autocast. float16 requires a CUDA GPU.
         accumulation_steps: number of forward passes that the share is split into, of one size except the last.
         log_period: number of steps whose losses are logged together; see :class:`LossLog`.
+        progressive_size: makes images smaller in the first part of the training. None: images stay as they are.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TrainingStep(SimpleTrainer):
         dtype: torch.dtype | None = None,
         accumulation_steps: int = 1,
         log_period: int = 1,
+        progressive_size: ProgressiveSize | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
         self.dtype = dtype
@@ -47,6 +50,7 @@ class TrainingStep(SimpleTrainer):
         # The exponents of bfloat16 are those of float32: its gradients don't vanish.
         self.scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
         self.unwrapped_model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.progressive_size = progressive_size
         # Seed of the run, from which every step gets its random numbers; None: those follow from the step before.
         self.seed: int | None = None
 
@@ -58,6 +62,8 @@ class TrainingStep(SimpleTrainer):
         """Load a batch, compute its gradients, update the weights."""
         started = time.perf_counter()
         data = next(self._data_loader_iter)
+        if self.progressive_size is not None:
+            data = self.progressive_size(data, self.iter)
         data_time = time.perf_counter() - started
         if self.seed is not None:
             # A resumed run then needs no state of a generator, of any device and process. It takes 50 microseconds.

@@ -35,6 +35,7 @@ from detr_d2.engine.console import FoldedMetricPrinter, evaluate_dataset
 from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
 from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.optimizer import build_optimizer
+from detr_d2.engine.progressive import ProgressiveSize
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
 from detr_d2.engine.tracking import Tracking
@@ -84,6 +85,7 @@ class Trainer(DefaultTrainer):
             dtype=amp_dtype(cfg),
             accumulation_steps=cfg.SOLVER.ACCUMULATE,
             log_period=1 if cfg.MODEL.DEVICE == "cpu" else LOG_PERIOD,
+            progressive_size=ProgressiveSize.from_config(cfg) if cfg.INPUT.PROGRESSIVE.START < 1 else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(

@@ -1,0 +1,64 @@
+"""Progressive resizing: images that are smaller in the first part of a training, whose steps are then cheaper."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ProgressiveSize:
+    """Scale of the images by iteration: it grows evenly from ``start`` to 1.
+
+    Args:
+        start: scale in the first iteration, over 0 and at most 1.
+        full_from: first iteration with images of full size.
+    """
+
+    start: float
+    full_from: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "ProgressiveSize":
+        """Read ``INPUT.PROGRESSIVE``."""
+        progressive = cfg.INPUT.PROGRESSIVE
+        return cls(progressive.START, round(progressive.UNTIL * cfg.SOLVER.MAX_ITER))
+
+    def scale(self, iteration: int) -> float:
+        """Return the scale of images in an iteration."""
+        if iteration >= self.full_from:
+            return 1.0
+        return self.start + (1 - self.start) * iteration / self.full_from
+
+    def __call__(self, batched_inputs: list[dict], iteration: int) -> list[dict]:
+        """Return the inputs of an iteration with images, boxes and masks in its scale."""
+        scale = self.scale(iteration)
+        return batched_inputs if scale == 1 else [_scaled(x, scale) for x in batched_inputs]
+
+
+def _scaled(x: dict, scale: float) -> dict:
+    height, width = x["image"].shape[-2:]
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image = F.interpolate(x["image"][None].float(), size, mode="bilinear", antialias=True)[0]
+    scaled = {**x, "image": image}
+    if "instances" in x:
+        scaled["instances"] = _scaled_instances(x["instances"], size)
+    return scaled
+
+
+def _scaled_instances(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Return the instances in an image of ``size``."""
+    height, width = instances.image_size
+    scaled = Instances(size, **instances.get_fields())
+    boxes: Tensor = instances.gt_boxes.tensor
+    scaled.gt_boxes = Boxes(boxes * boxes.new_tensor([size[1] / width, size[0] / height] * 2))
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        # The pixels that the centers of the new ones lie in.
+        lengths = zip(size, (height, width), strict=True)
+        rows, columns = (((torch.arange(new) + 0.5) * (old / new)).long() for new, old in lengths)
+        scaled.gt_masks = BitMasks(getattr(masks, "tensor", masks)[:, rows][:, :, columns])
+    return scaled
