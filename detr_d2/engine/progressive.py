@@ -1,4 +1,7 @@
-"""Progressive resizing: images that are smaller in the first part of a training, whose steps are then cheaper."""
+"""Progressive resizing: images that are smaller in the first part of a training, whose steps are then cheaper.
+
+As in EfficientNetV2 (arXiv 2104.00298, section 4), without its changes of the augmentation.
+"""
 
 from dataclasses import dataclass
 

@@ -16,8 +16,8 @@ from detr_d2.modeling.layers import MLP
 from detr_d2.structures import Memory, Output, Targets
 from detr_d2.utils.precision import without_autocast
 
-# Distance from an object's center, along each axis, within which locations learn it, in features (arXiv 1904.01355v5,
-# section 3.1).
+# Distance from an object's center, along each axis, within which locations learn it, in features: center sampling of
+# FCOS (arXiv 2006.09214).
 _RADIUS = 1.5
 
 

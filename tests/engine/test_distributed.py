@@ -65,9 +65,12 @@ JOINT_BATCH = {
     "accumulation, checkpoints": Case([2, 1, 2, 1], prepare=checkpoint_both),
     "training queries, objects in one": Case([3, 0], (*SMCA, *SMALL, *TRAINING_QUERIES)),
     "multi-scale SMCA, objects in one": Case([3, 0], (*MULTI_SCALE, *SMALL, *TRAINING_QUERIES)),
-    # The cross entropy, since losses per object are divided by at least one object in each process, as in the original.
+    # The cross entropy alone, since losses per object are divided by at least one object in each process, as in the
+    # original.
     "training queries, masks, no objects": Case(
-        [0, 0], (*MASKS, *SMALL, *TRAINING_QUERIES, "MODEL.DETR.CLASS_LOSS", "softmax"), masks=True
+        [0, 0],
+        (*MASKS, *SMALL, *TRAINING_QUERIES, "MODEL.DETR.CLASS_LOSS", "softmax", "MODEL.DETR.DENSE_WEIGHT", 0.0),
+        masks=True,
     ),
     "training queries, accumulation, checkpoints": Case([2, 0, 1, 2], TRAINING_QUERIES, prepare=checkpoint_both),
 }
