@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ import torch
 from detr_d2 import UserError
 from detr_d2.cli.arguments import take_options
 from detr_d2.cli.command import exit_code
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.files import write_json
 
 EXAMPLES = """
 All implementations have the same random weights and get the same random images. First their results are compared:
@@ -215,8 +214,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{table(results[-1])}", flush=True)
     if args.json:
         content = {"machine": machine(), "command": sys.argv, "comparisons": results}
-        with atomic_file(args.json) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+        write_json(args.json, content, indent=1)
 
 
 def make_cases(args: argparse.Namespace) -> list[Any]:

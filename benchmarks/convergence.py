@@ -44,7 +44,7 @@ from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_trainin
 from detr_d2.cli.command import Command, launch
 from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, setup
-from detr_d2.utils.files import atomic_file, read_json
+from detr_d2.utils.files import read_json, write_json
 from detr_d2.visualization import plot_training
 
 # Steps that are made, and of these those at the end that are timed, to tell how many fit into some minutes.
@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, run: Run, folder: Path, seconds: float | None
     curve, metrics = train(cfg, run.seed, args.metric)
     result = {"iterations": cfg.SOLVER.MAX_ITER, "seconds": seconds, "curve": curve, "metrics": metrics}
     if comm.is_main_process():
-        _write(folder / _RESULT, result)
+        write_json(folder / _RESULT, result)
     return result
 
 
@@ -190,13 +190,8 @@ def step_times(runs: Sequence[Run], file: Path, resume: bool) -> dict[str, float
     times |= {name: min(x[name] for x in rounds) for name in cfgs}
     comm.synchronize()
     if comm.is_main_process():
-        _write(file, times)
+        write_json(file, times)
     return times
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    with atomic_file(file) as stream:
-        stream.write(json.dumps(content).encode())
 
 
 def seconds_per_step(cfg: CfgNode) -> float:

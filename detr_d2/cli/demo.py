@@ -18,7 +18,6 @@ Examples:
 """
 
 import argparse
-import json
 import os
 import shlex
 import time
@@ -26,7 +25,7 @@ import time
 from detr_d2.cli.arguments import CommandParser, add_data_arguments, add_training_flags
 from detr_d2.cli.command import Command, launch
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.files import write_json
 
 
 def _add_flags(parser: CommandParser) -> None:
@@ -82,8 +81,7 @@ def hold_out(args: argparse.Namespace) -> None:
     args.train_json, args.val_json = (os.path.join(folder, f"{name}.json") for name in ("train", "val"))
     args.val_images = args.train_images
     for path, part in zip((args.train_json, args.val_json), parts, strict=True):
-        with atomic_file(path) as file:
-            file.write(json.dumps(part).encode())
+        write_json(path, part)
 
 
 def train(args: argparse.Namespace) -> None:

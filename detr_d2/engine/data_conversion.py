@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import functools
-import json
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from detr_d2.data.formats import AnnotatedDataset, AnnotatedImage, Source, pick_
 from detr_d2.data.formats.coco import image_roots
 from detr_d2.data.registration import read_coco_content
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.files import write_json
 
 
 class _Part(NamedTuple):
@@ -92,8 +91,7 @@ def _write(args: argparse.Namespace, parts: dict[str, _Part]) -> None:
     for split, (source, dataset, images) in parts.items():
         (coco,), root = to_coco(replace(dataset, classes=classes), [images], source)
         path = os.path.join(_temporary_folder(), f"{split}.json")
-        with atomic_file(path) as file:
-            file.write(json.dumps(coco).encode())
+        write_json(path, coco)
         setattr(args, f"{split}_json", path)
         setattr(args, f"{split}_images", root)
 

@@ -5,7 +5,6 @@ all results to disk, and starts as many processes as there are cores.
 """
 
 import itertools
-import json
 import logging
 import os
 from collections import Counter
@@ -24,7 +23,7 @@ from detr_d2.data.panoptic import PanopticCategories
 from detr_d2.data.panoptic.segments import VOID, read_segment_map, write_segment_map
 from detr_d2.evaluation.report import round_rate, write_csv
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file, read_json
+from detr_d2.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +130,7 @@ class PanopticEvaluator(DatasetEvaluator):
             if name.endswith(".png"):
                 os.remove(os.path.join(folder, name))
         # The file holds the images and categories of the annotations, too.
-        with atomic_file(f"{folder}.json") as file:
-            file.write(json.dumps({**read_json(self._json), "annotations": predictions}).encode())
+        write_json(f"{folder}.json", {**read_json(self._json), "annotations": predictions})
         rows = [["class", "kind", "PQ", "SQ", "RQ", "matched", "false positives", "missed"]]
         for category, numbers, rates in zip(self._categories, counts[:, :3].astype(int), quality, strict=True):
             kind = "thing" if category.is_thing else "stuff"

@@ -15,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from detr_d2.evaluation.analysis import Evaluation
-from detr_d2.utils.files import atomic_file
+from detr_d2.utils.files import atomic_file, write_json
 from detr_d2.visualization.style import GRAY, palette_color, style_axes
 
 # In the order of writing: if the last exists, the others are of the same evaluation.
@@ -44,8 +44,7 @@ def write_evaluation(evaluation: Evaluation, folder: str) -> None:
             plot(evaluation).savefig(file, format="png", bbox_inches="tight")
     # JSON has no NaN: null.
     values = json.loads(json.dumps(summary(evaluation)), parse_constant=lambda _: None)
-    with atomic_file(content) as file:
-        file.write(json.dumps(values, indent=1, ensure_ascii=False).encode())
+    write_json(content, values, indent=1)
 
 
 def remove_evaluation(folder: str) -> None:

@@ -109,6 +109,12 @@ def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
         raise UserError(f"The output folder {path} holds results already: name another, or add --overwrite.")
 
 
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write ``content`` as JSON in UTF-8; see :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, indent=indent, ensure_ascii=False).encode())
+
+
 def read_json(
     path: str | Path, what: str = "a JSON file", fix: str = "perhaps it was cut off while it was copied; make it again"
 ) -> Any:

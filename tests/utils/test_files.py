@@ -4,7 +4,7 @@ import resource
 import pytest
 
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file, output_folder, read_json
+from detr_d2.utils.files import atomic_file, output_folder, read_json, write_json
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -173,3 +173,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_is_written_whole(tmp_path):
+    """What can't be written leaves the earlier content."""
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "Grün"}, indent=1)
+    assert path.read_bytes() == '{\n "name": "Grün"\n}'.encode()
+    assert read_json(path) == {"name": "Grün"}
+    with pytest.raises(TypeError):
+        write_json(path, {"name": object()})
+    assert read_json(path) == {"name": "Grün"}
+    assert [x.name for x in tmp_path.iterdir()] == ["a.json"]

@@ -1,7 +1,6 @@
 """Hook that keeps the trackers of a run: it starts, resumes and ends them, and gives them images and checkpoints."""
 
 import importlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from detr_d2.data.images import read_image
 from detr_d2.engine.tracking.backends import TRACKERS
 from detr_d2.engine.tracking.tracker import RunInfo, Tracker
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.files import atomic_file, read_json
+from detr_d2.utils.files import read_json, write_json
 from detr_d2.visualization import draw_instances
 
 logger = logging.getLogger(__name__)
@@ -149,8 +148,7 @@ class Tracking(hooks.PeriodicWriter):
     def _save_state(self) -> None:
         if self.trackers:
             state = {name: {"run": x.run_id, "step": x.step} for name, x in self.trackers.items()}
-            with atomic_file(self.output_dir / _STATE) as file:
-                file.write(json.dumps(state, indent=1).encode())
+            write_json(self.output_dir / _STATE, state, indent=1)
 
 
 def make_run(project: str, name: str, output_dir: str, config: dict[str, Any]) -> RunInfo:
