@@ -36,16 +36,20 @@ class ProgressiveSize:
             return 1.0
         return self.start + (1 - self.start) * iteration / self.full_from
 
-    def __call__(self, batched_inputs: list[dict], iteration: int) -> list[dict]:
-        """Return the inputs of an iteration with images, boxes and masks in its scale."""
+    def __call__(self, batched_inputs: list[dict], iteration: int, device: torch.device) -> list[dict]:
+        """Return the inputs of an iteration with images, boxes and masks in its scale.
+
+        Images are resized on ``device``, that of the model.
+        """
         scale = self.scale(iteration)
-        return batched_inputs if scale == 1 else [_scaled(x, scale) for x in batched_inputs]
+        return batched_inputs if scale == 1 else [_scaled(x, scale, device) for x in batched_inputs]
 
 
-def _scaled(x: dict, scale: float) -> dict:
-    height, width = x["image"].shape[-2:]
+def _scaled(x: dict, scale: float, device: torch.device) -> dict:
+    image = x["image"].to(device, non_blocking=True)
+    height, width = image.shape[-2:]
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    image = F.interpolate(x["image"][None].float(), size, mode="bilinear", antialias=True)[0]
+    image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
     scaled = {**x, "image": image}
     if "instances" in x:
         scaled["instances"] = _scaled_instances(x["instances"], size)

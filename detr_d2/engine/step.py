@@ -63,7 +63,7 @@ class TrainingStep(SimpleTrainer):
         started = time.perf_counter()
         data = next(self._data_loader_iter)
         if self.progressive_size is not None:
-            data = self.progressive_size(data, self.iter)
+            data = self.progressive_size(data, self.iter, self.unwrapped_model.device)
         data_time = time.perf_counter() - started
         if self.seed is not None:
             # A resumed run then needs no state of a generator, of any device and process. It takes 50 microseconds.

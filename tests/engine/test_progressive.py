@@ -13,6 +13,7 @@ from detr_d2.engine.progressive import ProgressiveSize
 from detr_d2.engine.step import TrainingStep
 from detr_d2.utils.errors import UserError
 
+CPU = torch.device("cpu")
 PROGRESSIVE = ("INPUT.PROGRESSIVE.START", 0.5)
 
 
@@ -29,7 +30,7 @@ def test_share_of_the_training(make_cfg):
 
 def test_images_are_those_of_torchvision(make_inputs):
     inputs = make_inputs([(64, 96), (51, 37)], [0, 0])
-    for x, scaled in zip(inputs, ProgressiveSize(0.6, 10)(inputs, 0), strict=True):
+    for x, scaled in zip(inputs, ProgressiveSize(0.6, 10)(inputs, 0, CPU), strict=True):
         height, width = x["image"].shape[1:]
         size = [round(0.6 * height), round(0.6 * width)]
         expected = resize(x["image"].float(), size, InterpolationMode.BILINEAR, antialias=True)
@@ -41,7 +42,7 @@ def test_boxes_keep_their_place(make_inputs):
     """Relative to the image, also where its size is rounded; classes and what else a mapper adds stay."""
     (x,) = make_inputs([(51, 37)], [3])
     x["file_name"] = "a.jpg"
-    (scaled,) = ProgressiveSize(0.6, 10)([x], 2)
+    (scaled,) = ProgressiveSize(0.6, 10)([x], 2, CPU)
     assert scaled["file_name"] == "a.jpg"
     assert torch.equal(scaled["instances"].gt_classes, x["instances"].gt_classes)
     relative = [y.gt_boxes.tensor / torch.tensor(y.image_size[::-1] * 2) for y in (scaled["instances"], x["instances"])]
@@ -54,7 +55,7 @@ def test_masks_keep_their_place():
     masks[1, :, 32:] = True
     boxes = Boxes([[8.0, 16, 40, 32], [32, 0, 64, 96]])
     instances = Instances((96, 64), gt_boxes=boxes, gt_masks=BitMasks(masks))
-    (scaled,) = ProgressiveSize(0.5, 10)([{"image": torch.zeros(3, 96, 64), "instances": instances}], 0)
+    (scaled,) = ProgressiveSize(0.5, 10)([{"image": torch.zeros(3, 96, 64), "instances": instances}], 0, CPU)
     expected = torch.zeros(2, 48, 32, dtype=torch.bool)
     expected[0, 8:16, 4:20] = True
     expected[1, :, 16:] = True
@@ -63,13 +64,13 @@ def test_masks_keep_their_place():
 
 def test_inputs_stay_from_full_size_on(make_inputs):
     inputs = make_inputs([(64, 96)], [1])
-    assert ProgressiveSize(0.5, 3)(inputs, 3) is inputs
+    assert ProgressiveSize(0.5, 3)(inputs, 3, CPU) is inputs
 
 
 def test_given_inputs_do_not_change(make_inputs):
     (x,) = make_inputs([(64, 96)], [1])
     boxes = x["instances"].gt_boxes.tensor.clone()
-    ProgressiveSize(0.5, 3)([x], 0)
+    ProgressiveSize(0.5, 3)([x], 0, CPU)
     assert x["image"].shape[1:] == (64, 96)
     assert torch.equal(x["instances"].gt_boxes.tensor, boxes)
 
