@@ -200,12 +200,14 @@ def seconds_per_step(cfg: CfgNode) -> float:
     seed_all_rng(1 + comm.get_rank())
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
+    first = _STEPS - _TIMED_STEPS
     with EventStorage():
-        trainer.iter = 0
         for step in range(_STEPS):
-            if step == _STEPS - _TIMED_STEPS:
+            if step == first:
                 comm.synchronize()
                 started = time.perf_counter()
+            # Of the whole training: progressive resizing makes its first steps cheaper.
+            trainer.iter = trainer.max_iter * max(step - first, 0) // _TIMED_STEPS
             trainer.run_step()
     seconds = (time.perf_counter() - started) / _TIMED_STEPS
     trainer._trainer.end_loading()
