@@ -51,9 +51,9 @@ def test_boxes_keep_their_place(make_inputs):
 
 def test_masks_keep_their_place():
     masks = torch.zeros(2, 96, 64, dtype=torch.bool)
-    masks[0, 16:32, 8:40] = True
+    masks[0, 17:33, 8:40] = True
     masks[1, :, 32:] = True
-    boxes = Boxes([[8.0, 16, 40, 32], [32, 0, 64, 96]])
+    boxes = Boxes([[8.0, 17, 40, 33], [32, 0, 64, 96]])
     instances = Instances((96, 64), gt_boxes=boxes, gt_masks=BitMasks(masks))
     (scaled,) = ProgressiveSize(0.5, 10)([{"image": torch.zeros(3, 96, 64), "instances": instances}], 0, CPU)
     expected = torch.zeros(2, 48, 32, dtype=torch.bool)
