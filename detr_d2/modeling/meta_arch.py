@@ -226,7 +226,7 @@ class Detr(nn.Module):
             queries, noised = self.training_queries(self.detr.query_embed.weight, targets)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_boxes):
             all_layers = self.deep_supervision and not self.freeze_boxes
-            output = self.detr(batch, all_layers=all_layers, queries=queries)
+            output, memory = self.detr.forward_with_memory(batch, all_layers=all_layers, queries=queries)
         own, *others = [output] if queries is None else self.training_queries.split(output, queries)
         groups = own.num_images // len(targets)
         try:
@@ -235,7 +235,7 @@ class Detr(nn.Module):
             masks = self._matched_masks(output, batch, targets, matches[-1, : len(targets)]) if self.has_masks else None
             losses, metrics = self.criterion.losses(own, all_targets, matches, masks, normalizer, copies=groups)
             if self.dense_supervision is not None:
-                losses.update(self.dense_supervision(output.memory, targets, normalizer))
+                losses.update(self.dense_supervision(memory, targets, normalizer))
             if noised is not None:
                 losses.update(self._denoising_losses(*others, noised, normalizer))
         except FloatingPointError as e:

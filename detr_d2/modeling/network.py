@@ -77,6 +77,12 @@ class DetrNetwork(nn.Module):
             all_layers: predict after every decoder layer (L of them) instead of the last alone (L = 1).
             queries: the model's own and the training-only ones. None: the model's own.
         """
+        return self.forward_with_memory(batch, all_layers=all_layers, queries=queries)[0]
+
+    def forward_with_memory(
+        self, batch: PaddedBatch, *, all_layers: bool, queries: Queries | None = None
+    ) -> tuple[Output, Memory]:
+        """Return the predictions, and the encoder's output they were made from; arguments as for :meth:`forward`."""
         dtype = next(self.input_proj.parameters()).dtype
         if queries is None:
             # Weights may be cast to a lower precision, see detr_d2.inference; activations follow them.
@@ -99,8 +105,8 @@ class DetrNetwork(nn.Module):
             level = FeatureLevel(features.tensor, features.valid_sizes)
             own = hidden[-1][:, : self.num_queries]
             mask_inputs = MaskInputs(own, level, memory, features.padding_mask, features.finer)
-        encoded = Memory(memory, features.padding_mask, features.image_sizes) if self.training else None
-        return Output(logits, boxes.sigmoid(), mask_inputs, encoded)
+        encoded = Memory(memory, features.padding_mask, features.image_sizes)
+        return Output(logits, boxes.sigmoid(), mask_inputs), encoded
 
     def masks(self, inputs: MaskInputs, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Compute the masks of chosen object queries.

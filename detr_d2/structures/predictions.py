@@ -118,8 +118,6 @@ class Output(NamedTuple):
     """(L, B, Q, 4) center x, center y, width, height in [0, 1], relative to the unpadded image."""
     mask_inputs: MaskInputs | None = None
     """None without a mask head."""
-    memory: Memory | None = None
-    """In training."""
 
     @property
     def num_images(self) -> int:
