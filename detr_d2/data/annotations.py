@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from detr_d2.utils.errors import ExampleCounter, UserError
@@ -178,3 +179,17 @@ def build_instances(
     instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept]))
     instances.gt_classes = torch.from_numpy(classes[kept].astype(np.int64))
     return instances
+
+
+def scaled_instances(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Return the objects in their image scaled to ``size``, (height, width); fields other than boxes and masks stay."""
+    (old_height, old_width), (height, width) = instances.image_size, size
+    boxes = instances.gt_boxes.tensor
+    scaled = Instances(size, **instances.get_fields())
+    scaled.gt_boxes = Boxes(boxes * boxes.new_tensor([width / old_width, height / old_height] * 2))
+    if instances.has("gt_masks"):
+        masks = getattr(instances.gt_masks, "tensor", instances.gt_masks)
+        if tuple(masks.shape[1:]) != tuple(size):
+            masks = F.interpolate(masks[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0] > 0.5
+        scaled.gt_masks = BitMasks(masks)
+    return scaled

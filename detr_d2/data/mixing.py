@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detr_d2.config import file_channels
+from detr_d2.data.annotations import scaled_instances
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.utils.errors import UserError
 
@@ -118,15 +119,13 @@ def paste_objects(sample: dict, other: dict) -> dict:
 
 def _moved(instances: Instances, size: tuple[int, int], corner: tuple[int, int], area: Sequence[int]) -> Instances:
     """Scale objects to an area (height, width) at a corner (y, x) of an image of another size, which clips them."""
-    (old_height, old_width), (height, width), (y, x) = instances.image_size, area, corner
-    scale = torch.tensor([width / old_width, height / old_height] * 2)
-    boxes = Boxes(instances.gt_boxes.tensor * scale + torch.tensor([x, y, x, y], dtype=torch.float32))
+    (height, width), (y, x) = area, corner
+    scaled = scaled_instances(instances, (height, width))
+    boxes = Boxes(scaled.gt_boxes.tensor + torch.tensor([x, y, x, y], dtype=torch.float32))
     boxes.clip(size)
     moved = Instances(size, gt_boxes=boxes, gt_classes=instances.gt_classes)
     if instances.has("gt_masks"):
-        masks = instances.gt_masks.tensor
-        if tuple(masks.shape[1:]) != tuple(area):
-            masks = interpolate(masks[:, None].float(), size=tuple(area), mode="nearest-exact")[:, 0] > 0.5
+        masks = scaled.gt_masks.tensor
         whole = torch.zeros(len(masks), *size, dtype=torch.bool)
         part = whole[:, y : y + height, x : x + width]
         part.copy_(masks[:, : part.shape[1], : part.shape[2]])

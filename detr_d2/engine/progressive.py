@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Boxes, Instances
-from torch import Tensor
 from torch.nn import functional as F
+
+from detr_d2.data.annotations import scaled_instances
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,5 @@ def _scaled(x: dict, scale: float, device: torch.device) -> dict:
     image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
     scaled = {**x, "image": image}
     if "instances" in x:
-        scaled["instances"] = _scaled_instances(x["instances"], size)
-    return scaled
-
-
-def _scaled_instances(instances: Instances, size: tuple[int, int]) -> Instances:
-    """Return the instances in an image of ``size``."""
-    height, width = instances.image_size
-    scaled = Instances(size, **instances.get_fields())
-    boxes: Tensor = instances.gt_boxes.tensor
-    scaled.gt_boxes = Boxes(boxes * boxes.new_tensor([size[1] / width, size[0] / height] * 2))
-    if instances.has("gt_masks"):
-        masks = instances.gt_masks
-        # The pixels that the centers of the new ones lie in.
-        lengths = zip(size, (height, width), strict=True)
-        rows, columns = (((torch.arange(new) + 0.5) * (old / new)).long() for new, old in lengths)
-        scaled.gt_masks = BitMasks(getattr(masks, "tensor", masks)[:, rows][:, :, columns])
+        scaled["instances"] = scaled_instances(x["instances"], size)
     return scaled

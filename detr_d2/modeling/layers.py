@@ -1,5 +1,6 @@
-"""Layers: a multilayer perceptron, and dropout that is fast on CPUs too."""
+"""Layers: a multilayer perceptron, logits of classes, and dropout that is fast on CPUs too."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,19 @@ class MLP(nn.Module):
         for layer in hidden:
             x = F.relu(layer(x))
         return last(x)
+
+
+def class_layer(hidden_dim: int, num_classes: int, prior: float | None) -> nn.Linear:
+    """Build a layer of logits of ``num_classes`` foreground classes and no-object.
+
+    Args:
+        prior: initial probability of each class, for sigmoids (arXiv 1708.02002, section 3.3). None: the bias is not
+            set.
+    """
+    layer = nn.Linear(hidden_dim, num_classes + 1)
+    if prior is not None:
+        nn.init.constant_(layer.bias, math.log(prior / (1 - prior)))
+    return layer
 
 
 class Dropout(nn.Dropout):

@@ -1,6 +1,5 @@
 """The network: backbone, transformer, heads (arXiv 2005.12872, section 3.2)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.backbone import BackboneWithPosition
-from detr_d2.modeling.layers import MLP
+from detr_d2.modeling.layers import MLP, class_layer
 from detr_d2.modeling.mask_head import AttentionMaps, MaskHead
 from detr_d2.structures import FeatureLevel, MaskInputs, Memory, Output, PaddedBatch, Queries
 from detr_d2.utils.precision import without_autocast
@@ -52,9 +51,7 @@ class DetrNetwork(nn.Module):
             self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.transformer = transformer
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
-        if class_prior is not None:
-            nn.init.constant_(self.class_embed.bias, math.log(class_prior / (1 - class_prior)))
+        self.class_embed = class_layer(hidden_dim, num_classes, class_prior)
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
         self.bbox_attention = attention_maps
         self.mask_head = mask_head

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from detr_d2.structures.padded_batch import Size
@@ -74,13 +73,6 @@ class Memory(NamedTuple):
     """(B, H, W) bool, True where padded; None where nothing is."""
     image_sizes: Tensor
     """(B, 2) float32 width and height of the unpadded images, in features. On the host."""
-
-    def locations(self) -> Tensor:
-        """Return (B, H W, 2) x and y of the features' centers, relative to the images: over 1 where padded."""
-        height, width = self.tensor.shape[-2:]
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        centers = torch.stack((x, y), dim=-1).flatten(0, 1) + 0.5
-        return (centers / self.image_sizes[:, None]).to(self.tensor.device, non_blocking=True)
 
 
 class MaskInputs(NamedTuple):

@@ -53,32 +53,6 @@ def test_denoising_changes_no_other_loss(make_model, make_inputs, options):
         assert_close(losses[name], loss, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("options", [(), SMCA, MASKS], ids=["DETR", "SMCA", "masks"])
-def test_results_are_those_of_the_plain_model(make_model, make_inputs, options):
-    model = make_model("MODEL.DETR.QUERY_GROUPS", 3, *DENOISING, *options)
-    plain = make_model(*options)
-    plain.load_state_dict({name: x for name, x in model.state_dict().items() if name in plain.state_dict()})
-    inputs = [{"image": x["image"]} for x in make_inputs([(64, 64), (48, 96)], [0, 0])]
-    with torch.no_grad():
-        results, expected = (m(inputs) for m in (model, plain))
-    for a, b in zip(results, expected, strict=True):
-        for name, x in b["instances"].get_fields().items():
-            y = a["instances"].get(name)
-            assert torch.equal(getattr(x, "tensor", x), getattr(y, "tensor", y))
-
-
-@pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
-@pytest.mark.parametrize("options", [(), SMCA, MULTI_SCALE], ids=["DETR", "SMCA", "multi-scale SMCA"])
-def test_every_parameter_has_a_finite_gradient(make_model, make_inputs, options, counts):
-    """Also without objects: distributed training waits for all of them."""
-    model = make_model("MODEL.DETR.QUERY_GROUPS", 2, *DENOISING, *options).train()
-    sum(model(make_inputs([(64, 64), (64, 96)], counts)).values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert torch.isfinite(parameter.grad).all(), name
-
-
 @pytest.mark.parametrize("option", [("MODEL.DETR.QUERY_GROUPS", 2), DENOISING])
 def test_frozen_boxes_refuse_training_queries(make_model, option):
     with pytest.raises(UserError, match=r"which MODEL\.DETR\.FROZEN_WEIGHTS keeps"):
