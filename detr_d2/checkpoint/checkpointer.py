@@ -21,6 +21,7 @@ from detr_d2.checkpoint.formats import (
 from detr_d2.checkpoint.huggingface import read_config, read_labels
 from detr_d2.checkpoint.key_maps import NATIVE
 from detr_d2.checkpoint.reading import local_path, read_checkpoint
+from detr_d2.config import TRAINING_ONLY
 from detr_d2.utils.errors import UserError
 from detr_d2.utils.files import atomic_file
 
@@ -166,8 +167,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if {name: x.shape for name, x in in_file.items()} != {name: x.shape for name, x in in_model.items()}:
             raise UserError(
                 f"{self._source} was saved by a run with other training-only parts: resume it with its own "
-                "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT, or start a new run from "
-                "its weights (MODEL.WEIGHTS, without --resume)."
+                f"{', '.join(TRAINING_ONLY)}, or start a new run from its weights (MODEL.WEIGHTS, without --resume)."
             )
         return in_file
 

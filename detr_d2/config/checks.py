@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from detr_d2.config.defaults import TRAINING_ONLY
 from detr_d2.config.pixel_checks import check_channels
 from detr_d2.utils.errors import UserError
 
@@ -110,12 +111,9 @@ def check_model_config(cfg: CfgNode) -> None:
             "MODEL.DETR.FROZEN_WEIGHTS is for training a mask head over a fixed box model: set MODEL.MASK_ON True, or "
             "set MODEL.WEIGHTS to start from a checkpoint."
         )
-    if detr.FROZEN_WEIGHTS and (detr.QUERY_GROUPS > 1 or detr.DENOISING.GROUPS or detr.DENSE_WEIGHT):
-        raise UserError(
-            "MODEL.DETR.QUERY_GROUPS, MODEL.DETR.DENOISING and MODEL.DETR.DENSE_WEIGHT train boxes, which "
-            "MODEL.DETR.FROZEN_WEIGHTS keeps as they are: set MODEL.DETR.QUERY_GROUPS 1, MODEL.DETR.DENOISING.GROUPS 0 "
-            "and MODEL.DETR.DENSE_WEIGHT 0."
-        )
+    for key, off in TRAINING_ONLY.items():
+        if detr.FROZEN_WEIGHTS and config_value(cfg, key) != off:
+            raise UserError(f"{key} trains boxes, which MODEL.DETR.FROZEN_WEIGHTS keeps as they are: set {key} {off}.")
     check_device(cfg)
 
 

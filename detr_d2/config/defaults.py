@@ -2,6 +2,9 @@
 
 from detectron2.config import CfgNode as CN
 
+TRAINING_ONLY = {"MODEL.DETR.QUERY_GROUPS": 1, "MODEL.DETR.DENOISING.GROUPS": 0, "MODEL.DETR.DENSE_WEIGHT": 0.0}
+"""Key of each training-only part, with the value that leaves the part out."""
+
 
 def add_detr_config(cfg: CN) -> None:
     """Add DETR's keys, with the defaults of the paper (arXiv 2005.12872), to ``cfg`` in place."""

@@ -19,7 +19,7 @@ from torch import nn
 from detr_d2.checkpoint import DetrCheckpointer, read_checkpoint
 from detr_d2.checkpoint.class_head import coco_head_by_ids, coco_head_contiguous, head_rows
 from detr_d2.checkpoint.formats import to_native
-from detr_d2.config import file_channels, load_config, log_pixel_warnings
+from detr_d2.config import TRAINING_ONLY, file_channels, load_config, log_pixel_warnings
 from detr_d2.data.bands import check_bands
 from detr_d2.data.images import to_tensor
 from detr_d2.inference.optimization import inference_options, optimize_for_inference
@@ -148,8 +148,7 @@ def prediction_config(config_file: str, options: Sequence[str] = (), *, trust: b
         UserError: as ``load_config``; or there are no weights, or they can't be read.
     """
     cfg = load_config(config_file, options, trust=trust)
-    detr = cfg.MODEL.DETR
-    detr.QUERY_GROUPS, detr.DENOISING.GROUPS, detr.DENSE_WEIGHT = 1, 0, 0.0
+    cfg.merge_from_list([x for item in TRAINING_ONLY.items() for x in item])
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(_BACKBONES):
         current = "empty" if not cfg.MODEL.WEIGHTS else f"{cfg.MODEL.WEIGHTS}, a backbone that training starts from"
         raise UserError(f"MODEL.WEIGHTS is {current}: to predict, add MODEL.WEIGHTS and the path of a trained model.")

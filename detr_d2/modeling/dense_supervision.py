@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from detr_d2.criterion import Normalizer, SetCriterion, get_class_loss
 from detr_d2.modeling.layers import MLP, class_layer
-from detr_d2.modeling.smca import feature_grid
+from detr_d2.modeling.position_encoding import feature_grid
 from detr_d2.structures import Memory, Output, Targets
 from detr_d2.utils.precision import without_autocast
 

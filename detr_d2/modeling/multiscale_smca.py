@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from detr_d2.modeling.attention import attention_weights
 from detr_d2.modeling.backbone import BackboneWithPosition
 from detr_d2.modeling.multiscale_encoder import MultiScaleEncoderLayer, Pyramid, flatten, split
+from detr_d2.modeling.position_encoding import feature_grid
 from detr_d2.modeling.projection import PyramidProjection
-from detr_d2.modeling.smca import (
-    SmcaDecoderLayer,
-    SmcaTransformer,
-    SpatialAttention,
-    SpatialBias,
-    feature_grid,
-    with_given_centers,
-)
+from detr_d2.modeling.smca import SmcaDecoderLayer, SmcaTransformer, SpatialAttention, SpatialBias, with_given_centers
 from detr_d2.modeling.transformer import DETR_TRANSFORMER_REGISTRY
 from detr_d2.structures import Decoded, Features, ProjectedLevel, Queries
 

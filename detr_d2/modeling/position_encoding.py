@@ -1,4 +1,4 @@
-"""Position embeddings of image features: fixed sines, or a learned table."""
+"""Positions of image features: their grid, and embeddings as fixed sines or from a learned table."""
 
 import math
 from functools import lru_cache
@@ -88,3 +88,10 @@ def build_position_embedding(cfg: CfgNode) -> nn.Module:
     """Build the embedding that ``MODEL.DETR.POSITION_EMBEDDING`` names."""
     detr = cfg.MODEL.DETR
     return choice(_EMBEDDINGS, "MODEL.DETR.POSITION_EMBEDDING", detr.POSITION_EMBEDDING)(detr.HIDDEN_DIM)
+
+
+def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (H * W, 2) float32 x and y of every feature, row by row."""
+    rows, columns = (torch.arange(x, dtype=torch.float32, device=device) for x in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x, y), dim=-1).flatten(0, 1)

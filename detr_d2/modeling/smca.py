@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from detr_d2.config import choice
 from detr_d2.modeling.attention import MultiheadAttention
 from detr_d2.modeling.layers import MLP
+from detr_d2.modeling.position_encoding import feature_grid
 from detr_d2.modeling.transformer import DETR_TRANSFORMER_REGISTRY, DecoderLayer, DetrTransformer
 from detr_d2.structures import Decoded, Features, Queries
 from detr_d2.utils.errors import UserError
@@ -62,13 +63,6 @@ class SpatialBias(NamedTuple):
         padding = -query_factors.shape[-1] % _HEAD_SIZE_STEP
         query_factors, feature_factors = (F.pad(x, (0, padding)) for x in (query_factors, feature_factors))
         return query_factors, feature_factors[None, None]
-
-
-def feature_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """Return (H * W, 2) float32 x and y of every feature, row by row."""
-    rows, columns = (torch.arange(x, dtype=torch.float32, device=device) for x in (height, width))
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), dim=-1).flatten(0, 1)
 
 
 class SpatialAttention(MultiheadAttention):

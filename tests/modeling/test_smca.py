@@ -10,8 +10,8 @@ from detr_d2.criterion import SetCriterion
 from detr_d2.criterion.matching import HungarianMatcher, MatchingCost
 from detr_d2.modeling import BackboneWithPosition, DetrNetwork, SmcaTransformer
 from detr_d2.modeling.meta_arch import Detr
-from detr_d2.modeling.position_encoding import PositionEmbeddingSine
-from detr_d2.modeling.smca import SpatialAttention, SpatialBias, feature_grid
+from detr_d2.modeling.position_encoding import PositionEmbeddingSine, feature_grid
+from detr_d2.modeling.smca import SpatialAttention, SpatialBias
 from detr_d2.structures import Features, Targets
 from detr_d2.utils.errors import UserError
 
