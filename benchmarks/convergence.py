@@ -10,6 +10,7 @@ holds those of docs/TRAINING_RECIPES.md:
 With --minutes every run takes the same time: its number of iterations is chosen by the time of some steps of its
 variant. All variants are timed before the first run, twice in turn, and the faster time counts: another program that
 starts meanwhile slows a run down, and changes no result.
+The tables and curves are means of the seeds; with --minutes the curves are drawn over the training time.
 With --resume the runs that have ended in the output folder are not repeated.
 
 Examples:
@@ -26,6 +27,7 @@ Examples:
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -45,7 +47,7 @@ from detr_d2.cli.command import Command, launch
 from detr_d2.data import check_datasets, overfit_config
 from detr_d2.engine import Trainer, setup
 from detr_d2.utils.files import read_json, write_json
-from detr_d2.visualization import plot_training
+from detr_d2.visualization import plot_curves
 
 # Steps that are made, and of these those at the end that are timed, to tell how many fit into some minutes.
 _STEPS, _TIMED_STEPS = 15, 10
@@ -90,28 +92,28 @@ def compare(args: argparse.Namespace) -> None:
     """Train the runs one after the other; every process executes this."""
     runs = list_runs(args)
     output = Path(runs[0].cfg.OUTPUT_DIR)
-    curves: dict[str, list[dict[int, float]]] = {}
-    folders, rows = {}, []
+    results: dict[str, list[dict[str, Any]]] = {}
     steps = step_times(runs, output / _STEP_TIMES, args.resume) if args.minutes else {}
     for run in runs:
         label = run.name if args.seeds == 1 else f"{run.name}, seed {run.seed}"
         folder = output / label.replace(" ", "_")
         ended = folder / _RESULT
         result = read_json(ended) if args.resume and ended.exists() else _run(args, run, folder, steps.get(run.name))
-        curve = {int(iteration): value for iteration, value in result["curve"].items()}
-        # The plot has the first seed only.
-        if run.name not in curves:
-            folders[run.name] = folder
-        curves.setdefault(run.name, []).append(curve)
-        metrics = (result["metrics"].get(x) for x in ("AP", "AP50", "AP75"))
-        rows.append([label, result["iterations"], result["seconds"], *metrics])
+        result["curve"] = {int(iteration): value for iteration, value in result["curve"].items()}
+        results.setdefault(run.name, []).append(result)
     if not comm.is_main_process():
         return
-    headers = ["run", "iterations", "s per iteration", "AP", "AP50", "AP75"]
-    last = tabulate(rows, headers, tablefmt="github", floatfmt=("", "", ".3f", ".1f", ".1f", ".1f"))
-    text = f"{last}\n" if args.minutes else f"{format_table(curves)}\n\n{last}\n"
+    curves = {name: [x["curve"] for x in of_seeds] for name, of_seeds in results.items()}
+    summary = format_summary(results)
+    text = f"{summary}\n" if args.minutes else f"{format_table(curves)}\n\n{summary}\n"
     (output / "convergence.md").write_text(text)
-    plot_training(folders, [f"bbox/{args.metric}", "total_loss"]).savefig(output / "convergence.png", dpi=150)
+    minutes_per_step = {name: of_seeds[0]["seconds"] / 60 for name, of_seeds in results.items()} if args.minutes else {}
+    means = {
+        name: {i * minutes_per_step.get(name, 1): _mean([x.get(i) for x in of_seeds]) for i in sorted(of_seeds[0])}
+        for name, of_seeds in curves.items()
+    }
+    x_label = "minutes of training" if args.minutes else "iterations"
+    plot_curves(means, f"Box {args.metric}", x_label).savefig(output / "convergence.png", dpi=150)
     print(text, end="")
 
 
@@ -240,6 +242,18 @@ def format_table(curves: dict[str, list[dict[int, float]]]) -> str:
     iterations = sorted({i for runs in curves.values() for curve in runs for i in curve})
     rows = [[i, *(_mean([curve.get(i) for curve in runs]) for runs in curves.values())] for i in iterations]
     return tabulate(rows, ["iterations", *curves], tablefmt="github", floatfmt=".1f")
+
+
+def format_summary(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a Markdown table with one row per variant: the final metrics, averaged over the seeds, and AP of each."""
+    rows = []
+    for name, of_seeds in results.items():
+        metrics = (_mean([x["metrics"].get(key) for x in of_seeds]) for key in ("AP", "AP50", "AP75"))
+        each = ", ".join(f"{x['metrics'].get('AP', math.nan):.1f}" for x in of_seeds)
+        rows.append([name, of_seeds[0]["iterations"], of_seeds[0]["seconds"], *metrics, each])
+    headers = ["run", "iterations", "s per iteration", "AP", "AP50", "AP75", "AP of each seed"]
+    floats = ("", "", ".3f", ".1f", ".1f", ".1f", "")
+    return tabulate(rows, headers, tablefmt="github", floatfmt=floats, disable_numparse=[6])
 
 
 def _mean(values: list[float | None]) -> float | None:

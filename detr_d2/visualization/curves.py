@@ -32,6 +32,7 @@ TITLES = {
     "lr": "Learning rate",
 }
 _COLUMNS = 4
+_MARKERS, _COLORS_PER_MARKER = "os^", 6
 # These are not measured on a random batch, and never smoothed.
 _EXACT = ("lr", "bbox/", "segm/")
 
@@ -72,6 +73,21 @@ def plot_training(
         panel.set_axis_off()
     handles = [Line2D([], [], color=palette_color(i), linewidth=2) for i in range(len(runs))]
     figure.legend(handles, list(runs), loc="outside upper left", ncols=min(len(runs), 4), fontsize=9, frameon=False)
+    return figure
+
+
+def plot_curves(curves: Mapping[str, Mapping[float, float | None]], title: str, x_label: str) -> Figure:
+    """Plot one line per curve, which maps x, ascending, to y or, in a gap, None; beside it are their names."""
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained", dpi=120)
+    panel = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        # Colors repeat, and pale ones are alike.
+        marker = _MARKERS[i // _COLORS_PER_MARKER % len(_MARKERS)]
+        values = np.array(list(points.values()), dtype=float)
+        panel.plot(list(points), values, color=palette_color(i), marker=marker, label=name)
+    style_axes(panel, title, x_label)
+    panel.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     return figure
 
 

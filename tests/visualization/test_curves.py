@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from detr_d2.utils.errors import UserError
-from detr_d2.visualization import plot_training, read_metrics
+from detr_d2.visualization import plot_curves, plot_training, read_metrics
 from detr_d2.visualization.curves import smooth
 
 
@@ -119,3 +119,14 @@ def test_missing_runs_and_metrics_are_refused(make_run, tmp_path):
         plot_training({"other": make_run("other", '{"images": []}')})
     with pytest.raises(UserError, match="nothing to plot yet"):
         plot_training({"empty": make_run("empty")})
+
+
+def test_curves_of_several_runs_differ_in_color_or_marker():
+    figure = plot_curves({str(i): {0.5: 1.0, 1.0: None, 2.0: 3.0 + i} for i in range(12)}, "Box AP", "minutes")
+    (panel,) = figure.axes
+    assert len({line.get_color() for line in panel.lines}) == 12
+    assert [line.get_marker() for line in panel.lines] == ["o"] * 6 + ["s"] * 6
+    np.testing.assert_array_equal(panel.lines[1].get_xdata(), [0.5, 1.0, 2.0])
+    np.testing.assert_array_equal(panel.lines[1].get_ydata(), [1.0, np.nan, 4.0])
+    assert [x.get_text() for x in figure.legends[0].get_texts()] == [str(i) for i in range(12)]
+    assert (panel.get_xlabel(), panel.get_title(loc="left")) == ("minutes", "Box AP")
