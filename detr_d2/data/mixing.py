@@ -29,6 +29,7 @@ class MixingMapper:
         mosaic: probability with which a sample becomes a mosaic of four, each at half its size (arXiv 2004.10934).
         copy_paste: probability with which about half of the objects of another image are pasted over those of a sample
             (arXiv 2012.07177); requires masks.
+        keep_masks: whether samples keep their masks.
         background: value of every channel, or one for all, around the images of a mosaic.
     """
 
@@ -39,12 +40,14 @@ class MixingMapper:
         *,
         mosaic: float = 0.0,
         copy_paste: float = 0.0,
+        keep_masks: bool = True,
         background: Sequence[float] = _GRAY,
     ):
         self.mapper = mapper
         self.records = records
         self.mosaic = mosaic
         self.copy_paste = copy_paste
+        self.keep_masks = keep_masks
         self.background = background
 
     def __call__(self, record: dict) -> dict:
@@ -54,6 +57,8 @@ class MixingMapper:
             sample = paste_objects(sample, self._map_another())
         if np.random.random() < self.mosaic:
             sample = make_mosaic([sample, *(self._map_another() for _ in range(3))], self.background)
+        if not self.keep_masks and sample["instances"].has("gt_masks"):
+            sample["instances"].remove("gt_masks")
         return sample
 
     def _map_another(self) -> dict:
@@ -61,17 +66,22 @@ class MixingMapper:
 
 
 def build_training_mapper(cfg: CfgNode, records: Sequence[dict]) -> DetrDatasetMapper | MixingMapper:
-    """Build the mapper of a training on records, with ``INPUT.MOSAIC`` and ``INPUT.COPY_PASTE``."""
-    mapper, keys = DetrDatasetMapper(cfg, is_train=True), cfg.INPUT
+    """Build the mapper of a training on records, with ``INPUT.MOSAIC`` and ``INPUT.COPY_PASTE``.
+
+    For a model of boxes the mapper reads masks only to paste objects, and an object without one is a rectangle.
+    """
+    keys, masks = cfg.INPUT, cfg.MODEL.MASK_ON
     for name in ("MOSAIC", "COPY_PASTE"):
         if not 0 <= keys[name] <= 1:
             raise UserError(f"INPUT.{name} is {keys[name]}: set a probability from 0 to 1.")
-    if keys.COPY_PASTE and not cfg.MODEL.MASK_ON:
-        raise UserError("INPUT.COPY_PASTE needs masks: set MODEL.MASK_ON True, or INPUT.COPY_PASTE 0.")
-    if not keys.MOSAIC and not keys.COPY_PASTE:
+    pasting = keys.COPY_PASTE > 0
+    mapper = DetrDatasetMapper(cfg, is_train=True, with_masks=masks or pasting, boxes_as_masks=pasting and not masks)
+    if not keys.MOSAIC and not pasting:
         return mapper
     background = _GRAY if file_channels(cfg) == 3 else tuple(cfg.MODEL.PIXEL_MEAN)
-    return MixingMapper(mapper, records, mosaic=keys.MOSAIC, copy_paste=keys.COPY_PASTE, background=background)
+    return MixingMapper(
+        mapper, records, mosaic=keys.MOSAIC, copy_paste=keys.COPY_PASTE, keep_masks=masks, background=background
+    )
 
 
 def make_mosaic(samples: Sequence[dict], background: Sequence[float] = _GRAY) -> dict:
