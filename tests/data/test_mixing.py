@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from PIL import Image
 from torch.testing import assert_close
 
 from detr_d2.data.mixing import MixingMapper, build_training_mapper, make_mosaic, paste_objects
@@ -107,8 +108,7 @@ def test_built_from_a_config(make_cfg):
     assert not isinstance(build_training_mapper(make_cfg(), []), MixingMapper)
     mapper = build_training_mapper(make_cfg("INPUT.MOSAIC", 0.5, "INPUT.COPY_PASTE", 0.25, "MODEL.MASK_ON", True), [{}])
     assert (mapper.mosaic, mapper.copy_paste, mapper.records) == (0.5, 0.25, [{}])
-    with pytest.raises(UserError, match=r"INPUT\.COPY_PASTE needs masks: set MODEL\.MASK_ON True"):
-        build_training_mapper(make_cfg("INPUT.COPY_PASTE", 0.5), [])
+    assert (mapper.keep_masks, mapper.mapper.with_masks, mapper.mapper.boxes_as_masks) == (True, True, False)
     with pytest.raises(UserError, match=r"INPUT\.MOSAIC is 2\.0: set a probability from 0 to 1\."):
         build_training_mapper(make_cfg("INPUT.MOSAIC", 2.0), [])
 
@@ -118,3 +118,31 @@ def test_the_background_of_a_mosaic_has_a_value_per_band():
     samples = [make_sample(9, (8, 8)) for _ in range(3)] + [make_sample(9, (4, 4))]
     found = make_mosaic(samples, (1.0, 2.0, 3.0))["image"]
     assert found[:, -1, -1].tolist() == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("paste_all")
+def test_a_model_of_boxes_pastes_the_masks_of_objects_or_else_their_boxes(make_cfg, tmp_path):
+    """A triangle with a mask, and an object with a box alone, are pasted over an object that fills an image."""
+    records = []
+    for gray, annotations in (
+        (10, [{"bbox": [0, 0, 40, 30]}]),
+        (200, [{"bbox": [2, 2, 12, 12], "segmentation": [[2, 2, 14, 2, 2, 14]]}, {"bbox": [20, 10, 8, 6]}]),
+    ):
+        file = tmp_path / f"{gray}.png"
+        Image.new("RGB", (40, 30), (gray,) * 3).save(file)
+        common = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": len(records)}
+        objects = [{**common, **annotation} for annotation in annotations]
+        records.append({"file_name": str(file), "width": 40, "height": 30, "annotations": objects})
+    options = ("INPUT.COPY_PASTE", 1.0, "INPUT.MIN_SIZE_TRAIN", (30,), "INPUT.CROP.ENABLED", False)
+    mapper = build_training_mapper(
+        make_cfg(*options, "INPUT.AUGMENTATION", "detr", "INPUT.RANDOM_FLIP", "none"), records[1:]
+    )
+    sample = mapper(records[0])
+    instances = sample["instances"]
+    assert not instances.has("gt_masks")
+    assert_close(instances.gt_boxes.tensor, torch.tensor([[0.0, 0, 40, 30], [2, 2, 14, 14], [20, 10, 28, 16]]))
+    assert instances.gt_classes.tolist() == [0, 1, 1]
+    pasted = sample["image"][0] == 200
+    assert pasted[10:16, 20:28].all()
+    assert pasted[2:14, 2:14].float().mean() == pytest.approx(0.5, abs=0.1)
+    assert pasted.sum() == pasted[10:16, 20:28].sum() + pasted[2:14, 2:14].sum()
