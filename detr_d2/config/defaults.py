@@ -221,7 +221,8 @@ def add_detr_config(cfg: CN) -> None:
     cfg.INPUT.COLOR_JITTER = 0.0
     # Probability with which a training image becomes a mosaic of four random ones, each at half its size.
     cfg.INPUT.MOSAIC = 0.0
-    # Probability with which objects of another training image are pasted over one; requires masks.
+    # Probability with which objects of another training image are pasted over one, along their masks; a model of boxes
+    # pastes the boxes of objects without a mask.
     cfg.INPUT.COPY_PASTE = 0.0
     # Progressive resizing: scale of the training images at the start, which grows evenly to 1 until this share of
     # the iterations. 1: off.
