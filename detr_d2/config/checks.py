@@ -46,6 +46,7 @@ _MODEL_RANGES: dict[str, _Range] = {
     "INPUT.CHANNELS": _POSITIVE,
     "INPUT.PROGRESSIVE.START": ("a scale over 0, at most 1", lambda x: 0 < x <= 1),
     "INPUT.PROGRESSIVE.UNTIL": ("a share from 0 to 1", lambda x: 0 <= x <= 1),
+    "INPUT.MIX_UNTIL": ("a share from 0 to 1", lambda x: 0 <= x <= 1),
     "DATALOADER.CACHE_MEGABYTES": _NOT_NEGATIVE,
     "TEST.BATCH_SIZE": _POSITIVE,
 }

@@ -224,6 +224,8 @@ def add_detr_config(cfg: CN) -> None:
     # Probability with which objects of another training image are pasted over one, along their masks; a model of boxes
     # pastes the boxes of objects without a mask.
     cfg.INPUT.COPY_PASTE = 0.0
+    # Share of the iterations after which images are no longer mixed.
+    cfg.INPUT.MIX_UNTIL = 1.0
     # Progressive resizing: scale of the training images at the start, which grows evenly to 1 until this share of
     # the iterations. 1: off.
     cfg.INPUT.PROGRESSIVE = CN()

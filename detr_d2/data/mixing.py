@@ -1,5 +1,6 @@
 """Training images that are made of several: mosaics, and objects that are pasted into other images."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -60,6 +61,14 @@ class MixingMapper:
         if not self.keep_masks and sample["instances"].has("gt_masks"):
             sample["instances"].remove("gt_masks")
         return sample
+
+    def unmixed(self) -> Callable[[dict], dict]:
+        """Return a mapper to samples that are not mixed; it shares the cache of images."""
+        if self.keep_masks:
+            return self.mapper
+        mapper = copy.copy(self.mapper)
+        mapper.with_masks = False
+        return mapper
 
     def _map_another(self) -> dict:
         return self.mapper(self.records[np.random.randint(len(self.records))])

@@ -1,5 +1,6 @@
 """Loader of training batches whose order and random numbers depend on a seed and on the iteration only."""
 
+import math
 import operator
 import os
 import signal
@@ -34,6 +35,7 @@ class TrainingLoader:
     Args:
         records: dataset records. From a config: ``TrainingLoader(cfg, records, mapper)``.
         mapper: function from a record to a sample, or to None to replace the record by a random other one.
+        last_mapper, last_from: mapper of the batches from an iteration on; None: ``mapper`` is that of all.
         batch_size: number of images in a batch of all processes.
         sampler: a training sampler of Detectron2. None: every image once per epoch, in random order.
         aspect_ratio_grouping: True for batches of images that are all wide or all tall.
@@ -49,6 +51,8 @@ class TrainingLoader:
         mapper: Callable[[dict], dict | None],
         *,
         batch_size: int,
+        last_mapper: Callable[[dict], dict | None] | None = None,
+        last_from: int = 0,
         sampler: Sampler | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
@@ -61,7 +65,8 @@ class TrainingLoader:
         self.num_images = len(records)
         self._share = self.batch_size // comm.get_world_size()
         self._order = _SampleOrder(sampler, shapes.tolist(), self.batch_size)
-        self._samples = _Samples(DatasetFromList(records, copy=False), mapper)
+        last_from = math.inf if last_mapper is None else last_from
+        self._samples = _Samples(DatasetFromList(records, copy=False), mapper, last_mapper, last_from)
         self._loader = DataLoader(
             self._samples,
             sampler=self._order,
@@ -120,7 +125,7 @@ def _end_when_told(sender: int) -> None:
 
 
 class _SampleOrder(Sampler):
-    """Iterable over the samples of this process: pairs of the position in the order of all images, and the index.
+    """Iterable over the samples of this process: iteration, position in the order of all images, and index.
 
     The batches before ``first_batch`` are replayed without loading anything: three million images per second.
     """
@@ -131,11 +136,11 @@ class _SampleOrder(Sampler):
         self._shapes = shapes
         self._batch_size = batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         share = self._batch_size // comm.get_world_size()
         first = comm.get_rank() * share
-        for batch in islice(self._batches(), self.first_batch, None):
-            yield from batch[first : first + share]
+        for iteration, batch in enumerate(islice(self._batches(), self.first_batch, None), self.first_batch):
+            yield from ((iteration, *sample) for sample in batch[first : first + share])
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         waiting = defaultdict(list)
@@ -153,20 +158,29 @@ class _SampleOrder(Sampler):
 
 
 class _Samples(Dataset):
-    """Mapped records by position and index."""
+    """Mapped records by iteration, position and index; ``last_mapper`` maps those from an iteration on."""
 
-    def __init__(self, records: Dataset, mapper: Callable[[dict], dict | None]):
+    def __init__(
+        self,
+        records: Dataset,
+        mapper: Callable[[dict], dict | None],
+        last_mapper: Callable[[dict], dict | None] | None,
+        last_from: float,
+    ):
         self.seed = 0
         self._records = records
         self._mapper = mapper
+        self._last_mapper = last_mapper
+        self._last_from = last_from
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict:
-        position, index = sample
+    def __getitem__(self, sample: tuple[int, int, int]) -> dict:
+        iteration, position, index = sample
         seed_all(SAMPLE, self.seed, position)
-        while (mapped := self._mapper(self._records[index])) is None:
+        mapper = self._mapper if iteration < self._last_from else self._last_mapper
+        while (mapped := mapper(self._records[index])) is None:
             index = torch.randint(len(self), ()).item()
         return mapped
 

@@ -25,6 +25,7 @@ from detr_d2.config import check_training_config, choice, log_pixel_warnings
 from detr_d2.config.checks import amp_dtype
 from detr_d2.data import (
     DetrDatasetMapper,
+    MixingMapper,
     build_training_mapper,
     check_datasets,
     load_test_records,
@@ -228,7 +229,11 @@ class Trainer(DefaultTrainer):
         # Copies to a GPU are asynchronous only from pinned memory.
         pinned = cfg.MODEL.DEVICE.startswith("cuda")
         if isinstance(records, list):
-            return TrainingLoader(cfg, records, mapper, pin_memory=pinned)
+            unmixed = {}
+            if isinstance(mapper, MixingMapper) and cfg.INPUT.MIX_UNTIL < 1:
+                last_from = round(cfg.INPUT.MIX_UNTIL * cfg.SOLVER.MAX_ITER)
+                unmixed = {"last_mapper": mapper.unmixed(), "last_from": last_from}
+            return TrainingLoader(cfg, records, mapper, pin_memory=pinned, **unmixed)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records, pin_memory=pinned)
 
     @classmethod

@@ -137,6 +137,10 @@ def test_a_model_of_boxes_pastes_the_masks_of_objects_or_else_their_boxes(make_c
     mapper = build_training_mapper(
         make_cfg(*options, "INPUT.AUGMENTATION", "detr", "INPUT.RANDOM_FLIP", "none"), records[1:]
     )
+    plain = mapper.unmixed()(records[0])
+    assert_close(plain["instances"].gt_boxes.tensor, torch.tensor([[0.0, 0, 40, 30]]))
+    assert not plain["instances"].has("gt_masks")
+    assert plain["image"].unique().tolist() == [10]
     sample = mapper(records[0])
     instances = sample["instances"]
     assert not instances.has("gt_masks")

@@ -25,7 +25,11 @@ RECORDS = [
 def sample(record: dict) -> dict:
     """Return the record with numbers from all generators."""
     draws = (random.random(), np.random.rand(), torch.rand(()).item())
-    return {**record, "draws": draws, "process": os.getpid()}
+    return {**record, "draws": draws, "process": os.getpid(), "is_last": False}
+
+
+def last_sample(record: dict) -> dict:
+    return {**sample(record), "is_last": True}
 
 
 @pytest.fixture
@@ -92,6 +96,18 @@ def test_images_of_unknown_size_have_batches_of_their_own(make_loader):
     records = [*RECORDS, *({"image_id": i, "annotations": []} for i in range(100, 104))]
     for batch in take(make_loader(records=records), 12):
         assert {x >= 100 for x in batch} in ({True}, {False})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_last_mapper_begins_with_an_iteration(make_cfg, workers):
+    cfg = make_cfg("DATALOADER.NUM_WORKERS", workers, "DATALOADER.ASPECT_RATIO_GROUPING", False)
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 4, "SEED", 5])
+    loader = TrainingLoader(cfg, RECORDS, sample, last_mapper=last_sample, last_from=3)
+    assert take(loader, 5, "is_last") == [[False] * 4] * 3 + [[True] * 4] * 2
+    without = TrainingLoader(cfg, RECORDS, sample)
+    assert take(loader, 5, "draws") == take(without, 5, "draws")
+    loader.start(2, seed=5)
+    assert take(loader, 2, "is_last") == [[False] * 4, [True] * 4]
 
 
 def test_records_that_can_not_be_mapped_are_replaced(make_loader):

@@ -3,6 +3,7 @@ import math
 import pytest
 from detectron2.engine import HookBase, TrainerBase
 
+from detr_d2.data import DetrDatasetMapper, MixingMapper
 from detr_d2.engine import Trainer, build_optimizer, loading_options
 from detr_d2.engine.step import TrainingStep
 from detr_d2.engine.tracking import Tracking
@@ -96,3 +97,16 @@ def test_losses_are_written_when_training_ends_early(make_trainer, error):
 def test_a_trainer_checks_its_config(make_cfg):
     with pytest.raises(UserError, match=r"SOLVER.ACCUMULATE is 0"):
         Trainer(make_cfg("SOLVER.ACCUMULATE", 0))
+
+
+@pytest.mark.parametrize("key", ["INPUT.MOSAIC", "INPUT.COPY_PASTE"])
+def test_images_are_mixed_in_the_first_part_of_a_training(
+    noise_records, make_run_cfg, catalog, tmp_path, monkeypatch, key
+):
+    """In which the mapper gives no samples but tells what it would do."""
+    catalog("noise", noise_records)
+    monkeypatch.setattr(MixingMapper, "__call__", lambda self, record: "mixed")
+    monkeypatch.setattr(DetrDatasetMapper, "__call__", lambda self, record: "plain")
+    for until, expected in ((0.5, ["mixed"] * 3 + ["plain"] * 3), (1.0, ["mixed"] * 6), (0.0, ["plain"] * 6)):
+        loader = Trainer.build_train_loader(make_run_cfg(tmp_path, key, 0.1, "INPUT.MIX_UNTIL", until))
+        assert [batch for batch, _ in zip(loader, range(6), strict=False)] == [[x] * 4 for x in expected]
