@@ -18,9 +18,10 @@ from detr_d2.config.checks import AMP_DTYPES, check_device_name
 from detr_d2.config.lazy import check_parts_given, load_lazy_config
 from detr_d2.data.checks import check_registered
 from detr_d2.engine.console import evaluate_dataset
-from detr_d2.engine.hooks import WeightAverage
+from detr_d2.engine.hooks import BestCheckpoint, WeightAverage
 from detr_d2.engine.interruption import StopOnSignal
 from detr_d2.engine.launching import start_run
+from detr_d2.engine.progressive import ProgressiveSize
 from detr_d2.engine.resuming import ExactResume
 from detr_d2.engine.step import TrainingStep
 from detr_d2.engine.tracking import Tracking
@@ -80,6 +81,7 @@ class LazyTrainer(Trainer):
             dtype=choice(AMP_DTYPES, "train.amp.dtype", train.amp.dtype) if train.amp.enabled else None,
             accumulation_steps=train.accumulate,
             log_period=1 if train.device == "cpu" else LOG_PERIOD,
+            progressive_size=ProgressiveSize.of_training(**train.progressive, max_iter=train.max_iter),
         )
         self.checkpointer = DetrCheckpointer(
             model,
@@ -112,6 +114,7 @@ class LazyTrainer(Trainer):
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if is_main else None,
             StopOnSignal(),
             hooks.EvalHook(train.eval_period, self._evaluate),
+            BestCheckpoint(train.eval_period, self.checkpointer, **train.best) if train.best.metric else None,
             hooks.PeriodicWriter(self.build_writers(), period=train.log_period) if is_main else None,
             self.tracking,
         ]

@@ -6,7 +6,6 @@ As in EfficientNetV2 (arXiv 2104.00298, section 4), without its changes of the a
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import CfgNode
 from torch.nn import functional as F
 
 from detr_d2.data.annotations import scaled_instances
@@ -25,10 +24,9 @@ class ProgressiveSize:
     full_from: int
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "ProgressiveSize":
-        """Read ``INPUT.PROGRESSIVE``."""
-        progressive = cfg.INPUT.PROGRESSIVE
-        return cls(progressive.START, round(progressive.UNTIL * cfg.SOLVER.MAX_ITER))
+    def of_training(cls, start: float, until: float, max_iter: int) -> "ProgressiveSize | None":
+        """Return the sizes of a training of ``max_iter`` iterations, full from this share of them on; None: always."""
+        return cls(start, round(until * max_iter)) if start < 1 else None
 
     def scale(self, iteration: int) -> float:
         """Return the scale of images in an iteration."""

@@ -86,7 +86,9 @@ class Trainer(DefaultTrainer):
             dtype=amp_dtype(cfg),
             accumulation_steps=cfg.SOLVER.ACCUMULATE,
             log_period=1 if cfg.MODEL.DEVICE == "cpu" else LOG_PERIOD,
-            progressive_size=ProgressiveSize.from_config(cfg) if cfg.INPUT.PROGRESSIVE.START < 1 else None,
+            progressive_size=ProgressiveSize.of_training(
+                cfg.INPUT.PROGRESSIVE.START, cfg.INPUT.PROGRESSIVE.UNTIL, cfg.SOLVER.MAX_ITER
+            ),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(

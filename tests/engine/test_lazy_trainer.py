@@ -94,6 +94,7 @@ def test_trains_averages_resumes_and_evaluates(noise, tmp_path):
     output = ("--output", str(tmp_path / "run"))
     options = ("train.ema.enabled=True", "train.amp.enabled=True", "train.accumulate=2")
     options += ("train.logging.trackers=[csv,tensorboard]", "train.logging.images=2")
+    options += ("train.best.metric=bbox/AP", "train.progressive.start=0.5")
     assert run(*output, *options, "train.max_iter=1", "train.eval_period=0") == 0
     assert run(*output, *options, "--resume", "train.eval_period=2") == 0
     lines = metrics(tmp_path / "run")
@@ -108,6 +109,8 @@ def test_trains_averages_resumes_and_evaluates(noise, tmp_path):
     assert events.Scalars("bbox/AP")[1].value == pytest.approx(lines[-1]["bbox/AP"])
     assert len(events.Tags()["images"]) == 2
     saved = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=True)
+    best = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["model"]
+    assert torch.equal(best["detr.query_embed.weight"], saved["model"]["detr.query_embed.weight"])
     averaged, trained = saved["model"], saved["trainer"]["hooks"]["WeightAverage"]["weights"]
     assert not torch.equal(averaged["detr.query_embed.weight"], trained["detr.query_embed.weight"])
     results = tmp_path / "run" / "inference" / "coco_instances_results.json"

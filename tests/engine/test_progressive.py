@@ -23,9 +23,9 @@ def test_scale_grows_evenly():
     assert ProgressiveSize(0.5, 0).scale(0) == 1
 
 
-def test_share_of_the_training(make_cfg):
-    cfg = make_cfg(*PROGRESSIVE, "INPUT.PROGRESSIVE.UNTIL", 0.6, "SOLVER.MAX_ITER", 50)
-    assert ProgressiveSize.from_config(cfg) == ProgressiveSize(0.5, 30)
+def test_share_of_the_training():
+    assert ProgressiveSize.of_training(0.5, 0.6, 50) == ProgressiveSize(0.5, 30)
+    assert ProgressiveSize.of_training(1.0, 0.6, 50) is None
 
 
 def test_images_are_those_of_torchvision(make_inputs):

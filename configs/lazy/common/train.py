@@ -21,6 +21,11 @@ train = dict(
     accumulate=1,
     # Averaged weights, which are evaluated and saved.
     ema=dict(enabled=False, decay=0.9998),
+    # The checkpoint with the best metric, such as "bbox/AP", is kept; after this many evaluations without a better one,
+    # if not 0, the training ends.
+    best=dict(metric="", patience=0),
+    # Images start at this scale and grow to full size until this share of the training.
+    progressive=dict(start=1.0, until=0.7),
     # A checkpoint whose box model is kept fixed, with model.freeze_boxes=True.
     frozen_weights="",
     # As LOGGING of YAML configs, see docs/TRACKING.md.
