@@ -221,8 +221,7 @@ def add_detr_config(cfg: CN) -> None:
     cfg.INPUT.COLOR_JITTER = 0.0
     # Probability with which a training image becomes a mosaic of four random ones, each at half its size.
     cfg.INPUT.MOSAIC = 0.0
-    # Probability with which objects of another training image are pasted over one, along their masks; a model of boxes
-    # pastes the boxes of objects without a mask.
+    # Probability with which objects of another training image are pasted over one; the annotations must have masks.
     cfg.INPUT.COPY_PASTE = 0.0
     # Share of the iterations after which images are no longer mixed.
     cfg.INPUT.MIX_UNTIL = 1.0

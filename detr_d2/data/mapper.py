@@ -37,7 +37,6 @@ class DetrDatasetMapper:
         augmentations: Sequence[T.Augmentation | Transform],
         image_format: str = "RGB",
         with_masks: bool = False,
-        boxes_as_masks: bool = False,
         cache_megabytes: float = 0,
         channels: int = 3,
     ):
@@ -48,7 +47,6 @@ class DetrDatasetMapper:
             augmentations: applied in order.
             image_format: one of Detectron2's, as the backbone's weights expect it.
             with_masks: whether targets have masks.
-            boxes_as_masks: whether an object without a mask has its box as mask, instead of being dropped.
             cache_megabytes: the memory for decoded images in each process, in 10^6 bytes.
             channels: number of bands that files must have; 3: any, converted to ``image_format``.
         """
@@ -59,7 +57,6 @@ class DetrDatasetMapper:
         self.images = ImageCache(image_format, cache_megabytes, channels)
         self.dropped = ExampleCounter()
         self.with_masks = with_masks
-        self.boxes_as_masks = boxes_as_masks
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
 
     @classmethod
@@ -112,6 +109,5 @@ class DetrDatasetMapper:
         targets = read_targets(annotations_of(record), record["file_name"], size, self.dropped)
         if not self.with_masks:
             return targets, None
-        boxes = targets.boxes if self.boxes_as_masks else None
-        kept, masks = read_masks(targets.annotations, targets.names, size, self.dropped, boxes)
+        kept, masks = read_masks(targets.annotations, targets.names, size, self.dropped)
         return targets.select(kept), masks

@@ -40,11 +40,7 @@ class RleMasks:
 
 
 def read_masks(
-    annotations: Sequence[dict],
-    names: Sequence[str],
-    image_size: tuple[int, int],
-    dropped: ExampleCounter,
-    boxes: np.ndarray | None = None,
+    annotations: Sequence[dict], names: Sequence[str], image_size: tuple[int, int], dropped: ExampleCounter
 ) -> tuple[np.ndarray, RleMasks]:
     """Read masks: polygons, RLE and bitmaps, in any mixture.
 
@@ -53,7 +49,6 @@ def read_masks(
         names: names of the annotations in messages.
         image_size: height and width in pixels.
         dropped: counter of annotations without a pixel in the image, and of polygons that are not valid.
-        boxes: (N, 4) absolute XYXY, the masks of annotations without one.
 
     Returns:
         (N,) indices of the annotations with a pixel in the image, and their masks.
@@ -63,18 +58,11 @@ def read_masks(
     """
     pairs = zip(annotations, names, strict=True)
     rles = [to_rle(item.get("segmentation"), image_size, name, dropped) for item, name in pairs]
-    if boxes is not None:
-        rles = [_rectangle(box, image_size) if rle is None else rle for rle, box in zip(rles, boxes, strict=True)]
     has_pixel = np.array([rle is not None and coco_mask.area(rle) > 0 for rle in rles], dtype=bool)
     without_pixel = [names[index] for index in np.flatnonzero(~has_pixel)]
     count_dropped(dropped, "an object without mask, with its box", without_pixel)
     kept = np.flatnonzero(has_pixel)
     return kept, RleMasks([rles[index] for index in kept], image_size)
-
-
-def _rectangle(box: np.ndarray, image_size: tuple[int, int]) -> dict:
-    left, top, right, bottom = box.astype(np.float64)
-    return coco_mask.frPyObjects(np.array([[left, top, right - left, bottom - top]]), *image_size)[0]
 
 
 def select_pixels(transforms: T.TransformList, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -77,14 +77,14 @@ class MixingMapper:
 def build_training_mapper(cfg: CfgNode, records: Sequence[dict]) -> DetrDatasetMapper | MixingMapper:
     """Build the mapper of a training on records, with ``INPUT.MOSAIC`` and ``INPUT.COPY_PASTE``.
 
-    For a model of boxes the mapper reads masks only to paste objects, and an object without one is a rectangle.
+    For a model of boxes the mapper reads masks only to paste objects.
     """
     keys, masks = cfg.INPUT, cfg.MODEL.MASK_ON
     for name in ("MOSAIC", "COPY_PASTE"):
         if not 0 <= keys[name] <= 1:
             raise UserError(f"INPUT.{name} is {keys[name]}: set a probability from 0 to 1.")
     pasting = keys.COPY_PASTE > 0
-    mapper = DetrDatasetMapper(cfg, is_train=True, with_masks=masks or pasting, boxes_as_masks=pasting and not masks)
+    mapper = DetrDatasetMapper(cfg, is_train=True, with_masks=masks or pasting)
     if not keys.MOSAIC and not pasting:
         return mapper
     background = _GRAY if file_channels(cfg) == 3 else tuple(cfg.MODEL.PIXEL_MEAN)

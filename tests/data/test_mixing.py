@@ -7,6 +7,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from PIL import Image
 from torch.testing import assert_close
 
+from detr_d2.data import check_datasets
 from detr_d2.data.mixing import MixingMapper, build_training_mapper, make_mosaic, paste_objects
 from detr_d2.utils.errors import UserError
 
@@ -108,7 +109,7 @@ def test_built_from_a_config(make_cfg):
     assert not isinstance(build_training_mapper(make_cfg(), []), MixingMapper)
     mapper = build_training_mapper(make_cfg("INPUT.MOSAIC", 0.5, "INPUT.COPY_PASTE", 0.25, "MODEL.MASK_ON", True), [{}])
     assert (mapper.mosaic, mapper.copy_paste, mapper.records) == (0.5, 0.25, [{}])
-    assert (mapper.keep_masks, mapper.mapper.with_masks, mapper.mapper.boxes_as_masks) == (True, True, False)
+    assert (mapper.keep_masks, mapper.mapper.with_masks) == (True, True)
     with pytest.raises(UserError, match=r"INPUT\.MOSAIC is 2\.0: set a probability from 0 to 1\."):
         build_training_mapper(make_cfg("INPUT.MOSAIC", 2.0), [])
 
@@ -121,17 +122,17 @@ def test_the_background_of_a_mosaic_has_a_value_per_band():
 
 
 @pytest.mark.usefixtures("paste_all")
-def test_a_model_of_boxes_pastes_the_masks_of_objects_or_else_their_boxes(make_cfg, tmp_path):
-    """A triangle with a mask, and an object with a box alone, are pasted over an object that fills an image."""
+def test_a_model_of_boxes_pastes_objects_along_their_masks(make_cfg, tmp_path):
+    """A triangle is pasted over an object that fills an image."""
     records = []
-    for gray, annotations in (
-        (10, [{"bbox": [0, 0, 40, 30]}]),
-        (200, [{"bbox": [2, 2, 12, 12], "segmentation": [[2, 2, 14, 2, 2, 14]]}, {"bbox": [20, 10, 8, 6]}]),
+    for gray, annotation in (
+        (10, {"bbox": [0, 0, 40, 30], "segmentation": [[0, 0, 40, 0, 40, 30, 0, 30]]}),
+        (200, {"bbox": [2, 2, 12, 12], "segmentation": [[2, 2, 14, 2, 2, 14]]}),
     ):
         file = tmp_path / f"{gray}.png"
         Image.new("RGB", (40, 30), (gray,) * 3).save(file)
         common = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": len(records)}
-        objects = [{**common, **annotation} for annotation in annotations]
+        objects = [{**common, **annotation}]
         records.append({"file_name": str(file), "width": 40, "height": 30, "annotations": objects})
     options = ("INPUT.COPY_PASTE", 1.0, "INPUT.MIN_SIZE_TRAIN", (30,), "INPUT.CROP.ENABLED", False)
     mapper = build_training_mapper(
@@ -144,9 +145,18 @@ def test_a_model_of_boxes_pastes_the_masks_of_objects_or_else_their_boxes(make_c
     sample = mapper(records[0])
     instances = sample["instances"]
     assert not instances.has("gt_masks")
-    assert_close(instances.gt_boxes.tensor, torch.tensor([[0.0, 0, 40, 30], [2, 2, 14, 14], [20, 10, 28, 16]]))
-    assert instances.gt_classes.tolist() == [0, 1, 1]
+    assert_close(instances.gt_boxes.tensor, torch.tensor([[0.0, 0, 40, 30], [2, 2, 14, 14]]))
+    assert instances.gt_classes.tolist() == [0, 1]
     pasted = sample["image"][0] == 200
-    assert pasted[10:16, 20:28].all()
     assert pasted[2:14, 2:14].float().mean() == pytest.approx(0.5, abs=0.1)
-    assert pasted.sum() == pasted[10:16, 20:28].sum() + pasted[2:14, 2:14].sum()
+    assert pasted.sum() == pasted[2:14, 2:14].sum()
+
+
+def test_copy_paste_needs_masks_in_the_annotations(make_cfg, catalog):
+    annotation = {"bbox": [0, 0, 40, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    catalog("boxes", [{"file_name": __file__, "width": 40, "height": 30, "image_id": 1, "annotations": [annotation]}])
+    cfg = make_cfg("DATASETS.TRAIN", ("boxes",), "DATASETS.TEST", (), "MODEL.DETR.NUM_CLASSES", 1)
+    check_datasets(cfg, test=False)
+    cfg.INPUT.COPY_PASTE = 0.5
+    with pytest.raises(UserError, match=r"1 of 1 objects have no mask .* INPUT\.COPY_PASTE 0 to train on boxes"):
+        check_datasets(cfg, test=False)

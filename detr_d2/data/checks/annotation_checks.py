@@ -200,7 +200,7 @@ def _check_masks(table: AnnotationTable) -> list[Finding]:
     rows = table.without_mask()
     text = (
         "{count} of {total} objects have no mask and are dropped, with their boxes, e.g. {example}: add "
-        "'segmentation', or set MODEL.MASK_ON False to train on boxes."
+        "'segmentation', or set MODEL.MASK_ON False and INPUT.COPY_PASTE 0 to train on boxes."
     )
     return _about(rows, table, "error" if len(rows) == len(table) else "warning", "object-without-mask", text)
 

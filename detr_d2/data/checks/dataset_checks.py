@@ -47,7 +47,8 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """
     names = {name: train and name in cfg.DATASETS.TRAIN for name in dataset_names(cfg, train, test)}
     detr = cfg.MODEL.DETR
-    check_registered(names, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, cfg.MODEL.MASK_ON)
+    masks = cfg.MODEL.MASK_ON or cfg.INPUT.COPY_PASTE > 0
+    check_registered(names, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks)
 
 
 def check_registered(names: Mapping[str, bool], num_classes: int, num_queries: int, masks: bool) -> None:
@@ -56,7 +57,7 @@ def check_registered(names: Mapping[str, bool], num_classes: int, num_queries: i
     Args:
         names: True for datasets to train on, by name.
         num_classes, num_queries: numbers of the model.
-        masks: True if the model learns masks.
+        masks: True if objects to train on need masks.
     """
     datasets = [load_registered(name, train) for name, train in names.items()]
     for dataset in datasets:
@@ -187,7 +188,7 @@ def check_loaded(
     Args:
         num_classes, num_queries: numbers of the model; None if unknown.
         open_images: True to open and decode all image files, which takes minutes for 100,000.
-        masks: True if the model learns masks.
+        masks: True if objects to train on need masks.
         channels: number of bands of the image files; 3: any.
     """
     lists = [x for x in datasets if isinstance(x.records, list)]
