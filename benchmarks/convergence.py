@@ -107,11 +107,7 @@ def compare(args: argparse.Namespace) -> None:
     summary = format_summary(results)
     text = f"{summary}\n" if args.minutes else f"{format_table(curves)}\n\n{summary}\n"
     (output / "convergence.md").write_text(text)
-    minutes_per_step = {name: of_seeds[0]["seconds"] / 60 for name, of_seeds in results.items()} if args.minutes else {}
-    means = {
-        name: {i * minutes_per_step.get(name, 1): _mean([x.get(i) for x in of_seeds]) for i in sorted(of_seeds[0])}
-        for name, of_seeds in curves.items()
-    }
+    means = {name: mean_curve(of_seeds, bool(args.minutes)) for name, of_seeds in results.items()}
     x_label = "minutes of training" if args.minutes else "iterations"
     plot_curves(means, f"Box {args.metric}", x_label).savefig(output / "convergence.png", dpi=150)
     print(text, end="")
@@ -254,6 +250,13 @@ def format_summary(results: dict[str, list[dict[str, Any]]]) -> str:
     headers = ["run", "iterations", "s per iteration", "AP", "AP50", "AP75", "AP of each seed"]
     floats = ("", "", ".3f", ".1f", ".1f", ".1f", "")
     return tabulate(rows, headers, tablefmt="github", floatfmt=floats, disable_numparse=[6])
+
+
+def mean_curve(of_seeds: list[dict[str, Any]], in_minutes: bool) -> dict[float, float | None]:
+    """Return the mean metric of a variant's runs by iterations, or by the minutes that these take in training."""
+    first = of_seeds[0]
+    unit = first["seconds"] / 60 if in_minutes else 1
+    return {i * unit: _mean([x["curve"].get(i) for x in of_seeds]) for i in sorted(first["curve"])}
 
 
 def _mean(values: list[float | None]) -> float | None:

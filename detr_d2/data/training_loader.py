@@ -35,7 +35,7 @@ class TrainingLoader:
     Args:
         records: dataset records. From a config: ``TrainingLoader(cfg, records, mapper)``.
         mapper: function from a record to a sample, or to None to replace the record by a random other one.
-        last_mapper, last_from: mapper of the batches from an iteration on; None: ``mapper`` is that of all.
+        last_mapper, last_from: mapper of the batches from an iteration on. By default ``mapper`` is that of all.
         batch_size: number of images in a batch of all processes.
         sampler: a training sampler of Detectron2. None: every image once per epoch, in random order.
         aspect_ratio_grouping: True for batches of images that are all wide or all tall.
@@ -52,7 +52,7 @@ class TrainingLoader:
         *,
         batch_size: int,
         last_mapper: Callable[[dict], dict | None] | None = None,
-        last_from: int = 0,
+        last_from: float = math.inf,
         sampler: Sampler | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
@@ -65,7 +65,6 @@ class TrainingLoader:
         self.num_images = len(records)
         self._share = self.batch_size // comm.get_world_size()
         self._order = _SampleOrder(sampler, shapes.tolist(), self.batch_size)
-        last_from = math.inf if last_mapper is None else last_from
         self._samples = _Samples(DatasetFromList(records, copy=False), mapper, last_mapper, last_from)
         self._loader = DataLoader(
             self._samples,
