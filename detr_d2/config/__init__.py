@@ -6,6 +6,7 @@ from detr_d2.config.checks import (
     check_precision,
     check_training_config,
     choice,
+    reads_masks,
 )
 from detr_d2.config.defaults import TRAINING_ONLY, add_detr_config
 from detr_d2.config.lazy import load_lazy_config
@@ -27,4 +28,5 @@ __all__ = [
     "load_lazy_config",
     "log_pixel_warnings",
     "packaged_config",
+    "reads_masks",
 ]

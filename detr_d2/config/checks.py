@@ -197,6 +197,11 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return choice(AMP_DTYPES, "SOLVER.AMP.DTYPE", amp.DTYPE) if amp.ENABLED else None
 
 
+def reads_masks(cfg: CfgNode) -> bool:
+    """Return whether a training reads masks: for a model of masks, or to paste objects."""
+    return cfg.MODEL.MASK_ON or cfg.INPUT.COPY_PASTE > 0
+
+
 def check_parts(names: Sequence[str] | None) -> None:
     """Raise a UserError if ``names`` is not a valid value of ``SOLVER.ACTIVATION_CHECKPOINTS``."""
     if names is None:

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detr_d2.config import file_channels
+from detr_d2.config import file_channels, reads_masks
 from detr_d2.data.annotations import scaled_instances
 from detr_d2.data.mapper import DetrDatasetMapper
 from detr_d2.utils.errors import UserError
@@ -75,21 +75,21 @@ class MixingMapper:
 
 
 def build_training_mapper(cfg: CfgNode, records: Sequence[dict]) -> DetrDatasetMapper | MixingMapper:
-    """Build the mapper of a training on records, with ``INPUT.MOSAIC`` and ``INPUT.COPY_PASTE``.
-
-    For a model of boxes the mapper reads masks only to paste objects.
-    """
-    keys, masks = cfg.INPUT, cfg.MODEL.MASK_ON
+    """Build the mapper of a training on records, with ``INPUT.MOSAIC`` and ``INPUT.COPY_PASTE``."""
+    keys = cfg.INPUT
     for name in ("MOSAIC", "COPY_PASTE"):
         if not 0 <= keys[name] <= 1:
             raise UserError(f"INPUT.{name} is {keys[name]}: set a probability from 0 to 1.")
-    pasting = keys.COPY_PASTE > 0
-    mapper = DetrDatasetMapper(cfg, is_train=True, with_masks=masks or pasting)
-    if not keys.MOSAIC and not pasting:
+    mapper = DetrDatasetMapper(cfg, is_train=True, with_masks=reads_masks(cfg))
+    if not keys.MOSAIC and not keys.COPY_PASTE:
         return mapper
-    background = _GRAY if file_channels(cfg) == 3 else tuple(cfg.MODEL.PIXEL_MEAN)
     return MixingMapper(
-        mapper, records, mosaic=keys.MOSAIC, copy_paste=keys.COPY_PASTE, keep_masks=masks, background=background
+        mapper,
+        records,
+        mosaic=keys.MOSAIC,
+        copy_paste=keys.COPY_PASTE,
+        keep_masks=cfg.MODEL.MASK_ON,
+        background=_GRAY if file_channels(cfg) == 3 else tuple(cfg.MODEL.PIXEL_MEAN),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from detr_d2.data.annotations import scaled_instances
+from detr_d2.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,16 @@ class ProgressiveSize:
 
     @classmethod
     def of_training(cls, start: float, until: float, max_iter: int) -> "ProgressiveSize | None":
-        """Return the sizes of a training of ``max_iter`` iterations, full from this share of them on; None: always."""
+        """Return the sizes of a training of ``max_iter`` iterations, full from this share of them on; None: always.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        if not (0 < start <= 1 and 0 <= until <= 1):
+            raise UserError(
+                f"Progressive resizing starts at {start} and ends at {until}: set a scale over 0, at most 1, and a "
+                "share of the training from 0 to 1."
+            )
         return cls(start, round(until * max_iter)) if start < 1 else None
 
     def scale(self, iteration: int) -> float:

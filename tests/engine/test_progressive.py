@@ -96,3 +96,9 @@ def test_steps_see_scaled_images(make_cfg, make_model, make_inputs):
 def test_values_out_of_range(make_model, key, value):
     with pytest.raises(UserError, match=rf"INPUT\.PROGRESSIVE\.{key}"):
         make_model(f"INPUT.PROGRESSIVE.{key}", value)
+
+
+@pytest.mark.parametrize(("start", "until"), [(0.0, 0.7), (1.5, 0.7), (0.5, 1.1)])
+def test_values_out_of_range_in_a_lazy_config(start, until):
+    with pytest.raises(UserError, match="set a scale over 0, at most 1, and a share of the training"):
+        ProgressiveSize.of_training(start, until, 100)

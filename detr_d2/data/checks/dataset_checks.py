@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from detr_d2.config import reads_masks
 from detr_d2.data.annotations import is_panoptic
 from detr_d2.data.checks.annotation_checks import check_annotations, compute_statistics
 from detr_d2.data.checks.annotation_table import AnnotationTable
@@ -47,8 +48,7 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """
     names = {name: train and name in cfg.DATASETS.TRAIN for name in dataset_names(cfg, train, test)}
     detr = cfg.MODEL.DETR
-    masks = cfg.MODEL.MASK_ON or cfg.INPUT.COPY_PASTE > 0
-    check_registered(names, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, masks)
+    check_registered(names, detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, reads_masks(cfg))
 
 
 def check_registered(names: Mapping[str, bool], num_classes: int, num_queries: int, masks: bool) -> None:
