@@ -106,7 +106,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the chosen levels of (B, C, H, W) images by name, each (B, channels, H / stride, W / stride)."""
-        # On CPUs the gradients of depthwise convolutions take several times as long in bfloat16.
+        # On CPUs the gradients of depthwise convolutions can take ten times as long in bfloat16.
         in_float32 = self.training and self._is_depthwise and images.device.type == "cpu"
         with without_autocast(images.device) if in_float32 else nullcontext():
             features = self.body(images)
