@@ -43,6 +43,7 @@ _MODEL_RANGES: dict[str, _Range] = {
     "MODEL.DETR.TEST.TILE_THRESHOLD": ("a share over 0, at most 1", lambda x: 0 < x <= 1),
     "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": ("a probability from 0 to 1", lambda x: 0 <= x <= 1),
     "MODEL.DETR.PANOPTIC.MIN_AREA": ("0 or more, in pixels", lambda x: x >= 0),
+    "MODEL.DETR.TOP_DOWN.BLOCKS": _NOT_NEGATIVE,
     "INPUT.CHANNELS": _POSITIVE,
     "INPUT.PROGRESSIVE.START": ("a scale over 0, at most 1", lambda x: 0 < x <= 1),
     "INPUT.PROGRESSIVE.UNTIL": ("a share from 0 to 1", lambda x: 0 <= x <= 1),

@@ -144,6 +144,12 @@ def add_detr_config(cfg: CN) -> None:
     # Convolutions of one feature before and after the others of the encoder.
     detr.SMCA.POINTWISE = True
 
+    # Names of the backbone's levels to join to one, of the finest stride among them, which the transformer reads:
+    # ("res3", "res4"). None: the coarsest level alone. See docs/BACKBONES.md.
+    detr.TOP_DOWN = CN()
+    detr.TOP_DOWN.LEVELS = ()
+    # Residual blocks after it.
+    detr.TOP_DOWN.BLOCKS = 0
     # "sine" or "learned".
     detr.POSITION_EMBEDDING = "sine"
     # In inference, the results of an image do not depend on its batch. False: in batches of images of different sizes

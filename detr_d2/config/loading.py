@@ -40,7 +40,7 @@ def load_config(config: str, options: Sequence[str] = (), *, trust: bool = False
     if len(options) % 2:
         raise UserError(f"Options come as KEY VALUE pairs, but there are {len(options)} words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        _merge(cfg, cfg.merge_from_list, [key, _as_float(cfg, key, value)], source=f"option {key} {value}")
+        _merge(cfg, partial(_merge_option, cfg), (key, value), source=f"option {key} {value}")
     return cfg
 
 
@@ -85,6 +85,17 @@ def _merge(cfg: CfgNode, merge: Callable[[Any], None], values: Any, source: str)
         raise
     except (KeyError, AssertionError, ValueError, TypeError) as e:
         raise UserError(f"In {source}: {_explain(cfg, str(e.args[0]))}") from e
+
+
+def _merge_option(cfg: CfgNode, option: tuple[str, str]) -> None:
+    key, value = option
+    parent, _, name = key.rpartition(".")
+    node = config_value(cfg, parent)
+    if isinstance(node, CfgNode) and node.is_new_allowed() and name not in node:
+        # A key of the user's own, as in MODEL.TIMM.ARGS, which Detectron2 accepts in files alone.
+        node[name] = CfgNode._decode_cfg_value(value)
+    else:
+        cfg.merge_from_list([key, _as_float(cfg, key, value)])
 
 
 def _as_float(cfg: CfgNode, key: str, value: str) -> str:

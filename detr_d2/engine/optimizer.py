@@ -13,7 +13,7 @@ from torch import nn
 from detr_d2.config import choice
 from detr_d2.config.checks import amp_dtype
 from detr_d2.engine.muon import Muon, muon_groups
-from detr_d2.modeling import TimmBackbone
+from detr_d2.modeling import TimmBackbone, TopDown
 from detr_d2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Split the trainable parameters into those below a module called ``backbone`` and the others.
 
+    :class:`~detr_d2.modeling.TopDown` is with the others, since no pretrained weights have its layers.
+
     Args:
         model: a Detr. From a config: ``parameter_groups(cfg, model)``.
         lr: learning rate of transformer and heads.
@@ -66,12 +68,13 @@ def parameter_groups(
         layer_decay: see :func:`layer_scales`; if it is not 1, the backbone has one group per layer.
     """
     scales = layer_scales(model, layer_decay) if layer_decay != 1 else {}
+    added = {p for module in model.modules() if isinstance(module, TopDown) for p in module.parameters()}
     groups: dict[str, dict] = {}
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         name, rate = "transformer and heads", lr
-        if "backbone" in path.split("."):
+        if "backbone" in path.split(".") and parameter not in added:
             scale = scales.get(parameter, 1.0)
             name = "backbone" if scale == 1 else f"backbone x {scale:.3g}"
             rate = lr * backbone_multiplier * scale

@@ -9,6 +9,7 @@ from detr_d2.modeling.network import DetrNetwork
 from detr_d2.modeling.position_encoding import build_position_embedding
 from detr_d2.modeling.smca import SmcaTransformer
 from detr_d2.modeling.timm_backbone import TimmBackbone
+from detr_d2.modeling.top_down import TopDown
 from detr_d2.modeling.transformer import DETR_TRANSFORMER_REGISTRY, DetrTransformer, build_transformer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MultiScaleSmcaTransformer",
     "SmcaTransformer",
     "TimmBackbone",
+    "TopDown",
     "build_mask_modules",
     "build_masked_backbone",
     "build_position_embedding",

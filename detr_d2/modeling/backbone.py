@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_d2.modeling.resnet import enable_masked_forward, merge_frozen_norms, undilate_first_block
+from detr_d2.modeling.top_down import TopDown
 from detr_d2.structures import FeatureLevel, Features, PaddedBatch, Size
+from detr_d2.utils.precision import without_autocast
 
 
 class MaskedBackbone(nn.Module):
@@ -26,22 +29,32 @@ class MaskedBackbone(nn.Module):
         backbone: a backbone, whose level names are kept. Its frozen norms are merged into its convolutions.
         invariant: True to make each image's features, at inference, independent of the other images in the batch.
         invariant_training: the same in training.
+        top_down: joins some levels to one, which the transformer then reads.
     """
 
-    def __init__(self, backbone: Backbone, invariant: bool = False, invariant_training: bool = False):
+    def __init__(
+        self,
+        backbone: Backbone,
+        invariant: bool = False,
+        invariant_training: bool = False,
+        top_down: TopDown | None = None,
+    ):
         super().__init__()
         merge_frozen_norms(backbone)
         # Channels last: the layout that convolutions use without reordering.
         self.backbone = backbone.to(memory_format=torch.channels_last)
-        shapes = backbone.output_shape()
+        self.top_down = top_down
+        shapes = backbone.output_shape() if top_down is None else top_down.shapes
         # In dilated ResNets two levels have one stride, and the deeper one more channels; in a ViT all are alike, and
         # the last is the deepest.
         *finer, self.level = sorted(shapes, key=lambda name: (shapes[name].stride, shapes[name].channels))
         self.finer_levels = finer[::-1]
         self.level_channels = tuple(shapes[name].channels for name in self.finer_levels)
         self.num_channels = shapes[self.level].channels
-        self.strides = {name: shape.stride for name, shape in shapes.items()}
+        self.strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
         self.masked_forward = enable_masked_forward(backbone)
+        convolutions = [x for x in backbone.modules() if isinstance(x, nn.Conv2d)]
+        self._is_depthwise = any(1 < x.groups == x.in_channels for x in convolutions)
         self._is_invariant = {False: invariant, True: invariant_training}
 
     @property
@@ -65,7 +78,13 @@ class MaskedBackbone(nn.Module):
 
     def forward(self, batch: PaddedBatch) -> Features:
         """Return the features of all levels."""
-        levels = self._levels(batch)
+        device = batch.tensor.device
+        # On CPUs the gradients of depthwise convolutions can take ten times as long in bfloat16.
+        in_float32 = self.training and self._is_depthwise and device.type == "cpu"
+        with without_autocast(device) if in_float32 else nullcontext():
+            levels = self._levels(batch)
+        if self.top_down is not None:
+            levels = self.top_down(levels, batch)
         tensor, valid_sizes = levels[self.level]
         mask = batch.padding_mask(tensor.shape[-2:], valid_sizes)
         finer = tuple(levels[name] for name in self.finer_levels)
@@ -133,4 +152,6 @@ def build_masked_backbone(cfg: CfgNode) -> MaskedBackbone:
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2:
         undilate_first_block(backbone.res5)
     detr = cfg.MODEL.DETR
-    return MaskedBackbone(backbone, detr.BATCH_INVARIANT, detr.BATCH_INVARIANT_TRAINING)
+    names, num_blocks = detr.TOP_DOWN.LEVELS, detr.TOP_DOWN.BLOCKS
+    top_down = TopDown(backbone.output_shape(), names, detr.HIDDEN_DIM, num_blocks) if names else None
+    return MaskedBackbone(backbone, detr.BATCH_INVARIANT, detr.BATCH_INVARIANT_TRAINING, top_down)

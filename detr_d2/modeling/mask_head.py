@@ -191,7 +191,7 @@ def build_mask_modules(
         raise UserError(
             f"MODEL.MASK_ON True: the mask head uses three levels finer than the coarsest; the backbone returns "
             f"{len(level_channels)}. Set MODEL.RESNETS.OUT_FEATURES ['res2', 'res3', 'res4', 'res5'], or "
-            "MODEL.TIMM.OUT_INDICES (-4, -3, -2, -1)."
+            "MODEL.TIMM.OUT_INDICES (-4, -3, -2, -1), and MODEL.DETR.TOP_DOWN.LEVELS ()."
         )
     detr = cfg.MODEL.DETR
     head = MaskHead(detr.HIDDEN_DIM, detr.NHEADS, tuple(level_channels[:_NUM_LEVELS]), detr.MASK.MAPS_GAIN)

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from detr_d2.checkpoint import allow_original_checkpoints
 from detr_d2.modeling.timm_weights import read_renamed
 from detr_d2.utils.errors import UserError
-from detr_d2.utils.precision import without_autocast
 from detr_d2.utils.timm_models import import_timm
 
 logger = logging.getLogger(__name__)
@@ -74,8 +72,6 @@ class TimmBackbone(Backbone):
         # Swin and similar models return channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self._size_divisibility = _patch_size(self.body)
-        convolutions = [x for x in self.body.modules() if isinstance(x, nn.Conv2d)]
-        self._is_depthwise = any(1 < x.groups == x.in_channels for x in convolutions)
         if freeze_at:
             _freeze(self.body, levels, freeze_at, name)
 
@@ -106,10 +102,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the chosen levels of (B, C, H, W) images by name, each (B, channels, H / stride, W / stride)."""
-        # On CPUs the gradients of depthwise convolutions can take ten times as long in bfloat16.
-        in_float32 = self.training and self._is_depthwise and images.device.type == "cpu"
-        with without_autocast(images.device) if in_float32 else nullcontext():
-            features = self.body(images)
+        features = self.body(images)
         if self.channels_last:
             features = [x.permute(0, 3, 1, 2) for x in features]
         return dict(zip(self._out_features, features, strict=True))

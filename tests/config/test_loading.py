@@ -43,6 +43,12 @@ def test_integers_are_accepted_for_floats():
     assert [type(x) for x in (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER)] == [float, int]
 
 
+def test_keys_of_timm_models_are_options():
+    """They are new keys, which only files could hold."""
+    options = ["MODEL.TIMM.ARGS.output_stride", "8", "MODEL.TIMM.ARGS.output_stride", "16", "MODEL.TIMM.ARGS.act", "x"]
+    assert load_config("", options).MODEL.TIMM.ARGS == {"output_stride": 16, "act": "x"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -22,6 +22,10 @@ KINDS = {
         *("MODEL.DETR.TRANSFORMER", "MultiScaleSmcaTransformer", "MODEL.DETR.CLASS_LOSS", "focal"),
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]),
     ),
+    "top-down smca": (
+        *(*_SMCA, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]),
+        *("MODEL.DETR.TOP_DOWN.LEVELS", ["res3", "res4"], "MODEL.DETR.TOP_DOWN.BLOCKS", 1),
+    ),
     "dc5 smca masks": (*_SMCA, *_MASKS, *(x for key, v in _DC5.items() for x in (f"MODEL.RESNETS.{key}", v))),
     "panoptic": (
         *(*_MASKS, "MODEL.DETR.HIDDEN_DIM", 128),

@@ -21,7 +21,7 @@ needs_new_torch = pytest.mark.skipif(TORCH_VERSION < (2, 6), reason="an early ve
 QUICK = [(kind, format) for kind in KINDS for format in ("openvino", "torchscript")]
 SLOW = [
     *[("detr", "torch_export"), ("detr", "onnx"), ("dc5 smca masks", "onnx"), ("panoptic", "torch_export")],
-    ("multi-scale smca", "torch_export"),
+    *[("multi-scale smca", "torch_export"), ("top-down smca", "onnx")],
 ]
 
 
