@@ -102,6 +102,11 @@ def check_model_config(cfg: CfgNode) -> None:
         )
     if detr.PANOPTIC.ENABLED and not cfg.MODEL.MASK_ON:
         raise UserError("MODEL.DETR.PANOPTIC.ENABLED needs masks: set MODEL.MASK_ON True.")
+    if detr.TOP_DOWN.BLOCKS and not detr.TOP_DOWN.LEVELS:
+        raise UserError(
+            f"MODEL.DETR.TOP_DOWN.BLOCKS is {detr.TOP_DOWN.BLOCKS}, but there is nothing that they follow: name the "
+            "levels to join with MODEL.DETR.TOP_DOWN.LEVELS, or set 0."
+        )
     num_things = detr.PANOPTIC.NUM_THINGS
     if num_things is not None and not 0 <= num_things <= detr.NUM_CLASSES:
         raise UserError(

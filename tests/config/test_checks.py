@@ -25,6 +25,8 @@ from detr_d2.utils.errors import UserError
         ("MODEL.DETR.MASK.CHUNK", 0),
         ("MODEL.DETR.MASK.CHUNK", "all"),
         ("MODEL.DETR.PANOPTIC.NUM_THINGS", 2.5),
+        ("MODEL.DETR.TOP_DOWN.BLOCKS", -1),
+        ("MODEL.DETR.TOP_DOWN.BLOCKS", 2),
         ("MODEL.DETR.COST_L1", "many"),
         ("MODEL.DETR.MASK.MAPS_GAIN", 0.0),
         ("MODEL.DETR.TEST.SCORE_THRESHOLD", 1.1),
