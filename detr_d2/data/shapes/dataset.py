@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 SPLITS = {
     "shapes_train": ShapesSpec(num_images=4000, seed=0),
     "shapes_val": ShapesSpec(num_images=200, seed=1),
+    "shapes_medium_train": ShapesSpec(num_images=4000, seed=4, difficulty=0.45),
+    "shapes_medium_val": ShapesSpec(num_images=200, seed=5, difficulty=0.45),
     "shapes_hard_train": ShapesSpec(num_images=4000, seed=2, difficulty=0.8),
     "shapes_hard_val": ShapesSpec(num_images=200, seed=3, difficulty=0.8),
 }

@@ -166,7 +166,8 @@ def registered(tmp_path, monkeypatch):
 
 
 def test_the_package_registers_splits_without_generating_them():
-    for name in ("shapes_train", "shapes_val", "shapes_hard_train", "shapes_hard_val"):
+    splits = ("train", "val", "medium_train", "medium_val", "hard_train", "hard_val")
+    for name in (f"shapes_{split}" for split in splits):
         assert name in DatasetCatalog
         assert MetadataCatalog.get(name).thing_classes == ["disc", "square", "triangle", "star", "ring", "cross"]
 
