@@ -73,7 +73,7 @@ class TimmBackbone(Backbone):
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self._size_divisibility = _patch_size(self.body)
         if freeze_at:
-            _freeze(self.body, levels, freeze_at, name)
+            _freeze(self.body, levels[: max(chosen) + 1], freeze_at, name)
 
     @property
     def size_divisibility(self) -> int:
@@ -120,7 +120,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as e:
-        used = ", ".join(f"{key}={x!r}" for key, x in options.items() if key != "features_only")
+        ours = ("features_only", "pretrained_cfg_overlay")
+        used = ", ".join(f"{key}={x!r}" for key, x in options.items() if key not in ours)
         raise UserError(
             f"MODEL.TIMM.NAME {name}: timm can't build a backbone from it with pretrained={pretrained}, {used} "
             f"({type(e).__name__}: {str(e)[:500]}). Check MODEL.TIMM.PRETRAINED, WEIGHTS, OUT_INDICES and ARGS."

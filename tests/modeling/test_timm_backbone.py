@@ -158,6 +158,19 @@ def test_freeze_at(make_timm_cfg, name, freeze_at, last_frozen, first_free):
     assert frozen[-1].startswith(last_frozen) if last_frozen else not frozen
 
 
+def test_freezing_goes_beyond_the_levels_that_are_used(make_timm_cfg):
+    """Blocks after the last level that is used are removed."""
+    backbone = build_backbone(make_timm_cfg("test_efficientnet", "MODEL.TIMM.OUT_INDICES", (2,), freeze_at=5))
+    assert not [name for name, x in backbone.named_parameters() if x.requires_grad]
+
+
+def test_errors_show_no_weights(make_timm_cfg, save):
+    options = ("MODEL.TIMM.WEIGHTS", save(SMALL)[1], "MODEL.TIMM.OUT_INDICES", (99,))
+    with pytest.raises(UserError, match=r"timm can't build a backbone .*out_indices=\(99,\)") as error:
+        build_backbone(make_timm_cfg(SMALL, *options))
+    assert "overlay" not in str(error.value)
+
+
 def test_model_trains_and_predicts(make_timm_cfg, make_inputs):
     model = build_model(make_timm_cfg(SMALL))
     inputs = make_inputs([(64, 96), (70, 65)], [2, 0])
