@@ -144,12 +144,14 @@ def add_detr_config(cfg: CN) -> None:
     # Convolutions of one feature before and after the others of the encoder.
     detr.SMCA.POINTWISE = True
 
-    # Names of the backbone's levels to join to one, of the finest stride among them, which the transformer reads:
-    # ("res3", "res4"). None: the coarsest level alone. See docs/BACKBONES.md.
+    # Levels of the backbone joined to one, see docs/BACKBONES.md.
     detr.TOP_DOWN = CN()
+    # Their names, ("res3", "res4"); the transformer reads the joined level, of the finest stride among them. Empty: it
+    # reads the coarsest level alone.
     detr.TOP_DOWN.LEVELS = ()
-    # Residual blocks after it.
+    # Residual blocks after the joined level.
     detr.TOP_DOWN.BLOCKS = 0
+
     # "sine" or "learned".
     detr.POSITION_EMBEDDING = "sine"
     # In inference, the results of an image do not depend on its batch. False: in batches of images of different sizes

@@ -31,19 +31,10 @@ class TopDown(nn.Module):
     def __init__(self, shapes: Mapping[str, ShapeSpec], names: Sequence[str], channels: int, num_blocks: int = 0):
         super().__init__()
         strides = {name: x.stride for name, x in shapes.items()}
-        chosen = {name: strides.get(name, 0) for name in names}
-        distinct = set(chosen.values())
-        if 0 in distinct or len(distinct) < max(2, len(names)) or max(strides.values()) not in distinct:
-            listed = ", ".join(f"{name} (stride {x})" for name, x in strides.items())
-            raise UserError(
-                f"MODEL.DETR.TOP_DOWN.LEVELS is {list(names)}: name two or more levels of the backbone, of different "
-                f"strides, the coarsest among them. This one returns {listed}: MODEL.RESNETS.OUT_FEATURES or "
-                "MODEL.TIMM.OUT_INDICES chooses them."
-            )
-        names = sorted(chosen, key=chosen.get, reverse=True)
-        self.level, self.stride = names[-1], chosen[names[-1]]
+        names = _coarse_to_fine(strides, names)
+        self.level, self.stride = names[-1], strides[names[-1]]
         # Of each level's stride to that of the finer one it is added to.
-        self.ratios = tuple(chosen[coarse] // chosen[fine] for coarse, fine in itertools.pairwise(names))
+        self.ratios = tuple(strides[coarse] // strides[fine] for coarse, fine in itertools.pairwise(names))
         self.lateral = nn.ModuleDict({name: nn.Conv2d(shapes[name].channels, channels, 1) for name in names})
         for layer in self.lateral.values():
             nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -64,7 +55,22 @@ class TopDown(nn.Module):
         x = F.relu(self.output(x, batch, self.stride))
         for block in self.blocks:
             x = block(x, batch, self.stride)
-        return {name: levels[name]._replace(tensor=x) if name == self.level else levels[name] for name in self.shapes}
+        joined = levels[self.level]._replace(tensor=x)
+        return {**{name: levels[name] for name in self.shapes}, self.level: joined}
+
+
+def _coarse_to_fine(strides: Mapping[str, int], names: Sequence[str]) -> list[str]:
+    """Return ``names`` in the order of their strides; raise a UserError if they are no levels that can be joined."""
+    known = [name for name in names if name in strides]
+    distinct = {strides[name] for name in known}
+    if len(distinct) < max(2, len(names)) or max(strides.values()) not in distinct:
+        listed = ", ".join(f"{name} (stride {x})" for name, x in strides.items())
+        raise UserError(
+            f"MODEL.DETR.TOP_DOWN.LEVELS is {list(names)}: name two or more levels of the backbone, of different "
+            f"strides, the coarsest among them. This one returns {listed}: MODEL.RESNETS.OUT_FEATURES or "
+            "MODEL.TIMM.OUT_INDICES chooses them."
+        )
+    return sorted(known, key=strides.__getitem__, reverse=True)
 
 
 class ResidualBlock(nn.Module):
